@@ -1,1 +1,20 @@
-//! Under construction.
+//! Every message that crosses a wire of the market, as one type each, so that no two programs can disagree about a field.
+//!
+//! - [`tasks`]: publishing, changing, listing and following tasks (REST, and JSON-RPC's parameters).
+//! - [`relay`]: what a relay says of itself, of its providers and of the market.
+//! - [`link`]: the handshake of a provider's connection, and what the relay asks over it.
+//! - [`node`]: the compute node's API on its provider's host.
+//! - [`error`]: the one shape of an error.
+
+pub mod error;
+pub mod link;
+pub mod node;
+pub mod relay;
+pub mod tasks;
+
+/// The path on which providers connect.
+pub const PROVIDER_CONNECT_PATH: &str = "/v1/provider/connect";
+/// The response header that carries a request's id.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// The response header of a result that carries its SHA-256, 64 hex digits.
+pub const RESULT_HASH_HEADER: &str = "x-result-hash";

@@ -1,0 +1,101 @@
+//! The compute node's API on its provider's host.
+//!
+//! `POST /compute`, `GET /status`, `GET /status/{task_id}`, `GET /result/{task_id}`, `DELETE /compute/{task_id}`, each with
+//! `Authorization: Bearer <token>` from the node's token file.
+
+use serde::{Deserialize, Serialize};
+use taskmarket::{ContentHash, Runtime, Task, TaskId, Timestamp};
+
+use crate::link::DeviceView;
+use crate::tasks::{FailureView, Phase};
+
+/// The body of `POST /compute`; answered 202 with a [`ComputeStatus`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComputeRequest {
+    /// The task's id.
+    pub task_id: TaskId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// The task.
+    pub task: Task,
+    /// Where `artifact://` references are read: the relay's base URL.
+    pub relay_url: String,
+    /// What reads them there.
+    pub attempt_token: String,
+}
+
+impl std::fmt::Debug for ComputeRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ComputeRequest")
+            .field("task_id", &self.task_id)
+            .field("attempt", &self.attempt)
+            .field("relay_url", &self.relay_url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The answer of `GET /status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// The node's version.
+    pub version: String,
+    /// Operating system and architecture.
+    pub platform: String,
+    /// Its GPUs, or one CPU.
+    pub devices: Vec<DeviceView>,
+    /// Free memory of each GPU, in MiB, in the same order; empty on a CPU.
+    pub free_vram_mb: Vec<u64>,
+    /// What it can execute.
+    pub runtimes: Vec<Runtime>,
+    /// How many tasks it runs at once; zero while it drains.
+    pub slots: u32,
+    /// Tasks that it runs.
+    pub busy: u32,
+    /// Models that are loaded.
+    pub warm_models: Vec<ContentHash>,
+    /// What is wrong, if anything.
+    #[serde(default)]
+    pub unhealthy: Option<String>,
+}
+
+/// The answer of `GET /status/{task_id}`. With `?seen=<revision>&wait_ms=N` it waits for a later revision first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComputeStatus {
+    /// The task.
+    pub task_id: TaskId,
+    /// The attempt.
+    pub attempt: u32,
+    /// What it does.
+    pub phase: Phase,
+    /// How far it is in that, 0 to 100, where known.
+    #[serde(default)]
+    pub percent: Option<u8>,
+    /// Grows at each change.
+    pub revision: u64,
+    /// What came out, once `phase` is `done`.
+    #[serde(default)]
+    pub outcome: Option<ComputeOutcome>,
+    /// Why nothing did, once `phase` is `failed`.
+    #[serde(default)]
+    pub failure: Option<FailureView>,
+}
+
+/// What a run came to: what the agent signs in its proof.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComputeOutcome {
+    /// SHA-256 of the model used; a folder's digest for a folder.
+    pub model_hash: ContentHash,
+    /// SHA-256 of the input used.
+    pub input_hash: ContentHash,
+    /// SHA-256 of the result.
+    pub result_hash: ContentHash,
+    /// The result's size, in bytes.
+    pub result_bytes: u64,
+    /// When the work began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// The device that did it.
+    pub device: String,
+}

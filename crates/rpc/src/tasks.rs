@@ -1,0 +1,498 @@
+//! Publishing, changing, listing and following tasks.
+
+use serde::{Deserialize, Serialize};
+use taskmarket::{
+    Address, Amount, Bytes32, ComputeProof, Recorded, Runtime, Signature, Signed, State, Status, Task,
+    TaskId, TaskRecord, Timestamp, Word, eip55,
+};
+
+/// The body of `POST /v1/tasks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishTask {
+    /// The task.
+    pub task: Task,
+    /// The requester's signature of it.
+    pub signature: Signature,
+    /// The contract it is signed for; absent for an unsettled task.
+    #[serde(default = "zero_address", with = "eip55")]
+    pub verifying_contract: Address,
+}
+
+fn zero_address() -> Address {
+    Address::ZERO
+}
+
+/// The body of `POST /v1/tasks/{id}/{cancel,accept,fail,proof,approve,dispute,resolve}`, and the shape in which signed mutations
+/// travel everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedMutation<M> {
+    /// The message.
+    pub mutation: M,
+    /// Its signature.
+    pub signature: Signature,
+}
+
+impl<M> From<SignedMutation<M>> for Signed<M> {
+    fn from(body: SignedMutation<M>) -> Self {
+        Self { message: body.mutation, signature: body.signature }
+    }
+}
+
+impl<M> From<Signed<M>> for SignedMutation<M> {
+    fn from(signed: Signed<M>) -> Self {
+        Self { mutation: signed.message, signature: signed.signature }
+    }
+}
+
+/// A task as the relay shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// The EIP-712 digest of `task`.
+    pub task_id: TaskId,
+    /// Where the work stands.
+    pub status: Status,
+    /// The current or last attempt; zero before the first.
+    pub attempt: u32,
+    /// Who holds, or last held, the task.
+    #[serde(default, with = "optional_address")]
+    pub provider: Option<Address>,
+    /// The task: whole to those who may read it, its requirements and money to others.
+    pub task: ShownTask,
+    /// The chain id that it is signed for.
+    pub chain_id: u64,
+    /// The contract that it is signed for; zero for an unsettled task.
+    #[serde(with = "eip55")]
+    pub verifying_contract: Address,
+    /// The requester's signature, to those who see the whole task.
+    #[serde(default)]
+    pub signature: Option<Signature>,
+    /// The proof that stands, flat with its `signature`, to those who see the whole task.
+    #[serde(default)]
+    pub proof: Option<ProofView>,
+    /// Why the last failed attempt ended.
+    #[serde(default)]
+    pub failure: Option<FailureView>,
+    /// What the chain says of the money: one word.
+    pub settlement: String,
+    /// The transaction that says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settlement_tx: Option<Bytes32>,
+    /// Until when a submitted result may be disputed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispute_until: Option<Timestamp>,
+    /// When the relay took it.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// When the offer ends.
+    pub deadline: Timestamp,
+    /// What an attempt that runs now does, by its provider's word; not durable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// Where its history is.
+    pub events_url: String,
+    /// Where its result is, once there is one.
+    #[serde(default)]
+    pub result_url: Option<String>,
+}
+
+impl TaskView {
+    /// The view of a record, whole or as strangers see it. URLs are paths on the relay.
+    pub fn new(record: &TaskRecord, whole: bool, progress: Option<Progress>) -> Self {
+        let submission = record.submission();
+        Self {
+            task_id: record.id,
+            status: record.status(),
+            attempt: record.attempts,
+            provider: record.provider.map(|provider| provider.0),
+            task: if whole {
+                ShownTask::Whole(Box::new(record.task.clone()))
+            } else {
+                ShownTask::Public(Box::new(PublicTask::from(&record.task)))
+            },
+            chain_id: record.domain.chain_id,
+            verifying_contract: record.domain.verifying_contract,
+            signature: whole.then_some(record.signature),
+            proof: submission.filter(|_| whole).map(|submission| ProofView {
+                proof: submission.proof.message.clone(),
+                signature: submission.proof.signature,
+            }),
+            failure: record
+                .failure
+                .as_ref()
+                .map(|failure| FailureView { code: failure.code.clone(), message: failure.message.clone() }),
+            settlement: record.settlement.as_str().to_owned(),
+            settlement_tx: record.settlement.tx(),
+            dispute_until: match &record.state {
+                State::Submitted { dispute_until, .. } => Some(*dispute_until),
+                State::Open
+                | State::Accepted { .. }
+                | State::Completed { .. }
+                | State::Disputed { .. }
+                | State::Resolved { .. }
+                | State::Cancelled
+                | State::Expired
+                | State::Failed => None,
+            },
+            created_at: record.created_at,
+            updated_at: record.updated_at,
+            deadline: record.task.deadline,
+            progress,
+            events_url: format!("/v1/tasks/{}/events", record.id),
+            result_url: submission.map(|_| format!("/v1/tasks/{}/result", record.id)),
+        }
+    }
+}
+
+/// A task as somebody may see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ShownTask {
+    /// All of it: to the key that published it, its requester, its provider, and admins.
+    Whole(Box<Task>),
+    /// Its requirements and money, without references and parameters: to others.
+    Public(Box<PublicTask>),
+}
+
+/// A task's requirements and money.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the fields are those of taskmarket::Task")]
+pub struct PublicTask {
+    #[serde(with = "eip55")]
+    pub requester: Address,
+    pub config: PublicConfig,
+    #[serde(with = "eip55")]
+    pub token: Address,
+    pub budget: Amount,
+    pub provider_stake: Amount,
+    pub dispute_bond: Amount,
+    pub deadline: Timestamp,
+    pub dispute_window: u64,
+    pub arbiter_window: u64,
+    #[serde(with = "eip55")]
+    pub arbiter: Address,
+}
+
+/// A task's requirements.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the fields are those of taskmarket::TaskConfig")]
+pub struct PublicConfig {
+    pub runtime: Runtime,
+    pub gpu_type: String,
+    pub gpu_count: u32,
+    pub min_vram: u64,
+    pub max_duration: u64,
+    pub max_attempts: u32,
+}
+
+impl From<&Task> for PublicTask {
+    fn from(task: &Task) -> Self {
+        Self {
+            requester: task.requester,
+            config: PublicConfig {
+                runtime: task.config.runtime,
+                gpu_type: task.config.gpu_type.clone(),
+                gpu_count: task.config.gpu_count,
+                min_vram: task.config.min_vram,
+                max_duration: task.config.max_duration,
+                max_attempts: task.config.max_attempts,
+            },
+            token: task.token,
+            budget: task.budget,
+            provider_stake: task.provider_stake,
+            dispute_bond: task.dispute_bond,
+            deadline: task.deadline,
+            dispute_window: task.dispute_window,
+            arbiter_window: task.arbiter_window,
+            arbiter: task.arbiter,
+        }
+    }
+}
+
+/// A proof with its signature beside its fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofView {
+    /// The signed fields.
+    #[serde(flatten)]
+    pub proof: ComputeProof,
+    /// The provider's signature.
+    pub signature: Signature,
+}
+
+/// Why an attempt ended without a proof.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureView {
+    /// A stable word.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+/// What an attempt is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Which attempt.
+    pub attempt: u32,
+    /// What it does.
+    pub phase: Phase,
+    /// How far it is in that, 0 to 100, where known.
+    #[serde(default)]
+    pub percent: Option<u8>,
+}
+
+/// What happens inside an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Model and input are being fetched and checked.
+    Fetching,
+    /// The runtime works.
+    Running,
+    /// The result is on its way to the relay.
+    Uploading,
+    /// The node is done with it, well.
+    Done,
+    /// The node is done with it, badly.
+    Failed,
+    /// It was called off.
+    Cancelled,
+}
+
+impl Phase {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetching => "fetching",
+            Self::Running => "running",
+            Self::Uploading => "uploading",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// The query of `GET /v1/tasks`. Every condition narrows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskQuery {
+    /// Published by this address.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_address")]
+    pub requester: Option<Address>,
+    /// Held, or last held, by this address.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_address")]
+    pub provider: Option<Address>,
+    /// In this status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// With exactly this `gpu_type`, in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_type: Option<String>,
+    /// How many at most: 100 by default, 1,000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Where the last page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// A page of tasks, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskPage {
+    /// The tasks.
+    pub tasks: Vec<TaskView>,
+    /// Where the next page begins; absent on the last.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
+}
+
+/// One entry of a task's history, or, on a live stream, what happens inside an attempt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    /// The relay's commit order over all tasks; what `Last-Event-ID` resumes from. Absent for progress, which is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The task.
+    pub task_id: TaskId,
+    /// The task's status after it.
+    pub status: Status,
+    /// What happened.
+    #[serde(flatten)]
+    pub entry: Entry,
+}
+
+/// What an [`EventView`] tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Entry {
+    /// A durable change, and whose word it is.
+    Recorded {
+        /// Whose word.
+        word: Word,
+        /// The change.
+        #[serde(flatten)]
+        recorded: Box<Recorded>,
+    },
+    /// Progress inside an attempt, by its provider's unsigned word.
+    Progress {
+        /// The progress.
+        progress: Progress,
+    },
+}
+
+/// The answer of `GET /v1/tasks/{id}/events`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskHistory {
+    /// The task.
+    pub task_id: TaskId,
+    /// Its history, oldest first.
+    pub events: Vec<EventView>,
+}
+
+/// The answer of `GET /v1/tasks/{id}/explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The task.
+    pub task_id: TaskId,
+    /// Where it stands.
+    pub status: Status,
+    /// In one sentence, why it waits or does not.
+    pub summary: String,
+    /// Each host that is online, and what keeps the task from it.
+    pub providers: Vec<ProviderFit>,
+}
+
+/// What keeps a task from a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderFit {
+    /// Whose host.
+    #[serde(with = "eip55")]
+    pub provider: Address,
+    /// Which host.
+    pub node_id: Bytes32,
+    /// Why the task cannot go there now; empty if it can.
+    pub exclusions: Vec<String>,
+}
+
+/// Serde for an address that may be absent.
+pub mod optional_address {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use taskmarket::{Address, Provider};
+
+    /// Writes an address with its checksum, or `null`.
+    ///
+    /// # Errors
+    /// As the serializer.
+    pub fn serialize<S: Serializer>(address: &Option<Address>, serializer: S) -> Result<S::Ok, S::Error> {
+        address.map(Provider).serialize(serializer)
+    }
+
+    /// Reads an address or `null`.
+    ///
+    /// # Errors
+    /// Not an address.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Address>, D::Error> {
+        Ok(Option::<Provider>::deserialize(deserializer)?.map(|provider| provider.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taskmarket::{Bytes32, ContentHash, Event, ReleaseReason, TaskConfig};
+
+    fn task() -> Task {
+        Task {
+            requester: Address::repeat_byte(0xa1),
+            model_cid: "artifact://1111111111111111111111111111111111111111111111111111111111111111/"
+                .parse()
+                .unwrap(),
+            model_hash: ContentHash::UNPINNED,
+            input_cid: "https://signed.example/input.json".parse().unwrap(),
+            input_hash: ContentHash::UNPINNED,
+            config: TaskConfig {
+                runtime: Runtime::Embed,
+                params: "{}".to_owned(),
+                gpu_type: "A100".to_owned(),
+                gpu_count: 1,
+                min_vram: 40_960,
+                max_duration: 600,
+                max_attempts: 3,
+            },
+            token: Address::ZERO,
+            budget: "10000000000000000".parse().unwrap(),
+            provider_stake: Amount::ZERO,
+            dispute_bond: Amount::ZERO,
+            deadline: "2026-01-31T12:00:00Z".parse().unwrap(),
+            dispute_window: 86_400,
+            arbiter_window: 604_800,
+            arbiter: Address::ZERO,
+            salt: Bytes32::default(),
+        }
+    }
+
+    fn signature() -> Signature {
+        let mut bytes = [1; 65];
+        bytes[64] = 27;
+        Signature::from_bytes(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_published_body_reads_with_and_without_a_contract() {
+        let body = PublishTask { task: task(), signature: signature(), verifying_contract: Address::ZERO };
+        let mut json = serde_json::to_value(&body).unwrap();
+        assert_eq!(json["task"]["deadline"], "2026-01-31T12:00:00Z");
+        assert_eq!(json["task"]["budget"], "10000000000000000");
+        json.as_object_mut().unwrap().remove("verifying_contract");
+        assert_eq!(serde_json::from_value::<PublishTask>(json.clone()).unwrap(), body);
+        json["task"]["extra"] = 1.into();
+        assert!(serde_json::from_value::<PublishTask>(json).unwrap_err().to_string().contains("extra"));
+    }
+
+    #[test]
+    fn strangers_see_no_references() {
+        let public = serde_json::to_string(&PublicTask::from(&task())).unwrap();
+        assert!(
+            !public.contains("://") && !public.contains("params") && !public.contains("hash"),
+            "{public}"
+        );
+    }
+
+    #[test]
+    fn events_and_proofs_read_back_as_they_were_written() {
+        let recorded = Recorded {
+            version: 3,
+            at: Timestamp::from_unix(5),
+            event: Event::Released { attempt: 1, reason: ReleaseReason::SessionLost },
+        };
+        let view = EventView {
+            id: Some(7),
+            task_id: TaskId(Default::default()),
+            status: Status::Open,
+            entry: Entry::Recorded { word: Word::Relay, recorded: Box::new(recorded) },
+        };
+        let text = serde_json::to_string(&view).unwrap();
+        assert_eq!(serde_json::from_str::<EventView>(&text).unwrap(), view, "{text}");
+        let proof = ProofView {
+            proof: ComputeProof {
+                task_id: TaskId(Default::default()),
+                provider: Address::repeat_byte(1),
+                attempt: 1,
+                model_hash: ContentHash::UNPINNED,
+                input_hash: ContentHash::UNPINNED,
+                result_hash: ContentHash::UNPINNED,
+                result_cid: "https://a.example/r".parse().unwrap(),
+                started_at: Timestamp::from_unix(1),
+                finished_at: Timestamp::from_unix(2),
+                gpu_name: "CPU".to_owned(),
+            },
+            signature: signature(),
+        };
+        let text = serde_json::to_string(&proof).unwrap();
+        assert_eq!(serde_json::from_str::<ProofView>(&text).unwrap(), proof, "{text}");
+    }
+}

@@ -1,0 +1,606 @@
+//! The rules: what each signed message, the passing of time, a relay's word and the chain's word do to a task.
+//!
+//! Every function here is pure: the same record, time and message give the same answer, and nothing changes but by [`crate::apply`].
+//! Callers let time act first ([`elapse`] until it says `None`) and then decide.
+
+use alloy_primitives::Address;
+
+use crate::eip712::Verified;
+use crate::event::{ChainChange, ChainFact, Event, ReleaseReason, found};
+use crate::messages::{
+    AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
+};
+use crate::params::Params;
+use crate::primitives::{Amount, Reference, TaskId, Timestamp};
+use crate::record::{Settlement, State, Status, TaskRecord};
+
+/// How far a message's `issued_at` may be from the relay's clock when first seen, in seconds.
+pub const CLOCK_TOLERANCE_SECS: u64 = 300;
+/// What a lease may outlast `max_duration` by, in seconds: time to fetch the model and to hand the result in.
+pub const LEASE_MARGIN_SECS: u64 = 600;
+/// The furthest deadline, in seconds from publication.
+pub const MAX_DEADLINE_SECS: u64 = 90 * 86_400;
+/// The longest dispute or arbiter window, in seconds.
+pub const MAX_WINDOW_SECS: u64 = 30 * 86_400;
+/// The longest attempt, in seconds.
+pub const MAX_DURATION_SECS: u64 = 7 * 86_400;
+/// The most attempts a task may ask for.
+pub const MAX_ATTEMPTS: u32 = 100;
+/// The most GPUs a task may ask for.
+pub const MAX_GPU_COUNT: u32 = 64;
+/// The longest `gpu_type` and `gpu_name`, in bytes.
+pub const MAX_GPU_NAME_BYTES: usize = 128;
+/// The longest failure code, in bytes.
+pub const MAX_CODE_BYTES: usize = 64;
+/// The longest failure message, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 1024;
+/// The longest dispute reason, in bytes.
+pub const MAX_REASON_BYTES: usize = 4096;
+/// All of a share, in basis points.
+pub const ALL_BPS: u32 = 10_000;
+
+/// A change that somebody signed for.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each carries the message of its name")]
+pub enum Mutation {
+    Cancel(Verified<CancelTask>),
+    Accept(Verified<AcceptTask>),
+    Fail(Verified<FailTask>),
+    Proof(Verified<ComputeProof>),
+    Approve(Verified<ApproveResult>),
+    Dispute(Verified<DisputeTask>),
+    Resolve(Verified<ResolveDispute>),
+}
+
+impl Mutation {
+    /// The task that it is about.
+    pub fn task_id(&self) -> TaskId {
+        match self {
+            Self::Cancel(m) => m.message().task_id,
+            Self::Accept(m) => m.message().task_id,
+            Self::Fail(m) => m.message().task_id,
+            Self::Proof(m) => m.message().task_id,
+            Self::Approve(m) => m.message().task_id,
+            Self::Dispute(m) => m.message().task_id,
+            Self::Resolve(m) => m.message().task_id,
+        }
+    }
+}
+
+/// Why a message changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// A field holds what the rules forbid, whatever the state.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// The field's JSON name.
+        field: &'static str,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+    /// The signature is right, but this is not theirs to say.
+    #[error("only the {role} ({expected}) can do this; {actual} signed")]
+    WrongParty {
+        /// Whose word it takes.
+        role: &'static str,
+        /// Their address.
+        expected: Address,
+        /// Who signed.
+        actual: Address,
+    },
+    /// The message is about another attempt than the one that counts now.
+    #[error("the task is {status} at attempt {current}; this is about attempt {attempt}")]
+    StaleAttempt {
+        /// Where the task is.
+        status: Status,
+        /// The attempt that counts.
+        current: u32,
+        /// The message's.
+        attempt: u32,
+    },
+    /// The state forbids it.
+    #[error("the task is {status}: {why}")]
+    Conflict {
+        /// Where the task is.
+        status: Status,
+        /// Why that forbids it.
+        why: &'static str,
+    },
+    /// The task's money is in a contract: this counts once the chain says so.
+    #[error("the task is settled on chain: send the transaction; the relay takes the chain's word")]
+    AwaitingChain,
+}
+
+impl Rejection {
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "invalid_field",
+            Self::WrongParty { .. } => "wrong_party",
+            Self::StaleAttempt { .. } => "stale_attempt",
+            Self::Conflict { .. } => "conflict",
+            Self::AwaitingChain => "awaiting_chain",
+        }
+    }
+}
+
+fn invalid(field: &'static str, why: impl Into<String>) -> Rejection {
+    Rejection::Invalid { field, why: why.into() }
+}
+
+/// Takes a new task in.
+///
+/// # Errors
+/// [`Rejection::Invalid`] naming the first field that is out of bounds.
+pub fn publish(now: Timestamp, task: &Verified<Task>) -> Result<TaskRecord, Rejection> {
+    let message = task.message();
+    check_config(message)?;
+    check_times(now, message)?;
+    if task.domain().is_settled() {
+        check_settled(message)?;
+    } else {
+        check_unsettled(message)?;
+    }
+    Ok(found(task.signed(), task.domain(), now))
+}
+
+fn check_config(task: &Task) -> Result<(), Rejection> {
+    let config = &task.config;
+    if let Err(error) = Params::parse(config.runtime, &config.params) {
+        return Err(invalid("config.params", error.to_string()));
+    }
+    if config.gpu_type.len() > MAX_GPU_NAME_BYTES || config.gpu_type.chars().any(char::is_control) {
+        return Err(invalid("config.gpu_type", format!("at most {MAX_GPU_NAME_BYTES} printable bytes")));
+    }
+    if config.gpu_count > MAX_GPU_COUNT {
+        return Err(invalid("config.gpu_count", format!("at most {MAX_GPU_COUNT}")));
+    }
+    if config.gpu_count == 0 && (!config.gpu_type.is_empty() || config.min_vram > 0) {
+        return Err(invalid("config.gpu_count", "zero, though gpu_type or min_vram asks for a GPU"));
+    }
+    if config.max_duration == 0 || config.max_duration > MAX_DURATION_SECS {
+        return Err(invalid("config.max_duration", format!("1 to {MAX_DURATION_SECS} seconds")));
+    }
+    if config.max_attempts == 0 || config.max_attempts > MAX_ATTEMPTS {
+        return Err(invalid("config.max_attempts", format!("1 to {MAX_ATTEMPTS}")));
+    }
+    Ok(())
+}
+
+fn check_times(now: Timestamp, task: &Task) -> Result<(), Rejection> {
+    if task.deadline <= now {
+        return Err(invalid("deadline", format!("{} has passed; it is {now}", task.deadline)));
+    }
+    if task.deadline > now.plus(MAX_DEADLINE_SECS) {
+        return Err(invalid("deadline", format!("at most {MAX_DEADLINE_SECS} seconds from now")));
+    }
+    for (field, window) in [("dispute_window", task.dispute_window), ("arbiter_window", task.arbiter_window)]
+    {
+        if window > MAX_WINDOW_SECS {
+            return Err(invalid(field, format!("at most {MAX_WINDOW_SECS} seconds")));
+        }
+    }
+    Ok(())
+}
+
+fn check_unsettled(task: &Task) -> Result<(), Rejection> {
+    if !task.token.is_zero() {
+        return Err(invalid("token", "must be zero: no contract holds the money of an unsettled task"));
+    }
+    for (field, amount) in [("provider_stake", task.provider_stake), ("dispute_bond", task.dispute_bond)] {
+        if amount != Amount::ZERO {
+            return Err(invalid(field, "must be zero: no contract holds the money of an unsettled task"));
+        }
+    }
+    Ok(())
+}
+
+fn check_settled(task: &Task) -> Result<(), Rejection> {
+    let unpinned = |hash: &crate::ContentHash, reference: &Reference| {
+        !hash.is_pinned() && !reference.is_content_addressed()
+    };
+    if unpinned(&task.model_hash, &task.model_cid) {
+        return Err(invalid(
+            "model_hash",
+            "a settled task pins its model, by hash or by a CID or digest reference",
+        ));
+    }
+    if unpinned(&task.input_hash, &task.input_cid) {
+        return Err(invalid(
+            "input_hash",
+            "a settled task pins its input, by hash or by a CID or digest reference",
+        ));
+    }
+    if task.arbiter.is_zero() != (task.dispute_window == 0) {
+        return Err(invalid("arbiter", "arbiter and dispute_window are both zero or both set"));
+    }
+    let half = task.budget.half_up();
+    for (field, amount) in [("provider_stake", task.provider_stake), ("dispute_bond", task.dispute_bond)] {
+        if !task.arbiter.is_zero() && amount < half {
+            return Err(invalid(field, "at least half the budget where there is an arbiter"));
+        }
+    }
+    Ok(())
+}
+
+/// What a signed message does to a task: an event to commit, or `None` where it was done already (a replay changes nothing).
+///
+/// # Errors
+/// See [`Rejection`]; the record stays as it is.
+pub fn decide(record: &TaskRecord, now: Timestamp, mutation: &Mutation) -> Result<Option<Event>, Rejection> {
+    debug_assert_eq!(mutation.task_id(), record.id, "callers route mutations by their task id");
+    match mutation {
+        Mutation::Cancel(m) => cancel(record, now, m),
+        Mutation::Accept(m) => accept(record, now, m),
+        Mutation::Fail(m) => fail(record, now, m),
+        Mutation::Proof(m) => proof(record, now, m),
+        Mutation::Approve(m) => approve(record, now, m),
+        Mutation::Dispute(m) => dispute(record, now, m),
+        Mutation::Resolve(m) => resolve(record, now, m),
+    }
+}
+
+fn cancel(
+    record: &TaskRecord,
+    now: Timestamp,
+    cancel: &Verified<CancelTask>,
+) -> Result<Option<Event>, Rejection> {
+    require_party("requester", record.task.requester, cancel.signer())?;
+    match &record.state {
+        State::Cancelled => Ok(None),
+        State::Open => {
+            fresh(now, cancel.message().issued_at)?;
+            if record.domain.is_settled() {
+                return Err(Rejection::AwaitingChain);
+            }
+            Ok(Some(Event::Cancelled(cancel.signed().clone())))
+        }
+        State::Accepted { .. } => {
+            Err(conflict(record, "a provider holds it; it can be cancelled only while open"))
+        }
+        State::Submitted { .. }
+        | State::Completed { .. }
+        | State::Disputed { .. }
+        | State::Resolved { .. }
+        | State::Expired
+        | State::Failed => Err(conflict(record, "it can be cancelled only while open")),
+    }
+}
+
+fn accept(
+    record: &TaskRecord,
+    now: Timestamp,
+    accept: &Verified<AcceptTask>,
+) -> Result<Option<Event>, Rejection> {
+    let message = accept.message();
+    match &record.state {
+        State::Open => {}
+        State::Accepted { lease }
+            if lease.provider == message.provider
+                && lease.attempt == message.attempt
+                && lease.until == message.lease_until =>
+        {
+            return Ok(None);
+        }
+        State::Accepted { lease } if lease.attempt != message.attempt => {
+            return Err(stale(record, message.attempt));
+        }
+        State::Accepted { .. } => return Err(conflict(record, "another provider holds it")),
+        State::Submitted { .. }
+        | State::Completed { .. }
+        | State::Disputed { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => return Err(conflict(record, "it is no longer on offer")),
+    }
+    if message.attempt != record.attempts.saturating_add(1) {
+        return Err(stale(record, message.attempt));
+    }
+    if record.is_lapsed(message.provider) {
+        return Err(conflict(record, "a lease of this provider lapsed; it is not offered to them again"));
+    }
+    if now >= record.task.deadline {
+        return Err(conflict(record, "its deadline has passed"));
+    }
+    let latest = latest_lease(&record.task, now);
+    if message.lease_until <= now || message.lease_until > latest {
+        return Err(invalid("lease_until", format!("after {now} and no later than {latest}")));
+    }
+    Ok(Some(Event::Accepted(accept.signed().clone())))
+}
+
+/// The latest end that a lease taken at `now` may have: the deadline, or `max_duration` and a margin from now.
+pub fn latest_lease(task: &Task, now: Timestamp) -> Timestamp {
+    task.deadline.min(now.plus(task.config.max_duration + LEASE_MARGIN_SECS))
+}
+
+fn fail(record: &TaskRecord, now: Timestamp, fail: &Verified<FailTask>) -> Result<Option<Event>, Rejection> {
+    let message = fail.message();
+    let known = record.failure.as_ref().is_some_and(|failure| {
+        (failure.attempt, failure.provider, &failure.code, &failure.message)
+            == (message.attempt, message.provider, &message.code, &message.message)
+    });
+    if known {
+        return Ok(None);
+    }
+    require_holder(record, message.provider, message.attempt)?;
+    fresh(now, message.issued_at)?;
+    let code_is_word =
+        message.code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if message.code.is_empty() || message.code.len() > MAX_CODE_BYTES || !code_is_word {
+        return Err(invalid("code", format!("1 to {MAX_CODE_BYTES} of a-z, 0-9 and _")));
+    }
+    if message.message.len() > MAX_MESSAGE_BYTES {
+        return Err(invalid("message", format!("at most {MAX_MESSAGE_BYTES} bytes")));
+    }
+    Ok(Some(Event::AttemptFailed(fail.signed().clone())))
+}
+
+fn proof(
+    record: &TaskRecord,
+    now: Timestamp,
+    proof: &Verified<ComputeProof>,
+) -> Result<Option<Event>, Rejection> {
+    let message = proof.message();
+    if record.submission().is_some_and(|submission| submission.proof.message == *message) {
+        return Ok(None);
+    }
+    let lease_until = require_holder(record, message.provider, message.attempt)?;
+    if now >= lease_until || now >= record.task.deadline {
+        return Err(conflict(record, "the lease or the deadline has passed"));
+    }
+    for (field, pin, used) in [
+        ("model_hash", record.task.model_hash, message.model_hash),
+        ("input_hash", record.task.input_hash, message.input_hash),
+    ] {
+        if !pin.admits(&used) {
+            return Err(invalid(field, format!("the task pins {pin}, the proof says {used}")));
+        }
+    }
+    if message.started_at > message.finished_at || message.finished_at > now.plus(CLOCK_TOLERANCE_SECS) {
+        return Err(invalid("finished_at", "not before started_at, and not in the future"));
+    }
+    if message.gpu_name.len() > MAX_GPU_NAME_BYTES || message.gpu_name.chars().any(char::is_control) {
+        return Err(invalid("gpu_name", format!("at most {MAX_GPU_NAME_BYTES} printable bytes")));
+    }
+    Ok(Some(Event::Submitted(proof.signed().clone())))
+}
+
+fn approve(
+    record: &TaskRecord,
+    now: Timestamp,
+    approve: &Verified<ApproveResult>,
+) -> Result<Option<Event>, Rejection> {
+    require_party("requester", record.task.requester, approve.signer())?;
+    let message = approve.message();
+    require_result(record, message.provider, message.attempt, message.result_hash)?;
+    match &record.state {
+        State::Completed { .. } => Ok(None),
+        State::Submitted { .. } => {
+            fresh(now, message.issued_at)?;
+            if record.domain.is_settled() {
+                return Err(Rejection::AwaitingChain);
+            }
+            Ok(Some(Event::Approved(approve.signed().clone())))
+        }
+        State::Open
+        | State::Accepted { .. }
+        | State::Disputed { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => Err(conflict(record, "there is no result to approve")),
+    }
+}
+
+fn dispute(
+    record: &TaskRecord,
+    now: Timestamp,
+    dispute: &Verified<DisputeTask>,
+) -> Result<Option<Event>, Rejection> {
+    require_party("requester", record.task.requester, dispute.signer())?;
+    let message = dispute.message();
+    require_result(record, message.provider, message.attempt, message.result_hash)?;
+    match &record.state {
+        State::Disputed { .. } => Ok(None),
+        State::Submitted { dispute_until, .. } if now < *dispute_until => {
+            fresh(now, message.issued_at)?;
+            if message.reason.is_empty() || message.reason.len() > MAX_REASON_BYTES {
+                return Err(invalid("reason", format!("1 to {MAX_REASON_BYTES} bytes")));
+            }
+            if !message.evidence.is_empty() {
+                let parsed: Result<Reference, _> = message.evidence.parse();
+                parsed.map_err(|error| invalid("evidence", error.to_string()))?;
+            }
+            if record.domain.is_settled() {
+                return Err(Rejection::AwaitingChain);
+            }
+            Ok(Some(Event::Disputed(dispute.signed().clone())))
+        }
+        State::Submitted { .. } | State::Completed { .. } => {
+            Err(conflict(record, "the dispute window is over"))
+        }
+        State::Open
+        | State::Accepted { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => Err(conflict(record, "there is no result to dispute")),
+    }
+}
+
+fn resolve(
+    record: &TaskRecord,
+    now: Timestamp,
+    resolve: &Verified<ResolveDispute>,
+) -> Result<Option<Event>, Rejection> {
+    require_party("arbiter", record.task.arbiter, resolve.signer())?;
+    let message = resolve.message();
+    match &record.state {
+        State::Resolved { .. } if message.attempt == record.attempts => Ok(None),
+        State::Disputed { .. } if message.attempt != record.attempts => Err(stale(record, message.attempt)),
+        State::Disputed { dispute, .. } if now >= dispute.resolve_until => {
+            Err(conflict(record, "the arbiter's window is over"))
+        }
+        State::Disputed { .. } => {
+            fresh(now, message.issued_at)?;
+            if message.provider_bps > ALL_BPS {
+                return Err(invalid("provider_bps", format!("at most {ALL_BPS}")));
+            }
+            if record.domain.is_settled() {
+                return Err(Rejection::AwaitingChain);
+            }
+            Ok(Some(Event::Resolved(resolve.signed().clone())))
+        }
+        State::Open
+        | State::Accepted { .. }
+        | State::Submitted { .. }
+        | State::Completed { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => Err(conflict(record, "it is not disputed")),
+    }
+}
+
+/// When time acts on the task next, if it ever does.
+pub fn next_due(record: &TaskRecord) -> Option<Timestamp> {
+    match &record.state {
+        State::Open => Some(record.task.deadline),
+        State::Accepted { lease } => Some(record.task.deadline.min(lease.until)),
+        State::Submitted { dispute_until, .. } => Some(*dispute_until),
+        State::Disputed { dispute, .. } => Some(dispute.resolve_until),
+        State::Completed { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => None,
+    }
+}
+
+/// What the passing of time does to a task, if anything. Once applied, it may have more to say.
+pub fn elapse(record: &TaskRecord, now: Timestamp) -> Option<Event> {
+    if now < next_due(record)? {
+        return None;
+    }
+    match &record.state {
+        State::Open => Some(Event::Expired),
+        State::Accepted { .. } if now >= record.task.deadline => Some(Event::Expired),
+        State::Accepted { .. } => Some(Event::LeaseLapsed),
+        State::Submitted { .. } => Some(Event::WindowClosed),
+        State::Disputed { .. } => Some(Event::ArbiterTimedOut),
+        State::Completed { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => None,
+    }
+}
+
+/// Releases an attempt by the serving relay's word, if that attempt is the one held. What the chain has bound, only the chain releases.
+pub fn release(record: &TaskRecord, attempt: u32, reason: ReleaseReason) -> Option<Event> {
+    let lease = record.lease()?;
+    let bound = matches!(record.settlement, Settlement::Accepted { .. });
+    (lease.attempt == attempt && !bound).then_some(Event::Released { attempt, reason })
+}
+
+/// Takes a final fact of the chain in; `None` where it was taken already.
+///
+/// # Errors
+/// [`Rejection::Invalid`] for an unsettled task, of which no chain has anything to say; [`Rejection::Conflict`] where the fact
+/// cannot follow the last one.
+pub fn observe(record: &TaskRecord, fact: ChainFact) -> Result<Option<Event>, Rejection> {
+    if !record.domain.is_settled() {
+        return Err(invalid("verifying_contract", "the task is unsettled"));
+    }
+    if record.settlement.tx() == Some(fact.tx) {
+        return Ok(None);
+    }
+    use Settlement::{Accepted, Disputed, Funded, Proven};
+    let now = record.settlement;
+    let follows = match fact.change {
+        ChainChange::Funded => matches!(now, Settlement::None),
+        ChainChange::Accepted { .. } => matches!(now, Funded { .. } | Accepted { .. }),
+        ChainChange::Failed { .. } | ChainChange::Proven { .. } => matches!(now, Accepted { .. }),
+        ChainChange::Paid => matches!(now, Funded { .. } | Accepted { .. } | Proven { .. }),
+        ChainChange::Disputed => matches!(now, Proven { .. }),
+        ChainChange::Split { .. } => matches!(now, Disputed { .. }),
+        ChainChange::Refunded => matches!(now, Funded { .. } | Accepted { .. }),
+        ChainChange::Cancelled => matches!(now, Settlement::None | Funded { .. }),
+    };
+    if !follows {
+        return Err(conflict(record, "the chain's fact does not follow the last one"));
+    }
+    Ok(Some(Event::Chain(fact)))
+}
+
+fn require_party(role: &'static str, expected: Address, actual: Address) -> Result<(), Rejection> {
+    if expected == actual && !expected.is_zero() {
+        Ok(())
+    } else {
+        Err(Rejection::WrongParty { role, expected, actual })
+    }
+}
+
+/// The lease's end, if this provider holds this very attempt.
+fn require_holder(record: &TaskRecord, provider: Address, attempt: u32) -> Result<Timestamp, Rejection> {
+    match &record.state {
+        State::Accepted { lease } if lease.attempt != attempt => Err(stale(record, attempt)),
+        State::Accepted { lease } => {
+            require_party("provider that holds the task", lease.provider, provider)?;
+            Ok(lease.until)
+        }
+        State::Open | State::Failed if record.attempts != attempt => Err(stale(record, attempt)),
+        State::Open
+        | State::Submitted { .. }
+        | State::Completed { .. }
+        | State::Disputed { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => Err(conflict(record, "nobody holds it")),
+    }
+}
+
+fn require_result(
+    record: &TaskRecord,
+    provider: Address,
+    attempt: u32,
+    result: crate::ContentHash,
+) -> Result<(), Rejection> {
+    let Some(submission) = record.submission() else {
+        return Err(conflict(record, "there is no result"));
+    };
+    let proof = &submission.proof.message;
+    if proof.attempt != attempt {
+        return Err(stale(record, attempt));
+    }
+    if proof.provider != provider {
+        return Err(invalid("provider", format!("the result is of {}", proof.provider)));
+    }
+    if proof.result_hash != result {
+        return Err(invalid("result_hash", format!("the proof says {}", proof.result_hash)));
+    }
+    Ok(())
+}
+
+fn fresh(now: Timestamp, issued_at: Timestamp) -> Result<(), Rejection> {
+    if now.distance(issued_at) <= CLOCK_TOLERANCE_SECS {
+        return Ok(());
+    }
+    Err(invalid(
+        "issued_at",
+        format!(
+            "{issued_at} is more than {CLOCK_TOLERANCE_SECS} s from the relay's clock ({now}); sign again"
+        ),
+    ))
+}
+
+fn conflict(record: &TaskRecord, why: &'static str) -> Rejection {
+    Rejection::Conflict { status: record.status(), why }
+}
+
+fn stale(record: &TaskRecord, attempt: u32) -> Rejection {
+    Rejection::StaleAttempt { status: record.status(), current: record.attempts, attempt }
+}
