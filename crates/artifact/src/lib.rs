@@ -1,1 +1,26 @@
-//! Under construction.
+//! Content addressing, verified fetch and the blob store.
+//!
+//! A task names its model, its input and its result by reference. This crate parses the references
+//! ([`Reference`]), brings what they name onto this machine ([`Fetcher`]) and keeps it under the
+//! SHA-256 of its bytes ([`BlobStore`]). Nothing is handed out before its hash was checked, and a
+//! reference from a stranger's task cannot make this machine talk to addresses inside its network
+//! ([`FetchPolicy`]).
+
+mod blobs;
+mod digest;
+mod error;
+mod fetch;
+mod guard;
+mod http;
+mod manifest;
+mod policy;
+mod reference;
+
+pub use blobs::{BlobStore, PutError, Usage};
+pub use digest::{Digest, Hasher, ParseDigestError};
+pub use error::FetchError;
+pub use fetch::{Fetcher, LocalFile, LocalFolder};
+pub use guard::AddressClass;
+pub use manifest::{FolderEntry, FolderError, FolderManifest, ManifestError};
+pub use policy::{FetchPolicy, Origin};
+pub use reference::{ParseReferenceError, Reference, ReferenceKind};
