@@ -1,0 +1,132 @@
+//! One attempt at a task: what it needs is fetched and checked, and its runtime works on it.
+
+use std::sync::Arc;
+
+use artifact::{Digest, FetchError, Fetcher, Origin, Reference};
+use taskmarket::{ContentHash, Task};
+use tokio_util::sync::CancellationToken;
+
+use crate::runtime::{
+    Context, Job, Limits, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Progress, RunCode, RunError,
+    Runtime,
+};
+
+/// An attempt that can be made.
+pub(crate) struct Attempt {
+    pub(crate) task: Task,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) origin: Origin,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) limits: Limits,
+}
+
+/// Model and input, on this machine and checked.
+pub(crate) struct Fetched {
+    model: ModelFiles,
+    model_digest: Digest,
+    input: artifact::LocalFile,
+}
+
+/// What an attempt came to.
+pub(crate) struct Finished {
+    pub(crate) model: Digest,
+    pub(crate) input: Digest,
+    pub(crate) result: Vec<u8>,
+}
+
+/// Why it came to nothing.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: String,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: &str, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        Self { code: code.to_owned(), message }
+    }
+
+    /// Whether the attempt ended because it was called off.
+    pub(crate) fn is_cancellation(&self) -> bool {
+        self.code == RunCode::Cancelled.as_str()
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self::new(error.code.as_str(), error.message)
+    }
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl Attempt {
+    /// Brings model and input here, and checks them against the task's hashes.
+    pub(crate) async fn fetch(
+        &self,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Fetched, Failure> {
+        let fetched = cancel.run_until_cancelled(self.fetch_both(progress)).await;
+        fetched.unwrap_or_else(|| Err(RunError::cancelled().into()))
+    }
+
+    /// Runs the task on what was fetched.
+    pub(crate) async fn run(
+        &self,
+        fetched: Fetched,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Finished, Failure> {
+        let context = Context { cancel: cancel.clone(), progress: progress.clone() };
+        let job = Job {
+            params: self.task.config.params.clone(),
+            model: Model { files: fetched.model, digest: fetched.model_digest.to_string() },
+            input: fetched.input.path,
+            limits: self.limits,
+        };
+        let output = self.runtime.run(job, &context).await?;
+        Ok(Finished { model: fetched.model_digest, input: fetched.input.digest, result: output.bytes })
+    }
+
+    async fn fetch_both(&self, progress: &Progress) -> Result<Fetched, Failure> {
+        let (task, origin) = (&self.task, Some(&self.origin));
+        let model = reference("model_cid", task.model_cid.as_str())?;
+        let input = reference("input_cid", task.input_cid.as_str())?;
+        let (model_pin, input_pin) = (pin(task.model_hash), pin(task.input_hash));
+        // The model is nearly all of the work, so it is what progress means.
+        let report = |done: u64, total: Option<u64>| {
+            if let Some(total) = total.filter(|total| *total > 0) {
+                progress.report(u8::try_from(done.saturating_mul(100) / total).unwrap_or(100));
+            }
+        };
+        let input = self.fetcher.fetch_file(&input, input_pin, origin, |_, _| {}).await?;
+        let (files, model_digest) = match self.runtime.model_shape() {
+            ModelShape::File => {
+                let file = self.fetcher.fetch_file(&model, model_pin, origin, report).await?;
+                (ModelFiles::File(file.path), file.digest)
+            }
+            ModelShape::Folder { required, optional } => {
+                let fetching =
+                    self.fetcher.fetch_folder(&model, model_pin, origin, required, optional, report);
+                let folder = fetching.await?;
+                (ModelFiles::Folder(folder.files), folder.digest)
+            }
+        };
+        Ok(Fetched { model: files, model_digest, input })
+    }
+}
+
+fn reference(field: &str, text: &str) -> Result<Reference, Failure> {
+    text.parse().map_err(|error| Failure::new("bad_reference", format!("{field}: {error}")))
+}
+
+fn pin(hash: ContentHash) -> Option<Digest> {
+    hash.is_pinned().then(|| Digest(hash.0.into()))
+}

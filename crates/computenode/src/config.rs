@@ -1,0 +1,196 @@
+//! The node's flags, and the typed configuration that they become.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+
+/// The name of the node's folder below the data root.
+const PROGRAM: &str = "node";
+
+/// Runs tasks for the compute agent on this host, in a sandbox and within limits.
+///
+/// The agent finds the node by its address and proves itself with the token in the node's token file. Whoever has that
+/// token can run programs here, sandboxed: keep the node on loopback.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Args {
+    /// Where to listen.
+    #[arg(long, env = "ZORAI_NODE_LISTEN", default_value = "127.0.0.1:8645", value_name = "ADDRESS:PORT",
+          value_parser = daemon::parse_listen)]
+    pub listen: SocketAddr,
+
+    /// Listen on an address that other hosts can reach. The traffic is not encrypted: only on a trusted network.
+    #[arg(long, env = "ZORAI_NODE_ALLOW_REMOTE")]
+    pub allow_remote: bool,
+
+    /// Where results and fetched models are kept [default: $ZORAI_HOME/node or ~/.local/share/zorai/node].
+    #[arg(long, env = "ZORAI_NODE_DATA", value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+
+    /// The file with the token that callers must show; made with mode 0600 if missing [default: compute-token in the
+    /// data folder].
+    #[arg(long, env = "ZORAI_NODE_COMPUTE_TOKEN_FILE", value_name = "FILE")]
+    pub compute_token_file: Option<PathBuf>,
+
+    /// How many tasks run at once [default: one per GPU, or 2 without one].
+    #[arg(long, env = "ZORAI_NODE_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub slots: Option<u32>,
+
+    /// A folder from which tasks may read by file:// references; repeatable, or several with colons between.
+    #[arg(long, env = "ZORAI_NODE_ALLOW_DIR", value_name = "FOLDER", value_delimiter = ':')]
+    pub allow_dir: Vec<PathBuf>,
+
+    /// Let tasks fetch from loopback and private addresses. Only where all requesters are trusted.
+    #[arg(long, env = "ZORAI_NODE_ALLOW_PRIVATE_ADDRESSES")]
+    pub allow_private_addresses: bool,
+
+    /// The largest model or input that is fetched, in bytes.
+    #[arg(long, env = "ZORAI_NODE_MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = 32 << 30)]
+    pub max_artifact_bytes: u64,
+
+    /// The memory that one task may use for its data, in MiB.
+    #[arg(long, env = "ZORAI_NODE_TASK_MEMORY_MB", value_name = "MIB", default_value_t = 4096)]
+    pub task_memory_mb: u32,
+
+    /// The largest result of a task, in bytes.
+    #[arg(long, env = "ZORAI_NODE_MAX_RESULT_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
+    pub max_result_bytes: u64,
+
+    /// How long results are kept: a number and s, m, h or d. Keep them until the money of their tasks is final.
+    #[arg(long, env = "ZORAI_NODE_KEEP_RESULTS", value_name = "TIME", default_value = "14d", value_parser = parse_duration)]
+    pub keep_results: Duration,
+
+    /// How much room all results may take, in bytes; the oldest go first.
+    #[arg(long, env = "ZORAI_NODE_KEEP_RESULTS_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
+    pub keep_results_bytes: u64,
+
+    /// How much room fetched models and inputs may take between tasks, in bytes; what was fetched first goes first.
+    #[arg(long, env = "ZORAI_NODE_KEEP_ARTIFACTS_BYTES", value_name = "BYTES", default_value_t = 128 << 30)]
+    pub keep_artifacts_bytes: u64,
+
+    /// How long running tasks may go on after a signal to end: a number and s, m, h or d.
+    #[arg(long, env = "ZORAI_NODE_GRACE", value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub grace: Duration,
+
+    /// The GPU's name, where it cannot be detected.
+    #[arg(long, env = "ZORAI_NODE_GPU_NAME", value_name = "NAME", requires = "gpu_vram_mb")]
+    pub gpu_name: Option<String>,
+
+    /// The GPU's memory in MiB, where it cannot be detected.
+    #[arg(long, env = "ZORAI_NODE_GPU_VRAM_MB", value_name = "MIB", requires = "gpu_name")]
+    pub gpu_vram_mb: Option<u64>,
+}
+
+/// What the node is told: [`Args`] with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Whether that may be beyond loopback.
+    pub allow_remote: bool,
+    /// The folder with everything that the node keeps.
+    pub data: PathBuf,
+    /// The file with the token.
+    pub token_file: PathBuf,
+    /// How many tasks run at once; by the devices if `None`.
+    pub slots: Option<u32>,
+    /// The folders of `file://` references.
+    pub allowed_dirs: Vec<PathBuf>,
+    /// Whether references may lead to loopback and private addresses.
+    pub allow_private_addresses: bool,
+    /// The largest model or input, in bytes.
+    pub max_artifact_bytes: u64,
+    /// Memory for one task's data, in bytes.
+    pub task_memory_bytes: u64,
+    /// The largest result, in bytes.
+    pub max_result_bytes: u64,
+    /// How long results are kept.
+    pub keep_results: Duration,
+    /// How much room they may take, in bytes.
+    pub keep_results_bytes: u64,
+    /// How much room fetched files may take between tasks, in bytes.
+    pub keep_artifacts_bytes: u64,
+    /// How long running tasks may go on after the wish to end.
+    pub grace: Duration,
+    /// Name and memory in MiB of a GPU that is declared rather than detected.
+    pub declared_gpu: Option<(String, u64)>,
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        let data = args.data.unwrap_or_else(|| daemon::default_data_dir(PROGRAM));
+        Self {
+            listen: args.listen,
+            allow_remote: args.allow_remote,
+            token_file: args.compute_token_file.unwrap_or_else(|| data.join("compute-token")),
+            data,
+            slots: args.slots,
+            allowed_dirs: args.allow_dir,
+            allow_private_addresses: args.allow_private_addresses,
+            max_artifact_bytes: args.max_artifact_bytes,
+            task_memory_bytes: u64::from(args.task_memory_mb) << 20,
+            max_result_bytes: args.max_result_bytes,
+            keep_results: args.keep_results,
+            keep_results_bytes: args.keep_results_bytes,
+            keep_artifacts_bytes: args.keep_artifacts_bytes,
+            grace: args.grace,
+            declared_gpu: args.gpu_name.zip(args.gpu_vram_mb),
+        }
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time; write a number and s, m, h or d, such as 90s or 14d");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(flags: &[&str]) -> Result<Config, clap::Error> {
+        Program::try_parse_from([&["compute-node"], flags].concat()).map(|program| program.args.into())
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = parse(&["--data", "/d"]).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:8645".parse().unwrap());
+        assert_eq!(config.token_file, PathBuf::from("/d/compute-token"));
+        assert_eq!(config.keep_results, Duration::from_secs(14 * 86_400));
+        assert_eq!(config.task_memory_bytes, 4 << 30);
+    }
+
+    #[test]
+    fn wrong_flags_are_refused() {
+        for flags in [
+            &["--listen", "nowhere"][..],
+            &["--slots", "0"],
+            &["--gpu-name", "A100"],
+            &["--gpu-vram-mb", "8"],
+            &["--keep-results", "14"],
+            &["--keep-results", "é"],
+            &["--grace", "99999999999999999999d"],
+        ] {
+            assert!(parse(flags).is_err(), "{flags:?}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The node as a whole: put together from its configuration, served, and drained.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use artifact::{BlobStore, FetchError, FetchPolicy, Fetcher};
+use axum::serve::ListenerExt;
+use daemon::{ListenError, Secret, SecretFileError, private_file};
+use gpu::{DeviceKind, Inventory};
+use taskmarket::Runtime as RuntimeName;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::executor::{Executor, Settings};
+use crate::results::Results;
+use crate::runtime::Runtime;
+use crate::runtime::embed::EmbedRuntime;
+use crate::runtime::wasm::WasmRuntime;
+use crate::service::Service;
+
+/// Tasks that run at once on a machine without a GPU.
+const CPU_SLOTS: u32 = 2;
+
+/// How often old results and fetched files are looked for while no task ends.
+const TIDY_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How long open connections may go on once all tasks have ended.
+const CONNECTION_GRACE: Duration = Duration::from_secs(5);
+
+/// What a proof names as the device of work that no GPU did, on a machine that has one.
+const CPU_NAME: &str = "CPU";
+
+/// A compute node that listens already, and serves once it is [run](Self::run).
+pub struct Node {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    executor: Executor,
+    service: Service,
+    grace: Duration,
+    /// Held as long as the node uses its data folder.
+    _lock: File,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The address is reachable from other hosts, which was not asked for.
+    #[error(
+        "refusing to listen on {addr}, which other hosts can reach\nhint: use 127.0.0.1, or --allow-remote on a trusted network"
+    )]
+    Remote {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The token file cannot be used.
+    #[error(transparent)]
+    Token(#[from] SecretFileError),
+    /// Another node uses the data folder.
+    #[error("another compute node uses {}\nhint: stop it, or give this one a --data of its own", .0.display())]
+    InUse(PathBuf),
+    /// A file or folder cannot be used.
+    #[error("cannot use {}: {source}", path.display())]
+    Disk {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// References could not be fetched.
+    #[error("cannot set up fetching: {0}")]
+    Fetch(#[from] FetchError),
+    /// A runtime does not work here.
+    #[error("the runtime {runtime} does not work: {reason}")]
+    Runtime {
+        /// Which.
+        runtime: RuntimeName,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Node {
+    /// Puts a node together and binds its address. Attempts that ran when the last node on this data folder ended become
+    /// failed.
+    ///
+    /// # Errors
+    /// Any [`BuildError`].
+    pub async fn build(config: Config) -> Result<Self, BuildError> {
+        if !config.allow_remote && !config.listen.ip().is_loopback() {
+            return Err(BuildError::Remote { addr: config.listen });
+        }
+        let listener = daemon::bind(config.listen).await?;
+        let local_addr =
+            listener.local_addr().map_err(|source| ListenError::Bind { addr: config.listen, source })?;
+        let grace = config.grace;
+        // Files, drivers and compilers all block.
+        let built = tokio::task::spawn_blocking(move || Parts::build(&config)).await;
+        let Parts { executor, service, lock } =
+            built.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        executor.tidy().await;
+        Ok(Self { listener, local_addr, executor, service, grace, _lock: lock })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `shutdown` is cancelled, then takes no more tasks, lets running ones end within the grace, and
+    /// returns.
+    ///
+    /// # Errors
+    /// The listener fails.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        tracing::info!(addr = %self.local_addr, slots = self.executor.slots(), "compute node listens");
+        let stop_serving = CancellationToken::new();
+        let listener = self.listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
+        let server = axum::serve(listener, self.service.router())
+            .with_graceful_shutdown(stop_serving.clone().cancelled_owned());
+        let mut server = tokio::spawn(server.into_future());
+        let tidying = tokio::spawn(tidy_regularly(self.executor.clone()));
+
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = &mut server => {
+                tidying.abort();
+                return ended.map_err(io::Error::other)?;
+            }
+        }
+        // The API stays up meanwhile, so that the agent hears how its tasks ended.
+        self.executor.drain(self.grace).await;
+        tidying.abort();
+        stop_serving.cancel();
+        match daemon::drain("connections", CONNECTION_GRACE, &mut server).await {
+            Some(ended) => ended.map_err(io::Error::other)?,
+            None => {
+                server.abort();
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn tidy_regularly(executor: Executor) {
+    loop {
+        tokio::time::sleep(TIDY_INTERVAL).await;
+        executor.tidy().await;
+    }
+}
+
+/// What is made before the first request.
+struct Parts {
+    executor: Executor,
+    service: Service,
+    lock: File,
+}
+
+impl Parts {
+    fn build(config: &Config) -> Result<Self, BuildError> {
+        let disk = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BuildError::Disk { path, source }
+        };
+        let lock = lock_folder(&config.data)?;
+        let token = token(&config.token_file)?;
+        let artifacts = config.data.join("artifacts");
+        let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
+        let fetcher = Fetcher::new(policy(config), store)?;
+        let inventory = config
+            .declared_gpu
+            .as_ref()
+            .map_or_else(gpu::detect, |(name, vram_mb)| Inventory::declared(name, *vram_mb));
+        let results_folder = config.data.join("results");
+        let (results, records) = Results::open(results_folder.clone()).map_err(disk(&results_folder))?;
+        let executor = Executor::new(settings(config, &inventory), runtimes()?, fetcher, results, records)
+            .map_err(disk(&results_folder))?;
+        let service = Service::new(executor.clone(), inventory, token);
+        Ok(Self { executor, service, lock })
+    }
+}
+
+fn runtimes() -> Result<BTreeMap<RuntimeName, Arc<dyn Runtime>>, BuildError> {
+    let failed = |runtime, reason: String| BuildError::Runtime { runtime, reason };
+    let embed = EmbedRuntime::new().map_err(|error| failed(RuntimeName::Embed, error.to_string()))?;
+    let wasm = WasmRuntime::new().map_err(|error| failed(RuntimeName::Wasm, format!("{error:#}")))?;
+    Ok(BTreeMap::from([
+        (RuntimeName::Embed, Arc::new(embed) as Arc<dyn Runtime>),
+        (RuntimeName::Wasm, Arc::new(wasm) as Arc<dyn Runtime>),
+    ]))
+}
+
+fn settings(config: &Config, inventory: &Inventory) -> Settings {
+    let gpus = u32::try_from(inventory.gpus().count()).unwrap_or(u32::MAX);
+    let by_devices = if gpus == 0 { CPU_SLOTS } else { gpus };
+    let cpu = inventory.devices.iter().find(|device| device.kind == DeviceKind::Cpu);
+    Settings {
+        slots: config.slots.unwrap_or(by_devices),
+        memory_bytes: config.task_memory_bytes,
+        result_bytes: config.max_result_bytes,
+        keep: config.keep_results,
+        keep_bytes: config.keep_results_bytes,
+        keep_artifacts_bytes: config.keep_artifacts_bytes,
+        gpu_name: inventory.gpus().next().map(|device| device.name.clone()),
+        cpu_name: cpu.map_or_else(|| CPU_NAME.to_owned(), |device| device.name.clone()),
+    }
+}
+
+fn policy(config: &Config) -> FetchPolicy {
+    FetchPolicy {
+        allow_private_addresses: config.allow_private_addresses,
+        allowed_dirs: config.allowed_dirs.clone(),
+        max_bytes: config.max_artifact_bytes,
+        ..FetchPolicy::default()
+    }
+}
+
+/// Makes the data folder, and takes it for this process.
+fn lock_folder(folder: &Path) -> Result<File, BuildError> {
+    let path = folder.join("lock");
+    let failed = |source| BuildError::Disk { path: path.clone(), source };
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).map_err(failed)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BuildError::InUse(folder.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Reads the token, and makes one first where there is none.
+fn token(path: &Path) -> Result<Secret, BuildError> {
+    let token: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    match private_file::create_new(path, format!("{token}\n").as_bytes()) {
+        Ok(()) => tracing::info!(path = %path.display(), "made a token file"),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(BuildError::Disk { path: path.to_owned(), source }),
+    }
+    Ok(daemon::read_secret_file(path)?)
+}

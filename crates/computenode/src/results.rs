@@ -1,0 +1,179 @@
+//! What came of tasks, on disk: it outlives the process.
+//!
+//! Each task has a record (`<task>.json`) and, once done, its result beside it
+//! (`<task>.<attempt>`). A result is written before the record that names it, and both appear whole or not at all.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use daemon::private_file;
+use rpc::node::{ComputeOutcome, ComputeRequest, ComputeStatus};
+use rpc::tasks::{FailureView, Phase};
+use serde::{Deserialize, Serialize};
+use taskmarket::{TaskId, Timestamp};
+
+use crate::attempt::Failure;
+
+/// The failure of attempts that ended with the node rather than by themselves.
+const NODE_RESTARTED: &str = "node_restarted";
+
+/// What is kept of a task: its newest attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// How it is, as the API shows it.
+    pub(crate) status: ComputeStatus,
+    /// When it was taken.
+    pub(crate) started_at: Timestamp,
+    /// When it ended, if it did.
+    pub(crate) ended_at: Option<Timestamp>,
+}
+
+/// Why an attempt gave no result.
+pub(crate) enum Ended {
+    /// It was called off.
+    Cancelled,
+    /// The node ended first.
+    NodeRestarted,
+    /// It failed by itself.
+    Failed(Failure),
+}
+
+impl Record {
+    /// The record of an attempt that begins, after `previous` of the same task.
+    pub(crate) fn first(request: &ComputeRequest, previous: Option<&Self>) -> Self {
+        let status = ComputeStatus {
+            task_id: request.task_id,
+            attempt: request.attempt,
+            phase: Phase::Fetching,
+            percent: None,
+            revision: previous.map_or(1, |previous| previous.status.revision + 1),
+            outcome: None,
+            failure: None,
+        };
+        Self { status, started_at: now(), ended_at: None }
+    }
+
+    /// Notes how the attempt ended.
+    pub(crate) fn end(&mut self, outcome: Result<ComputeOutcome, Ended>) {
+        let failed = |code: &str, message: String| Some(FailureView { code: code.to_owned(), message });
+        self.ended_at = Some(now());
+        let status = &mut self.status;
+        status.revision += 1;
+        status.percent = None;
+        (status.phase, status.outcome, status.failure) = match outcome {
+            Ok(outcome) => (Phase::Done, Some(outcome), None),
+            Err(Ended::Cancelled) => (Phase::Cancelled, None, None),
+            Err(Ended::NodeRestarted) => {
+                (Phase::Failed, None, failed(NODE_RESTARTED, "the node ended while the task ran".to_owned()))
+            }
+            Err(Ended::Failed(failure)) => (Phase::Failed, None, failed(&failure.code, failure.message)),
+        };
+    }
+}
+
+/// This moment, in whole seconds.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix(since.as_secs())
+}
+
+/// The folder of records and results. Its methods block on the disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Results {
+    folder: PathBuf,
+}
+
+impl Results {
+    /// Opens the folder, which is made if missing, and reads its records. What cannot be read is logged and left alone.
+    pub(crate) fn open(folder: PathBuf) -> io::Result<(Self, Vec<Record>)> {
+        fs::create_dir_all(&folder)?;
+        let mut records = Vec::new();
+        let mut all_read = true;
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "tmp") {
+                fs::remove_file(&path)?;
+            } else if path.extension().is_some_and(|extension| extension == "json") {
+                match read_record(&path) {
+                    Ok(record) => records.push(record),
+                    Err(error) => {
+                        tracing::error!(path = %path.display(), %error, "unreadable record");
+                        all_read = false;
+                    }
+                }
+            }
+        }
+        let results = Self { folder };
+        if all_read {
+            results.remove_orphans(&records)?;
+        }
+        Ok((results, records))
+    }
+
+    /// Stores a task's record durably, in place of its last one.
+    pub(crate) fn store_record(&self, record: &Record) -> io::Result<()> {
+        private_file::create(&self.record_path(record.status.task_id), &serde_json::to_vec(record)?)
+    }
+
+    /// Stores the result of an attempt durably.
+    pub(crate) fn store_result(&self, task: TaskId, attempt: u32, bytes: &[u8]) -> io::Result<()> {
+        private_file::create(&self.result_path(task, attempt), bytes)
+    }
+
+    /// Opens the result of an attempt.
+    pub(crate) fn open_result(&self, task: TaskId, attempt: u32) -> io::Result<File> {
+        File::open(self.result_path(task, attempt))
+    }
+
+    /// Removes the result of an attempt, if there is one.
+    pub(crate) fn remove_result(&self, task: TaskId, attempt: u32) -> io::Result<()> {
+        remove(&self.result_path(task, attempt))
+    }
+
+    /// Removes all that is kept of a task.
+    pub(crate) fn remove(&self, task: TaskId, attempt: u32) -> io::Result<()> {
+        remove(&self.record_path(task))?;
+        self.remove_result(task, attempt)
+    }
+
+    /// Removes results that no record names: left by a crash between the two.
+    fn remove_orphans(&self, records: &[Record]) -> io::Result<()> {
+        let named: HashSet<PathBuf> = records
+            .iter()
+            .map(|record| &record.status)
+            .filter(|status| status.outcome.is_some())
+            .map(|status| self.result_path(status.task_id, status.attempt))
+            .collect();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let is_record = path.extension().is_some_and(|extension| extension == "json");
+            if !is_record && !named.contains(&path) {
+                tracing::info!(path = %path.display(), "removing a result without a record");
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record_path(&self, task: TaskId) -> PathBuf {
+        self.folder.join(format!("{task}.json"))
+    }
+
+    fn result_path(&self, task: TaskId, attempt: u32) -> PathBuf {
+        self.folder.join(format!("{task}.{attempt}"))
+    }
+}
+
+fn read_record(path: &Path) -> io::Result<Record> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

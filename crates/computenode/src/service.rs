@@ -1,0 +1,271 @@
+//! The node's HTTP API, for the agent on the same host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Json, Path, Query, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use daemon::Secret;
+use gpu::{DeviceKind, Inventory};
+use rpc::error::{ErrorBody, ErrorCode};
+use rpc::link::DeviceView;
+use rpc::node::{ComputeRequest, ComputeStatus, NodeReport};
+use rpc::tasks::Phase;
+use rpc::{REQUEST_ID_HEADER, RESULT_HASH_HEADER};
+use serde::Deserialize;
+use taskmarket::{ParseError, TaskId};
+use tokio::sync::Semaphore;
+use tokio_util::io::ReaderStream;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+
+use crate::executor::{Executor, TakeError};
+
+/// The largest request body, in bytes: a task with the longest references and parameters, several times over.
+const MAX_BODY_BYTES: usize = 256 << 10;
+
+/// The requests that are answered at once; each may wait for a change. Beyond them, 503.
+const MAX_REQUESTS: usize = 256;
+
+/// The longest that a request for a status waits for a change.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The longest that a request takes until its response begins. It leaves room for [`MAX_WAIT`].
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// When a refused caller may come again, in seconds.
+const RETRY_AFTER: &str = "1";
+
+/// How long the driver may take to say how the GPUs are.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct Service(Arc<Shared>);
+
+struct Shared {
+    executor: Executor,
+    inventory: Inventory,
+    token: Secret,
+    requests: Semaphore,
+}
+
+/// An error as the API answers it.
+struct Refusal(ErrorCode, String);
+
+impl Service {
+    pub(crate) fn new(executor: Executor, inventory: Inventory, token: Secret) -> Self {
+        Self(Arc::new(Shared { executor, inventory, token, requests: Semaphore::new(MAX_REQUESTS) }))
+    }
+
+    /// The routes, all of them behind the token.
+    pub(crate) fn router(self) -> Router {
+        let request_id = HeaderName::from_static(REQUEST_ID_HEADER);
+        Router::new()
+            .route("/compute", post(take))
+            .route("/compute/{task_id}", delete(cancel))
+            .route("/status", get(report))
+            .route("/status/{task_id}", get(status))
+            .route("/result/{task_id}", get(result))
+            .route("/metrics", get(metrics))
+            .fallback(|| async { Refusal(ErrorCode::NotFound, "there is no such path".to_owned()) })
+            .method_not_allowed_fallback(|| async {
+                Refusal(ErrorCode::MethodNotAllowed, "the path knows no such method".to_owned())
+            })
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(middleware::from_fn_with_state(self.clone(), guard))
+            .layer(CatchPanicLayer::custom(|_| {
+                Refusal(ErrorCode::Internal, "the request failed".to_owned()).into_response()
+            }))
+            .layer(PropagateRequestIdLayer::new(request_id.clone()))
+            .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+            .with_state(self)
+    }
+}
+
+/// Lets in whoever has the token, as many at once as are allowed, each for a limited time.
+async fn guard(State(service): State<Service>, request: Request, next: Next) -> Response {
+    let presented = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let presented = presented.and_then(|value| value.split_once(' '));
+    let token = presented.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    if !token.is_some_and(|(_, token)| service.0.token.matches(token)) {
+        service.0.executor.metrics().unauthorized.add(1);
+        let hint = "give the token of the node's token file as `Authorization: Bearer`";
+        return Refusal(ErrorCode::InvalidApiKey, hint.to_owned()).into_response();
+    }
+    let Ok(_permit) = service.0.requests.try_acquire() else {
+        return Refusal(ErrorCode::Unavailable, "too many requests at once".to_owned()).into_response();
+    };
+    tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+        Refusal(ErrorCode::RequestTimeout, "the request took too long".to_owned()).into_response()
+    })
+}
+
+async fn take(
+    State(service): State<Service>,
+    body: Result<Json<ComputeRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<ComputeStatus>), Refusal> {
+    let Json(request) = body.map_err(|rejection| {
+        let code = match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::PayloadTooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => ErrorCode::UnsupportedMediaType,
+            _ => ErrorCode::MalformedRequest,
+        };
+        Refusal(code, rejection.body_text())
+    })?;
+    let status = service.0.executor.take(request).await?;
+    Ok((StatusCode::ACCEPTED, Json(status)))
+}
+
+async fn cancel(
+    State(service): State<Service>,
+    TaskPath(task): TaskPath,
+) -> Result<(StatusCode, Json<ComputeStatus>), Refusal> {
+    let status = service.0.executor.cancel(task).ok_or_else(unknown_task)?;
+    Ok((StatusCode::ACCEPTED, Json(status)))
+}
+
+/// How to ask for the status of a task.
+#[derive(Deserialize)]
+struct StatusQuery {
+    /// Wait this long for a change, in milliseconds.
+    #[serde(default)]
+    wait_ms: u64,
+    /// The revision that the caller knows.
+    #[serde(default)]
+    seen: u64,
+}
+
+async fn status(
+    State(service): State<Service>,
+    TaskPath(task): TaskPath,
+    query: Result<Query<StatusQuery>, QueryRejection>,
+) -> Result<Json<ComputeStatus>, Refusal> {
+    let Query(StatusQuery { wait_ms, seen }) =
+        query.map_err(|rejection| Refusal(ErrorCode::MalformedRequest, rejection.body_text()))?;
+    let wait = Duration::from_millis(wait_ms).min(MAX_WAIT);
+    let status = service.0.executor.changed_status(task, seen, wait).await;
+    status.map(Json).ok_or_else(unknown_task)
+}
+
+async fn result(State(service): State<Service>, TaskPath(task): TaskPath) -> Result<Response, Refusal> {
+    let status = service.0.executor.status(task).ok_or_else(unknown_task)?;
+    let outcome = match (status.phase, &status.outcome) {
+        (Phase::Done, Some(outcome)) => outcome,
+        (phase, _) => {
+            let message = format!("there is no result: the task's phase is {}", phase.as_str());
+            return Err(Refusal(ErrorCode::Conflict, message));
+        }
+    };
+    let file = service.0.executor.open_result(&status).await.map_err(|error| {
+        tracing::error!(task = %status.task_id, %error, "cannot open a result");
+        Refusal(ErrorCode::Internal, "the result cannot be read".to_owned())
+    })?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+        (header::CONTENT_LENGTH, HeaderValue::from(outcome.result_bytes)),
+    ];
+    let hash = [(HeaderName::from_static(RESULT_HASH_HEADER), outcome.result_hash.to_string())];
+    Ok((headers, hash, Body::from_stream(ReaderStream::with_capacity(file, 64 << 10))).into_response())
+}
+
+async fn report(State(service): State<Service>) -> Json<NodeReport> {
+    let Shared { executor, inventory, .. } = &*service.0;
+    let sampled = inventory.clone();
+    let sampling = tokio::task::spawn_blocking(move || sampled.sample());
+    let samples = match tokio::time::timeout(SAMPLE_TIMEOUT, sampling).await {
+        Ok(Ok(samples)) => Ok(samples),
+        Ok(Err(_)) | Err(_) => Err("the GPU's driver does not answer".to_owned()),
+    };
+    let unhealthy = match &samples {
+        Ok(samples) => samples.iter().find(|sample| !sample.health.is_usable()).map(|sample| {
+            let name = inventory.devices.get(sample.index as usize).map_or("a device", |device| &device.name);
+            format!("{name} does not work")
+        }),
+        Err(reason) => Some(reason.clone()),
+    };
+    let is_gpu = |index: u32| {
+        inventory.devices.get(index as usize).is_some_and(|device| device.kind == DeviceKind::Gpu)
+    };
+    let samples = samples.unwrap_or_default();
+    let free = samples.iter().filter(|sample| is_gpu(sample.index)).map(|sample| sample.free_vram_mb);
+    Json(NodeReport {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        devices: inventory.devices.iter().map(device_view).collect(),
+        free_vram_mb: free.collect(),
+        runtimes: executor.runtimes(),
+        slots: executor.slots(),
+        busy: executor.busy(),
+        warm_models: executor.warm_models(),
+        unhealthy,
+    })
+}
+
+async fn metrics(State(service): State<Service>) -> Response {
+    let executor = &service.0.executor;
+    let text = executor.metrics().render(executor.slots(), executor.busy());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn device_view(device: &gpu::Device) -> DeviceView {
+    DeviceView {
+        kind: match device.kind {
+            DeviceKind::Gpu => rpc::link::DeviceKind::Gpu,
+            DeviceKind::Cpu => rpc::link::DeviceKind::Cpu,
+        },
+        name: device.name.clone(),
+        vram_mb: device.vram_mb,
+        uuid: device.uuid.clone(),
+    }
+}
+
+/// The task that a path names.
+struct TaskPath(TaskId);
+
+impl FromRequestParts<Service> for TaskPath {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, Refusal> {
+        let malformed = |reason: String| Refusal(ErrorCode::MalformedRequest, reason);
+        let Path(text) = Path::<String>::from_request_parts(parts, service)
+            .await
+            .map_err(|rejection| malformed(rejection.body_text()))?;
+        text.parse().map(Self).map_err(|error: ParseError| malformed(error.to_string()))
+    }
+}
+
+fn unknown_task() -> Refusal {
+    Refusal(ErrorCode::NotFound, "this node does not know the task".to_owned())
+}
+
+impl From<TakeError> for Refusal {
+    fn from(error: TakeError) -> Self {
+        let code = match &error {
+            TakeError::Busy | TakeError::Closed => ErrorCode::Unavailable,
+            TakeError::StaleAttempt { .. } => ErrorCode::StaleAttempt,
+            TakeError::Invalid { .. } => ErrorCode::InvalidField,
+            TakeError::Disk(_) => ErrorCode::Internal,
+        };
+        Self(code, error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(code, message) = self;
+        let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(ErrorBody::new(code, message))).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        response
+    }
+}

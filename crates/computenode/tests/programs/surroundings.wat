@@ -1,0 +1,20 @@
+;; Writes what it learns of its surroundings: both clocks, random bytes, its arguments, its environment, and a NaN.
+(module
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "args_get" (func $args (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    ;; From 64 on: wall clock, monotonic clock twice, 32 random bytes, a NaN, arguments at 192, environment at 320.
+    (drop (call $clock (i32.const 0) (i64.const 1) (i32.const 64)))
+    (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 72)))
+    (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 80)))
+    (drop (call $random (i32.const 88) (i32.const 32)))
+    (f64.store (i32.const 120) (f64.div (f64.load (i32.const 4096)) (f64.load (i32.const 4104))))
+    (drop (call $args (i32.const 1024) (i32.const 192)))
+    (drop (call $environ (i32.const 1024) (i32.const 320)))
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const 384))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))))

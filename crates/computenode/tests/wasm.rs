@@ -1,0 +1,143 @@
+//! What a WebAssembly program can and cannot do.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use computenode::runtime::wasm::WasmRuntime;
+use computenode::runtime::{Context, Job, RunCode, RunError, Runtime};
+
+async fn run_job(job: Job) -> Result<Vec<u8>, RunError> {
+    let runtime = WasmRuntime::new().expect("the engine works");
+    let context = Context::default();
+    let running = runtime.run(job, &context);
+    let ended =
+        tokio::time::timeout(Duration::from_secs(60), running).await.expect("the program never ended");
+    ended.map(|output| output.bytes)
+}
+
+async fn run_with(name: &str, params: &str, change: impl FnOnce(&mut Job)) -> Result<Vec<u8>, RunError> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut job = support::wasm_job(folder.path(), &support::program(name), b"");
+    job.params = params.to_owned();
+    change(&mut job);
+    run_job(job).await
+}
+
+async fn fails(name: &str, params: &str) -> RunError {
+    run_with(name, params, |_| {}).await.expect_err("the program ended well")
+}
+
+#[tokio::test]
+async fn input_becomes_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "Grüße, all of you. ".repeat(10_000);
+    let job = support::wasm_job(folder.path(), &support::program("upper"), text.as_bytes());
+    assert_eq!(run_job(job).await.unwrap(), text.to_ascii_uppercase().as_bytes());
+}
+
+#[tokio::test]
+async fn fuel_is_exact() {
+    let error = fails("spin", r#"{"fuel":1000000}"#).await;
+    assert_eq!(error.code, RunCode::OutOfFuel);
+    // The program is one instruction and its function's entry: so little is enough, and less is not.
+    assert!(run_with("start_large", r#"{"fuel":2}"#, |job| job.limits.memory_bytes = 2 << 30).await.is_ok());
+    let error = run_with("start_large", r#"{"fuel":0}"#, |job| job.limits.memory_bytes = 2 << 30).await;
+    assert_eq!(error.unwrap_err().code, RunCode::OutOfFuel);
+}
+
+#[tokio::test]
+async fn memory_is_bounded() {
+    assert_eq!(fails("grow", r#"{"memory_mb":8}"#).await.code, RunCode::OutOfMemory);
+    assert_eq!(fails("grow", "{}").await.code, RunCode::OutOfMemory);
+    assert_eq!(fails("start_large", "{}").await.code, RunCode::OutOfMemory);
+    let error = fails("upper", r#"{"memory_mb":257}"#).await;
+    assert_eq!((error.code, error.message.contains("256")), (RunCode::BadParams, true), "{error}");
+}
+
+#[tokio::test]
+async fn a_sleeping_program_stops_at_its_deadline() {
+    let started = Instant::now();
+    let ended = run_with("sleep", "{}", |job| job.limits.wall = Duration::from_millis(200)).await;
+    assert_eq!(ended.unwrap_err().code, RunCode::TimedOut);
+    assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn traps_and_exits_show_what_the_program_said() {
+    let trap = fails("trap", "{}").await;
+    assert_eq!(trap.code, RunCode::Trapped);
+    assert!(trap.message.contains("divide by zero") && trap.message.contains("about to fail"), "{trap}");
+    let exit = fails("exit", "{}").await;
+    assert_eq!(exit.code, RunCode::ExitNonzero);
+    assert!(exit.message.contains('3') && exit.message.contains("no luck"), "{exit}");
+}
+
+#[tokio::test]
+async fn output_is_bounded_and_standard_error_is_cut() {
+    let flooded = run_with("flood", "{}", |job| job.limits.output_bytes = 1 << 20).await;
+    assert_eq!(flooded.unwrap_err().code, RunCode::OutputTooLarge);
+    // With an argument it writes 64 MB to standard error, and nothing to its output.
+    assert_eq!(run_with("flood", r#"{"args":["x"]}"#, |_| {}).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn surroundings_are_the_same_everywhere() {
+    let seen = |params: &'static str| async move { run_with("surroundings", params, |_| {}).await.unwrap() };
+    let bytes = seen(r#"{"args":["one","two"],"env":{"A":"b"},"seed":7}"#).await;
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    assert_eq!(number(0), 946_684_800_000_000_000, "the wall clock stands at 2000-01-01");
+    assert_eq!(number(16) - number(8), 1_000, "the monotonic clock goes by steps");
+    assert_eq!(number(56), 0x7ff8_0000_0000_0000, "NaNs are canonical");
+    assert_eq!(&bytes[128..146], b"task.wasm\0one\0two\0");
+    assert_eq!(&bytes[256..260], b"A=b\0");
+
+    assert_eq!(seen(r#"{"args":["one","two"],"env":{"A":"b"},"seed":7}"#).await, bytes);
+    let other = seen(r#"{"seed":8}"#).await;
+    assert_ne!(other[24..56], bytes[24..56], "the seed decides what is random");
+    // RFC 8439 has the stream for a key of zeros: 76b8e0ad a0f13d90 405d6ae5 5386bd28 bdd219b8 a08ded1a a836efcc 8b770dc7.
+    assert_eq!(seen("{}").await[24..32], [0x76, 0xa0, 0x40, 0x53, 0xbd, 0xa0, 0xa8, 0x8b]);
+}
+
+#[tokio::test]
+async fn there_are_no_files_and_no_network() {
+    assert_eq!(run_with("files", "{}", |_| {}).await.unwrap(), b"");
+    let error = fails("socket", "{}").await;
+    assert_eq!((error.code, error.message.contains("sock_open")), (RunCode::BadModel, true), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_program_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = support::program("upper");
+    let no_start = wat::parse_str("(module)").unwrap();
+    let start_is_no_function = wat::parse_str(r#"(module (memory (export "_start") 1))"#).unwrap();
+    let start_takes = wat::parse_str(r#"(module (func (export "_start") (param i32)))"#).unwrap();
+    let shared = wat::parse_str(r#"(module (memory 1 1 shared) (func (export "_start")))"#).unwrap();
+    let tables =
+        wat::parse_str(format!(r#"(module {} (func (export "_start")))"#, "(table 1 funcref)".repeat(5)));
+    let text = b"(module (func (export \"_start\")))".to_vec();
+    let component = wat::parse_str("(component)").unwrap();
+    let mut programs =
+        vec![vec![], tables.unwrap(), text, no_start, start_is_no_function, start_takes, shared, component];
+    programs.extend((0..whole.len()).step_by(17).map(|cut| whole[..cut].to_vec()));
+    for module in programs {
+        let error = run_job(support::wasm_job(folder.path(), &module, b"")).await.unwrap_err();
+        assert_eq!(error.code, RunCode::BadModel, "{module:?}: {error}");
+    }
+    // Flipped bits may leave a program; what matters is that the node lives on.
+    for at in 0..whole.len() {
+        let mut module = whole.clone();
+        module[at] ^= 1 << (at % 8);
+        let mut job = support::wasm_job(folder.path(), &module, b"text");
+        job.params = r#"{"fuel":100000}"#.to_owned();
+        drop(run_job(job).await);
+    }
+}
+
+#[tokio::test]
+async fn params_that_cannot_be_passed_are_refused() {
+    for params in [r#"{"args":["a\u0000b"]}"#, r#"{"env":{"A":"\u0000"}}"#, r#"{"fuel":-1}"#, "[]", ""] {
+        assert_eq!(fails("upper", params).await.code, RunCode::BadParams, "{params}");
+    }
+}
