@@ -1,1 +1,182 @@
-//! Under construction.
+//! Keys: where they are kept, and how messages are signed with them.
+//!
+//! A [`Wallet`] holds one secp256k1 key and signs any [`taskmarket::Message`]. On disk a key is an encrypted Web3 keystore
+//! (<https://ethereum.org/developers/docs/data-structures-and-encoding/web3-secret-storage>) or a file with 64 hex digits;
+//! [`default_keystore`] makes the first kind where a program is to work without being told of a key.
+//!
+//! No text of this crate (`Debug`, `Display`, errors) carries a key or a password.
+
+mod default;
+mod file;
+mod keystore;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use alloy_primitives::{Address, B256};
+use alloy_signer::SignerSync;
+use alloy_signer_local::PrivateKeySigner;
+use taskmarket::{Domain, Message, Signature, Signed};
+
+pub use default::{KEY_FILE, PASSWORD_FILE, default_keystore};
+
+/// A key that signs. `Debug` shows its address alone.
+#[derive(Clone)]
+pub struct Wallet {
+    signer: PrivateKeySigner,
+}
+
+impl Wallet {
+    /// A new key from the operating system's randomness.
+    pub fn random() -> Self {
+        Self { signer: PrivateKeySigner::random_with(&mut file::OsRng) }
+    }
+
+    /// Reads a private key from text: 64 hex digits, with or without `0x`; white space around it is ignored.
+    ///
+    /// # Errors
+    /// [`WalletError::Key`], which does not repeat the text.
+    pub fn from_hex(text: &str) -> Result<Self, WalletError> {
+        let text = text.trim();
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text.strip_prefix("0x").unwrap_or(text), &mut bytes)
+            .map_err(|_| WalletError::Key)?;
+        let signer = PrivateKeySigner::from_bytes(&B256::from(bytes)).map_err(|_| WalletError::Key)?;
+        Ok(Self { signer })
+    }
+
+    /// Loads a key from a file: an encrypted Web3 keystore (JSON), or a raw key as [`Wallet::from_hex`] takes it. The password
+    /// is that of the keystore; a raw key needs none. Decrypting takes a good part of a second.
+    ///
+    /// # Errors
+    /// The file cannot be read, others than its owner may open it, it is neither kind, or the password is missing or wrong.
+    pub fn load(path: &Path, password: Option<&str>) -> Result<Self, WalletError> {
+        let text = file::read_private(path)?;
+        if !text.trim_start().starts_with('{') {
+            return Self::from_hex(&text).map_err(|_| WalletError::KeyFile { path: path.to_owned() });
+        }
+        let password = password.ok_or_else(|| WalletError::PasswordMissing { path: path.to_owned() })?;
+        Ok(Self { signer: keystore::decrypt(path, &text, password)? })
+    }
+
+    /// Writes the key as an encrypted keystore. The file has mode 0600 from its first moment, appears whole or not at all, and
+    /// is durable on return; missing folders are made with mode 0700.
+    ///
+    /// # Errors
+    /// [`WalletError::Exists`] where there is a file already: a key is never overwritten. Else the file system's error.
+    pub fn save_keystore(&self, path: &Path, password: &str) -> Result<(), WalletError> {
+        file::create(path, |staged| keystore::encrypt(staged, &self.signer, password))
+    }
+
+    /// The key's address.
+    pub fn address(&self) -> Address {
+        self.signer.address()
+    }
+
+    /// Signs a message for a domain: recoverable, low-s, `v` 27 or 28, and the same each time (RFC 6979).
+    ///
+    /// # Errors
+    /// [`SignError::OtherSigner`] where the message names another address as its signer: nobody would take that signature.
+    pub fn sign<M: Message>(&self, message: &M, domain: &Domain) -> Result<Signed<M>, SignError> {
+        if let Some(named) = message.named_signer().filter(|named| *named != self.address()) {
+            return Err(SignError::OtherSigner { message: M::NAME, named, own: self.address() });
+        }
+        let failed = |why: String| SignError::Failed { message: M::NAME, why };
+        let signature =
+            self.signer.sign_hash_sync(&message.digest(domain)).map_err(|error| failed(error.to_string()))?;
+        let signature =
+            Signature::from_bytes(signature.as_bytes()).map_err(|error| failed(error.to_string()))?;
+        Ok(Signed { message: message.clone(), signature })
+    }
+}
+
+impl fmt::Debug for Wallet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Wallet({})", self.address())
+    }
+}
+
+/// Why a key could not be loaded or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum WalletError {
+    /// A text is not a private key.
+    #[error(
+        "not a private key: expected 64 hex digits, with or without 0x, of a number within the curve's order"
+    )]
+    Key,
+    /// A file holds neither kind of key.
+    #[error(
+        "{} is not a key file: expected an encrypted keystore (JSON), or a private key as 64 hex digits", path.display()
+    )]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others than the owner may open a file with a secret.
+    #[error("{} is open to other users (mode {mode:03o}): run `chmod 600 {}`", path.display(), path.display())]
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A key is never overwritten.
+    #[error("{} exists already; a key is never overwritten", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A keystore needs a password and none was given.
+    #[error("{} is encrypted and needs its password", path.display())]
+    PasswordMissing {
+        /// The keystore.
+        path: PathBuf,
+    },
+    /// The password does not open the keystore.
+    #[error("the password does not open {}", path.display())]
+    PasswordWrong {
+        /// The keystore.
+        path: PathBuf,
+    },
+    /// A keystore is damaged, or of a kind that is not supported.
+    #[error("{} is not a keystore that can be opened: {why}", path.display())]
+    Keystore {
+        /// The keystore.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Why a message was not signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// The message names another signer.
+    #[error("this {message} names {named} as its signer, but the key at hand is of {own}")]
+    OtherSigner {
+        /// The message's EIP-712 name.
+        message: &'static str,
+        /// Whom it names.
+        named: Address,
+        /// Whose key this is.
+        own: Address,
+    },
+    /// The signing library failed.
+    #[error("cannot sign this {message}: {why}")]
+    Failed {
+        /// The message's EIP-712 name.
+        message: &'static str,
+        /// What it said.
+        why: String,
+    },
+}

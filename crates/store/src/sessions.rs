@@ -1,0 +1,83 @@
+//! The sessions of providers' hosts, and whether each host takes work.
+
+use async_trait::async_trait;
+use taskmarket::{Address, Bytes32, NodeStatus, Timestamp};
+
+use crate::StoreError;
+
+/// Why a session ended that a newer one of the same host replaced.
+pub const SUPERSEDED: &str = "superseded";
+
+/// The sessions of providers' hosts.
+///
+/// Every method fails with [`StoreError`] as its variants say.
+#[async_trait]
+pub trait Sessions: Send + Sync {
+    /// Keeps a new session, ends the host's older ones as [`SUPERSEDED`], and answers the session's generation: it counts the sessions
+    /// of this provider and host from 1, so that of two the greater one is the newer.
+    async fn open_session(&self, session: NewSession) -> Result<u64, StoreError>;
+
+    /// Ends a session. `false` if it is unknown or has ended already; then nothing changes.
+    async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError>;
+
+    /// Ends all sessions at a relay that have not ended, and answers how many: for its start, when none can be alive.
+    async fn close_sessions_of(&self, relay_id: &str, at: Timestamp, reason: &str)
+    -> Result<u64, StoreError>;
+
+    /// A provider's sessions, newest first, `limit` at most.
+    async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError>;
+
+    /// Keeps what a provider signed of a host. `false`, and nothing changes, if it is not newer than what is kept.
+    async fn set_node_status(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+        status: NodeStatus,
+        issued_at: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// What a provider last signed of a host.
+    async fn node_status(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+    ) -> Result<Option<NodeStatus>, StoreError>;
+}
+
+/// A session that begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSession {
+    /// Its id, of which no other session has the same.
+    pub session_id: String,
+    /// Whose host.
+    pub provider: Address,
+    /// Which host.
+    pub node_id: Bytes32,
+    /// At which relay.
+    pub relay_id: String,
+    /// The metadata text that the provider signed for.
+    pub metadata_json: String,
+    /// When it begins.
+    pub at: Timestamp,
+}
+
+/// A session as kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredSession {
+    /// Its id.
+    pub session_id: String,
+    /// Whose host.
+    pub provider: Address,
+    /// Which host.
+    pub node_id: Bytes32,
+    /// At which relay.
+    pub relay_id: String,
+    /// The metadata text that the provider signed for.
+    pub metadata_json: String,
+    /// Counts the host's sessions, from 1.
+    pub generation: u64,
+    /// When it began.
+    pub connected_at: Timestamp,
+    /// When and why it ended; `None` while it lasts.
+    pub ended: Option<(Timestamp, String)>,
+}

@@ -1,0 +1,122 @@
+//! The store in one SQLite file.
+//!
+//! The file is `relay.db` in the store's folder, with a write-ahead log beside it. One thread writes: it takes the requests that wait,
+//! carries them out in one transaction, and answers when that is on disk, so that many callers share one flush. Reads go to a few
+//! connections of their own and never wait for writes.
+
+mod artifacts;
+mod folder;
+mod listing;
+mod readers;
+mod schema;
+mod secrets;
+mod sessions;
+mod tasks;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+
+use crate::{Store, StoreError};
+use readers::Readers;
+pub use writer::WriteStats;
+use writer::Writer;
+
+/// The store in one SQLite file.
+#[derive(Debug)]
+pub struct Sqlite {
+    // Dropped in this order: the readers before the writer, which holds the folder's lock to its end.
+    readers: Arc<Readers>,
+    writer: Writer,
+}
+
+/// The limits of an open [`Sqlite`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Writes that may wait to be carried out; more wait to be queued.
+    pub queue: usize,
+    /// Writes that one transaction carries out at most.
+    pub batch: usize,
+    /// Reads at the same time.
+    pub readers: usize,
+    /// How long a call waits for a place in the queue, or for a reader, before [`StoreError::Busy`].
+    pub wait: Duration,
+    /// How long a queued write waits for its answer before [`StoreError::TimedOut`].
+    pub answer: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queue: 1024,
+            batch: 256,
+            readers: 4,
+            wait: Duration::from_secs(5),
+            answer: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Sqlite {
+    /// Opens the store in a folder, and makes folder and store where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another relay has it open, [`StoreError::Schema`] if a newer version wrote it,
+    /// [`StoreError::Corrupt`] if the file is no store, [`StoreError::Io`] and [`StoreError::Backend`] as they say.
+    pub async fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_with(dir, Options::default()).await
+    }
+
+    /// Opens the store in a folder under other limits.
+    ///
+    /// # Errors
+    /// As [`Sqlite::open`].
+    pub async fn open_with(dir: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
+        let dir = dir.as_ref().to_owned();
+        let opening = tokio::task::spawn_blocking(move || {
+            let lock = folder::lock(&dir)?;
+            let path = folder::database(&dir)?;
+            let connection = schema::open_writer(&path)?;
+            folder::sync(&dir)?;
+            let readers = Arc::new(Readers::open(&path, &options)?);
+            Ok(Self { readers, writer: Writer::start(connection, lock, &options)? })
+        });
+        opening.await.map_err(|error| StoreError::Backend(Arc::new(error)))?
+    }
+
+    /// What the writer has done since the store was opened.
+    pub fn write_stats(&self) -> WriteStats {
+        self.writer.stats()
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.readers.read(work).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.write(work).await
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn close(&self) {
+        self.readers.close();
+        self.writer.close().await;
+    }
+}
+
+/// A number as SQLite holds it. Beyond 63 bits it saturates; no count, size or time comes near.
+fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,28 @@
+//! The relay's own secrets.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::Sqlite;
+use crate::{Secrets, StoreError};
+
+#[async_trait]
+impl Secrets for Sqlite {
+    async fn secret(&self, name: &str) -> Result<[u8; 32], StoreError> {
+        let mut fresh = [0; 32];
+        getrandom::fill(&mut fresh)
+            .map_err(|error| StoreError::Backend(Arc::new(std::io::Error::other(error.to_string()))))?;
+        let name = name.to_owned();
+        self.write(move |connection| {
+            connection
+                .prepare_cached("INSERT INTO secrets (name, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+                .execute((&name, fresh))?;
+            let kept = connection
+                .prepare_cached("SELECT value FROM secrets WHERE name = ?1")?
+                .query_row([&name], |row| row.get(0))?;
+            Ok(kept)
+        })
+        .await
+    }
+}

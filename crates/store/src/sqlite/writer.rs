@@ -1,0 +1,220 @@
+//! The thread that writes.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::Options;
+use crate::StoreError;
+
+/// What the writer has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteStats {
+    /// Writes carried out, failed ones too.
+    pub requests: u64,
+    /// Transactions that carried them out; each was one flush to disk.
+    pub commits: u64,
+}
+
+/// The handle of the thread that writes.
+#[derive(Debug)]
+pub(super) struct Writer {
+    requests: Option<mpsc::Sender<Message>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    counters: Arc<Counters>,
+    wait: Duration,
+    answer: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    commits: AtomicU64,
+}
+
+enum Message {
+    Request(Box<dyn Request>),
+    Close,
+}
+
+impl Writer {
+    /// Starts the thread. It keeps the folder locked until it ends.
+    pub(super) fn start(connection: Connection, lock: File, options: &Options) -> Result<Self, StoreError> {
+        let (requests, queue) = mpsc::channel(options.queue.max(1));
+        let counters = Arc::new(Counters::default());
+        let batch = options.batch.max(1);
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn({
+                let counters = counters.clone();
+                move || {
+                    serve(&connection, queue, batch, &counters);
+                    drop(connection);
+                    drop(lock);
+                }
+            })
+            .map_err(|error| StoreError::Backend(Arc::new(error)))?;
+        Ok(Self {
+            requests: Some(requests),
+            thread: Mutex::new(Some(thread)),
+            counters,
+            wait: options.wait,
+            answer: options.answer,
+        })
+    }
+
+    /// Has `work` done in a transaction, and answers when that is durable. What `work` did before it failed is undone.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let request = Pending { work: Some(work), result: None, answer };
+        self.send(Message::Request(Box::new(request))).await?;
+        let answered = timeout(self.answer, answered).await.map_err(|_| StoreError::TimedOut)?;
+        answered.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) async fn close(&self) {
+        if matches!(self.send(Message::Close).await, Err(StoreError::Busy)) {
+            tracing::error!("the store's queue stayed full; it closes when its last user is gone");
+            return;
+        }
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let joining = tokio::task::spawn_blocking(move || thread.join());
+            if !matches!(timeout(self.answer, joining).await, Ok(Ok(Ok(())))) {
+                tracing::error!("the store's writer did not end in order");
+            }
+        }
+    }
+
+    pub(super) fn stats(&self) -> WriteStats {
+        WriteStats {
+            requests: self.counters.requests.load(Ordering::Relaxed),
+            commits: self.counters.commits.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn send(&self, message: Message) -> Result<(), StoreError> {
+        let requests = self.requests.as_ref().ok_or(StoreError::Closed)?;
+        requests.send_timeout(message, self.wait).await.map_err(|error| match error {
+            mpsc::error::SendTimeoutError::Timeout(_) => StoreError::Busy,
+            mpsc::error::SendTimeoutError::Closed(_) => StoreError::Closed,
+        })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The thread ends when nobody can send to it any more, after what is queued.
+        self.requests = None;
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Err(_)) = thread.map(JoinHandle::join) {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+/// A write of any type of answer.
+trait Request: Send {
+    /// Whether nobody waits for the answer any more.
+    fn is_abandoned(&self) -> bool;
+    /// Does the work; `false` if it failed and must be undone.
+    fn run(&mut self, connection: &Connection) -> bool;
+    /// Tells the caller, once the fate of the transaction is known.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Pending<T, F> {
+    work: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Request for Pending<T, F>
+where
+    T: Send,
+    F: FnOnce(&Connection) -> Result<T, StoreError> + Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    fn run(&mut self, connection: &Connection) -> bool {
+        self.result = self.work.take().map(|work| work(connection));
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        let result = match (committed, self.result) {
+            (Ok(()), Some(result)) => result,
+            (Err(error), _) => Err(error),
+            (Ok(()), None) => Err(StoreError::Closed),
+        };
+        // A caller that went away is told nothing.
+        let _ = self.answer.send(result);
+    }
+}
+
+fn serve(connection: &Connection, mut queue: mpsc::Receiver<Message>, batch: usize, counters: &Counters) {
+    let mut requests = Vec::with_capacity(batch);
+    let mut closing = false;
+    while let Some(first) = queue.blocking_recv() {
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Request(request) if request.is_abandoned() => {}
+                Message::Request(request) => requests.push(request),
+                Message::Close => closing = true,
+            }
+            next = if requests.len() < batch { queue.try_recv().ok() } else { None };
+        }
+        if closing {
+            queue.close();
+        }
+        if requests.is_empty() {
+            continue;
+        }
+        let committed = run_together(connection, &mut requests);
+        if let Err(error) = &committed {
+            tracing::error!(%error, requests = requests.len(), "a commit of the store failed");
+        }
+        counters.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        counters.commits.fetch_add(1, Ordering::Relaxed);
+        for request in requests.drain(..) {
+            request.answer(committed.clone());
+        }
+    }
+}
+
+/// Carries requests out in one transaction, and undoes those that fail, each by itself.
+fn run_together(connection: &Connection, requests: &mut [Box<dyn Request>]) -> Result<(), StoreError> {
+    let done = try_run_together(connection, requests);
+    if done.is_err() && !connection.is_autocommit() {
+        let _ = connection
+            .execute_batch("ROLLBACK")
+            .inspect_err(|error| tracing::error!(%error, "the store could not roll back"));
+    }
+    done
+}
+
+fn try_run_together(connection: &Connection, requests: &mut [Box<dyn Request>]) -> Result<(), StoreError> {
+    let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    run("BEGIN IMMEDIATE")?;
+    for request in requests {
+        run("SAVEPOINT request")?;
+        if !request.run(connection) {
+            run("ROLLBACK TO request")?;
+        }
+        run("RELEASE request")?;
+    }
+    run("COMMIT")?;
+    Ok(())
+}
