@@ -5,7 +5,7 @@
 
 use alloy_primitives::Address;
 
-use crate::eip712::Verified;
+use crate::eip712::{Domain, Verified};
 use crate::event::{ChainChange, ChainFact, Event, ReleaseReason, found};
 use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
@@ -63,6 +63,19 @@ impl Mutation {
             Self::Approve(m) => m.message().task_id,
             Self::Dispute(m) => m.message().task_id,
             Self::Resolve(m) => m.message().task_id,
+        }
+    }
+
+    /// Where it was signed for.
+    fn domain(&self) -> Domain {
+        match self {
+            Self::Cancel(m) => m.domain(),
+            Self::Accept(m) => m.domain(),
+            Self::Fail(m) => m.domain(),
+            Self::Proof(m) => m.domain(),
+            Self::Approve(m) => m.domain(),
+            Self::Dispute(m) => m.domain(),
+            Self::Resolve(m) => m.domain(),
         }
     }
 }
@@ -228,7 +241,15 @@ fn check_settled(task: &Task) -> Result<(), Rejection> {
 /// # Errors
 /// See [`Rejection`]; the record stays as it is.
 pub fn decide(record: &TaskRecord, now: Timestamp, mutation: &Mutation) -> Result<Option<Event>, Rejection> {
-    debug_assert_eq!(mutation.task_id(), record.id, "callers route mutations by their task id");
+    if mutation.task_id() != record.id {
+        return Err(invalid(
+            "task_id",
+            format!("the message is about {}, not {}", mutation.task_id(), record.id),
+        ));
+    }
+    if mutation.domain() != record.domain {
+        return Err(invalid("signature", "made for another signing domain than the task's"));
+    }
     match mutation {
         Mutation::Cancel(m) => cancel(record, now, m),
         Mutation::Accept(m) => accept(record, now, m),
@@ -486,7 +507,8 @@ pub fn elapse(record: &TaskRecord, now: Timestamp) -> Option<Event> {
     }
     match &record.state {
         State::Open => Some(Event::Expired),
-        State::Accepted { .. } if now >= record.task.deadline => Some(Event::Expired),
+        // By what ended first, not by when somebody looked.
+        State::Accepted { lease } if lease.until >= record.task.deadline => Some(Event::Expired),
         State::Accepted { .. } => Some(Event::LeaseLapsed),
         State::Submitted { .. } => Some(Event::WindowClosed),
         State::Disputed { .. } => Some(Event::ArbiterTimedOut),

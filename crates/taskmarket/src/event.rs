@@ -342,6 +342,11 @@ fn redecide(record: &TaskRecord, recorded: &Recorded) -> Result<Option<Event>, R
     let (version, name) = (*version, event.name());
     let unsigned = |source| ReplayError::Signature { version, name, source };
     let domain = &record.domain;
+    let by_time = decide::elapse(record, *at);
+    // Time acts first: what is overdue cannot be skipped by a message, nor by the relay's word.
+    if by_time.is_some() && matches!(event.word(), Word::Signature | Word::Relay) {
+        return Ok(None);
+    }
     let mutation = match event {
         Event::Published { .. } => return Ok(None),
         Event::Accepted(signed) => Mutation::Accept(signed.clone().verify(domain).map_err(unsigned)?),
@@ -352,7 +357,7 @@ fn redecide(record: &TaskRecord, recorded: &Recorded) -> Result<Option<Event>, R
         Event::Resolved(signed) => Mutation::Resolve(signed.clone().verify(domain).map_err(unsigned)?),
         Event::Cancelled(signed) => Mutation::Cancel(signed.clone().verify(domain).map_err(unsigned)?),
         Event::LeaseLapsed | Event::Expired | Event::WindowClosed | Event::ArbiterTimedOut => {
-            return Ok(decide::elapse(record, *at));
+            return Ok(by_time);
         }
         Event::Released { attempt, reason } => return Ok(decide::release(record, *attempt, *reason)),
         Event::Chain(fact) => {

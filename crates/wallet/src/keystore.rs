@@ -97,8 +97,7 @@ pub(crate) fn encrypt(staged: &Path, signer: &PrivateKeySigner, password: &str) 
         .file_name()
         .and_then(std::ffi::OsStr::to_str)
         .ok_or_else(|| failed("its name is not text".to_owned()))?;
-    let mut key = signer.to_bytes();
-    let written = PrivateKeySigner::encrypt_keystore(folder, &mut OsRng, key, password, Some(name));
-    key.0.fill(0);
-    written.map(|_| ()).map_err(|error| failed(error.to_string()))
+    PrivateKeySigner::encrypt_keystore(folder, &mut OsRng, signer.to_bytes(), password, Some(name))
+        .map(|_| ())
+        .map_err(|error| failed(error.to_string()))
 }
