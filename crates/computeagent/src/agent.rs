@@ -1,0 +1,242 @@
+//! The agent as a whole: built from its configuration, run until it is told to stop or must not go on.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use daemon::drain;
+use link::ConnectError;
+use rustls::ClientConfig;
+use taskmarket::{Bytes32, Timestamp};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wallet::{SignError, Wallet};
+
+use crate::attempts::Attempts;
+use crate::config::Config;
+use crate::driver::Driver;
+use crate::home::{Home, HomeError};
+use crate::host::{Host, watch_node};
+use crate::http_client::{TlsError, client, tls};
+use crate::journal::Journal;
+use crate::node::NodeClient;
+use crate::relay::RelayClient;
+use crate::session::stay_connected;
+
+/// How long the agent's own tasks may take to end once all is over.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How often old entries of the journal are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+/// What all parts of the agent share.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    /// Locks the data folder until the last task of the agent has ended.
+    pub(crate) home: Home,
+    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) node: Arc<NodeClient>,
+    pub(crate) relay: RelayClient,
+    pub(crate) journal: Journal,
+    pub(crate) attempts: Attempts,
+    pub(crate) host: watch::Receiver<Host>,
+    /// Cancelled when no more offers are taken.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled when everything is to end.
+    pub(crate) closing: CancellationToken,
+    /// Owns what runs beside the connection: the watch of the node, the admissions, the drivers.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Shared {
+    pub(crate) fn wallet(&self) -> &Wallet {
+        &self.config.wallet
+    }
+}
+
+/// The host's clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix(since.as_secs())
+}
+
+/// An agent that holds its data folder and has not begun.
+pub struct Agent {
+    shared: Arc<Shared>,
+    host: watch::Sender<Host>,
+}
+
+/// Why an agent cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The data folder.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// TLS and HTTP.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Why an agent stopped of its own accord.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The journal cannot be read.
+    #[error("the journal cannot be read: {0}")]
+    Journal(#[from] std::io::Error),
+    /// Another relay answers than the one meant.
+    #[error(
+        "the relay calls itself {actual:?}, not {expected:?}\nhint: check --relay and --relay-id; its /v1/info tells its id"
+    )]
+    WrongRelay {
+        /// The id that `--relay-id` gave.
+        expected: String,
+        /// The id that the relay gave.
+        actual: String,
+    },
+    /// The relay serves no domain that this agent signs for.
+    #[error("the relay does not serve unsettled tasks, the only ones that this agent takes")]
+    NoCommonDomain,
+    /// A newer connection of the same key and node id took over.
+    #[error(
+        "another agent with this provider key and node id took over\nhint: a copy of the data folder must not be used twice; give \
+         each host a --data folder of its own"
+    )]
+    Superseded,
+    /// The relay does not want this agent, and asking again would not change that.
+    #[error("the relay refuses this agent: {code}: {message}")]
+    Refused {
+        /// The relay's stable word.
+        code: String,
+        /// Its reason.
+        message: String,
+    },
+    /// The relay cannot be reached, and trying again would not change that.
+    #[error("{0}\nhint: check --relay; a relay with a private certificate needs --ca-file")]
+    Connect(ConnectError),
+    /// The registration cannot be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+/// Opens the data folder and sets the clients up. Nothing is sent yet.
+///
+/// # Errors
+/// [`BuildError`]: the folder is in use or cannot be used, or TLS cannot be set up.
+pub fn build(config: Config) -> Result<Agent, BuildError> {
+    let home = Home::open(&config.data)?;
+    let tls = tls(config.ca_file.as_deref())?;
+    let http = client(&tls)?;
+    let (host, seen) = watch::channel(Host::default());
+    let node = NodeClient::new(http.clone(), config.compute_url.clone(), config.compute_token_file.clone());
+    let shared = Shared {
+        tls,
+        node: Arc::new(node),
+        relay: RelayClient::new(http, config.relay.api().clone()),
+        journal: Journal::new(home.attempts.clone()),
+        home,
+        attempts: Attempts::new(),
+        host: seen,
+        draining: CancellationToken::new(),
+        closing: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        config: Arc::new(config),
+    };
+    Ok(Agent { shared: Arc::new(shared), host })
+}
+
+impl Agent {
+    /// Who this host is to relays.
+    pub fn node_id(&self) -> Bytes32 {
+        self.shared.home.node_id
+    }
+
+    /// Works until `shutdown`, and then lets running attempts finish for [`Config::drain`]. The journal keeps the rest.
+    ///
+    /// # Errors
+    /// [`RunError`]: the agent must not go on without somebody's doing. A relay or a node that is away is no error.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let Self { shared, host } = self;
+        let config = &shared.config;
+        warn_of_clear_text(config);
+        tracing::info!(provider = %config.wallet.address(), node_id = %shared.home.node_id, "starting");
+        // Whatever ends this function, also being dropped, ends what it started.
+        let closing = shared.closing.clone().drop_guard();
+        shared.tasks.spawn(watch_node(
+            Arc::clone(&shared.node),
+            Arc::clone(config),
+            host,
+            shared.closing.clone(),
+        ));
+        restore(&shared).await?;
+        let result = {
+            let mut connection = pin!(connect(&shared));
+            tokio::select! {
+                result = &mut connection => result,
+                () = stop(&shared, shutdown) => connection.await,
+            }
+        };
+        drop(closing);
+        shared.tasks.close();
+        drain("the agent's tasks", END_PATIENCE, shared.tasks.wait()).await;
+        tracing::info!("stopped");
+        result
+    }
+}
+
+/// Takes up the attempts that the journal holds.
+async fn restore(shared: &Arc<Shared>) -> std::io::Result<()> {
+    for entry in shared.journal.unfinished(oldest(shared)).await? {
+        let key = entry.key();
+        tracing::info!(task = %key.task_id, attempt = key.attempt, "taken up again");
+        let place = shared.attempts.restore(entry.accept.clone());
+        shared.tasks.spawn(Driver { shared: Arc::clone(shared), place, entry }.run());
+    }
+    shared.tasks.spawn(prune(Arc::clone(shared)));
+    Ok(())
+}
+
+/// Forgets old entries now and then.
+async fn prune(shared: Arc<Shared>) {
+    while shared.closing.run_until_cancelled(tokio::time::sleep(PRUNE_EVERY)).await.is_some() {
+        if let Err(error) = shared.journal.unfinished(oldest(&shared)).await {
+            tracing::warn!(%error, "old entries of the journal cannot be removed");
+        }
+    }
+}
+
+fn oldest(shared: &Shared) -> Timestamp {
+    Timestamp::from_unix(now().unix().saturating_sub(shared.config.timing.retention.as_secs()))
+}
+
+/// Waits for the node, which tells what to register with, and stays connected from then on.
+async fn connect(shared: &Arc<Shared>) -> Result<(), RunError> {
+    let mut host = shared.host.clone();
+    let known = host.wait_for(|host| host.metadata.is_some());
+    if shared.closing.run_until_cancelled(known).await.is_none() {
+        return Ok(());
+    }
+    stay_connected(shared).await
+}
+
+/// Waits for `shutdown`, takes no more offers, lets running attempts finish for a while, and closes.
+async fn stop(shared: &Shared, shutdown: CancellationToken) {
+    shutdown.cancelled().await;
+    shared.draining.cancel();
+    drain("running attempts", shared.config.drain, shared.attempts.none_left()).await;
+    shared.closing.cancel();
+}
+
+/// Tokens go to the relay and to the node: say so where others on the way could read them.
+fn warn_of_clear_text(config: &Config) {
+    for url in [config.relay.api(), &config.compute_url] {
+        let is_loopback = match url.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            None => false,
+        };
+        if url.scheme() == "http" && !is_loopback {
+            tracing::warn!(%url, "this connection is not encrypted: use it on a trusted network only");
+        }
+    }
+}

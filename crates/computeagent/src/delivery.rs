@@ -1,0 +1,203 @@
+//! Handing an attempt's end in: the result's bytes and the proof, or why there is none, until a relay has acknowledged it.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use rpc::node::ComputeOutcome;
+use rpc::tasks::{FailureView, SignedMutation};
+use taskmarket::{
+    CLOCK_TOLERANCE_SECS, ComputeProof, ContentHash, Domain, FailTask, Message, ParseError, Reference,
+};
+
+use crate::agent::now;
+use crate::driver::{Driver, Next, failing, failure, gpu_name};
+use crate::journal::Stage;
+use crate::node::NodeError;
+use crate::relay::{RelayClient, RelayError};
+
+/// A message that waited so long is signed anew, in seconds: relays take no message that is older than five minutes.
+const RESIGN_AFTER_SECS: u64 = CLOCK_TOLERANCE_SECS - 60;
+
+/// Why a result did not reach the relay.
+enum UploadError {
+    /// It may later.
+    Later(String, Option<Duration>),
+    /// It never will.
+    Never(FailureView),
+}
+
+impl Driver {
+    /// Uploads the result and hands the proof in.
+    pub(crate) async fn deliver(
+        &mut self,
+        outcome: ComputeOutcome,
+        mut proof: Option<Box<SignedMutation<ComputeProof>>>,
+    ) -> Next {
+        let mut backoff = self.shared.config.timing.backoff();
+        // A proof is signed only once its result is with the relay.
+        let mut uploaded = proof.is_some();
+        while !self.is_forlorn() {
+            let (why, after) = match self.try_deliver(&outcome, &mut proof, &mut uploaded).await {
+                Ok(next) => return next,
+                Err(later) => later,
+            };
+            tracing::debug!(attempt = %self.name(), why, "the result is not handed in yet");
+            tokio::time::sleep(backoff.next_delay().max(after.unwrap_or_default())).await;
+        }
+        tracing::warn!(attempt = %self.name(), "nobody took the result in time");
+        Next::Forget
+    }
+
+    async fn try_deliver(
+        &mut self,
+        outcome: &ComputeOutcome,
+        proof: &mut Option<Box<SignedMutation<ComputeProof>>>,
+        uploaded: &mut bool,
+    ) -> Result<Next, (String, Option<Duration>)> {
+        if !*uploaded {
+            match self.upload(outcome).await {
+                Ok(()) => *uploaded = true,
+                Err(UploadError::Later(why, after)) => return Err((why, after)),
+                Err(UploadError::Never(failure)) => return Ok(failing(failure)),
+            }
+        }
+        let signed = match proof {
+            Some(signed) => signed.clone(),
+            None => match self.prove(outcome) {
+                Ok(signed) => {
+                    let signed = Box::new(signed);
+                    *proof = Some(signed.clone());
+                    self.entry.stage =
+                        Stage::Delivering { outcome: outcome.clone(), proof: Some(signed.clone()) };
+                    self.save().await;
+                    signed
+                }
+                Err(why) => return Ok(failing(failure("proof_unsigned", &why))),
+            },
+        };
+        self.place.proven();
+        match self.shared.relay.prove(&signed).await {
+            Ok(()) => {
+                tracing::info!(attempt = %self.name(), "the relay has the proof");
+                self.entry.attempt_token.clear();
+                Ok(Next::Stage(Stage::Done { outcome: outcome.clone(), at: now() }))
+            }
+            Err(RelayError::ResultMissing) => {
+                *uploaded = false;
+                Err((RelayError::ResultMissing.to_string(), None))
+            }
+            Err(RelayError::Later { why, after }) => Err((why, after)),
+            Err(RelayError::Never(answer)) => {
+                tracing::warn!(attempt = %self.name(), %answer, "the relay refuses the proof");
+                // Where the proof itself is at fault the attempt is still ours, and somebody else may do better.
+                let is_ours = answer.status == StatusCode::BAD_REQUEST;
+                Ok(if is_ours {
+                    failing(failure("proof_refused", &answer.to_string()))
+                } else {
+                    Next::Forget
+                })
+            }
+        }
+    }
+
+    /// Sees to it that the relay has the result's bytes.
+    async fn upload(&self, outcome: &ComputeOutcome) -> Result<(), UploadError> {
+        let (digest, token) = (&outcome.result_hash, &self.entry.attempt_token);
+        let relay = &self.shared.relay;
+        let later = |error: RelayError| match error {
+            RelayError::Later { why, after } => UploadError::Later(why, after),
+            RelayError::ResultMissing => UploadError::Later(error.to_string(), None),
+            RelayError::Never(answer) => UploadError::Never(failure(
+                "upload_refused",
+                &format!("the relay refuses the result: {answer}"),
+            )),
+        };
+        if relay.has(digest, token).await.map_err(later)? {
+            return Ok(());
+        }
+        let patience = RelayClient::transfer_patience(outcome.result_bytes);
+        let source = match self.shared.node.result(&self.entry.key().task_id, patience).await {
+            Ok(source) => source,
+            Err(NodeError::Unknown) => {
+                return Err(UploadError::Never(failure("result_lost", "the compute node lost the result")));
+            }
+            Err(error @ (NodeError::Token(_) | NodeError::Unreachable(_) | NodeError::Refused(_))) => {
+                return Err(UploadError::Later(error.to_string(), None));
+            }
+        };
+        relay.store(digest, token, outcome.result_bytes, source).await.map_err(later)
+    }
+
+    fn prove(&self, outcome: &ComputeOutcome) -> Result<SignedMutation<ComputeProof>, String> {
+        let key = self.entry.key();
+        let proof = ComputeProof {
+            task_id: key.task_id,
+            provider: self.shared.wallet().address(),
+            attempt: key.attempt,
+            model_hash: outcome.model_hash,
+            input_hash: outcome.input_hash,
+            result_hash: outcome.result_hash,
+            result_cid: artifact(&outcome.result_hash).map_err(|error| error.to_string())?,
+            started_at: outcome.started_at,
+            finished_at: outcome.finished_at,
+            gpu_name: gpu_name(self.shared.config.gpu.name.as_ref(), outcome),
+        };
+        self.sign(&proof)
+    }
+
+    /// Tells the relay that there is no result, and why.
+    pub(crate) async fn give_up(&self, failure: FailureView) -> Next {
+        tracing::warn!(
+            attempt = %self.name(), code = failure.code, message = failure.message, "the attempt is given up"
+        );
+        let key = self.entry.key();
+        let mut message = FailTask {
+            task_id: key.task_id,
+            provider: self.shared.wallet().address(),
+            attempt: key.attempt,
+            code: failure.code,
+            message: failure.message,
+            issued_at: now(),
+        };
+        let mut backoff = self.shared.config.timing.backoff();
+        let mut signed = None;
+        while !self.is_forlorn() {
+            if signed.is_none() || now().since(message.issued_at) > RESIGN_AFTER_SECS {
+                message.issued_at = now();
+                signed = match self.sign(&message) {
+                    Ok(signed) => Some(signed),
+                    Err(error) => {
+                        tracing::error!(attempt = %self.name(), error, "its failure cannot be signed");
+                        return Next::Forget;
+                    }
+                };
+            }
+            let Some(fail) = &signed else { return Next::Forget };
+            match self.shared.relay.fail(fail).await {
+                Ok(()) => return Next::Forget,
+                Err(RelayError::Never(answer)) => {
+                    tracing::info!(attempt = %self.name(), %answer, "the relay has moved on");
+                    return Next::Forget;
+                }
+                Err(error @ (RelayError::Later { .. } | RelayError::ResultMissing)) => {
+                    tracing::debug!(attempt = %self.name(), %error, "the failure is not told yet");
+                    let after = match error {
+                        RelayError::Later { after, .. } => after.unwrap_or_default(),
+                        RelayError::ResultMissing | RelayError::Never(_) => Duration::ZERO,
+                    };
+                    tokio::time::sleep(backoff.next_delay().max(after)).await;
+                }
+            }
+        }
+        Next::Forget
+    }
+
+    fn sign<M: Message>(&self, message: &M) -> Result<SignedMutation<M>, String> {
+        let signed = self.shared.wallet().sign(message, &Domain::UNSETTLED);
+        signed.map(SignedMutation::from).map_err(|error| error.to_string())
+    }
+}
+
+fn artifact(digest: &ContentHash) -> Result<Reference, ParseError> {
+    format!("artifact://{digest}").parse()
+}

@@ -1,0 +1,173 @@
+//! How the compute node is, asked every few seconds, and what is announced of it.
+
+use std::sync::Arc;
+
+use rpc::link::{DeviceKind, DeviceView, NodeMetadata};
+use rpc::node::NodeReport;
+use taskmarket::Runtime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, GpuOverride, Policy, Timing};
+use crate::node::NodeClient;
+
+/// Models that a heartbeat names at most; a host with more has them all the same.
+const MAX_WARM_MODELS: usize = 256;
+
+/// What is known of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// Its last report; `None` while it cannot be reached.
+    pub(crate) report: Option<NodeReport>,
+    /// Why it cannot be reached.
+    pub(crate) problem: Option<String>,
+    /// The exact text to register with, once the node was reached and had slots. It stays as it was while the node is away or
+    /// drains.
+    pub(crate) metadata: Option<Arc<str>>,
+}
+
+impl Host {
+    /// How many tasks the node and the operator allow at once; zero while the node cannot be reached.
+    pub(crate) fn slots(&self, policy: &Policy) -> u32 {
+        self.report.as_ref().map_or(0, |report| capped(report, policy))
+    }
+
+    /// The runtimes that the node has and the operator offers.
+    pub(crate) fn runtimes(&self, policy: &Policy) -> Vec<Runtime> {
+        self.report.as_ref().map_or_else(Vec::new, |report| offered(report, policy))
+    }
+}
+
+/// Asks the node how it is until `closing`, and publishes what changed.
+pub(crate) async fn watch_node(
+    node: Arc<NodeClient>,
+    config: Arc<Config>,
+    host: watch::Sender<Host>,
+    closing: CancellationToken,
+) {
+    let Timing { node_poll, retry_base, .. } = config.timing;
+    let new_backoff = || link::Backoff::with(retry_base, node_poll, rand::random::<f64>);
+    let mut backoff = new_backoff();
+    loop {
+        let asked = tokio::select! {
+            () = closing.cancelled() => return,
+            asked = node.report() => asked,
+        };
+        let delay = match asked {
+            Ok(report) => {
+                backoff.reset();
+                publish(&host, bounded(report), &config);
+                node_poll
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                host.send_if_modified(|host| {
+                    let changed = host.problem.as_ref() != Some(&problem) || host.report.is_some();
+                    if changed {
+                        tracing::warn!(url = %config.compute_url, %problem, "waiting for the compute node");
+                        (host.report, host.problem) = (None, Some(problem));
+                    }
+                    changed
+                });
+                backoff.next_delay()
+            }
+        };
+        tokio::select! {
+            () = closing.cancelled() => return,
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+fn publish(host: &watch::Sender<Host>, report: NodeReport, config: &Config) {
+    host.send_if_modified(|host| {
+        if host.report.is_none() {
+            tracing::info!(
+                url = %config.compute_url, version = %report.version, slots = report.slots, "the compute node answers"
+            );
+            warn_of_invented_gpu(&report, &config.gpu);
+        }
+        // A node that drains has no slots for a while: that is the heartbeat's news, not another host.
+        let metadata =
+            if report.slots == 0 { host.metadata.clone() } else { Some(metadata(&report, config)) };
+        let next = Host { report: Some(report), problem: None, metadata };
+        let changed = *host != next;
+        *host = next;
+        changed
+    });
+}
+
+fn bounded(mut report: NodeReport) -> NodeReport {
+    report.warm_models.truncate(MAX_WARM_MODELS);
+    report
+}
+
+fn metadata(report: &NodeReport, config: &Config) -> Arc<str> {
+    let metadata = NodeMetadata {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_version: report.version.clone(),
+        platform: report.platform.clone(),
+        devices: devices(&report.devices, &config.gpu),
+        runtimes: offered(report, &config.policy),
+        slots: capped(report, &config.policy),
+    };
+    serde_json::to_string(&metadata).expect("strings, numbers and lists always serialise").into()
+}
+
+fn capped(report: &NodeReport, policy: &Policy) -> u32 {
+    report.slots.min(policy.slots.unwrap_or(u32::MAX))
+}
+
+fn offered(report: &NodeReport, policy: &Policy) -> Vec<Runtime> {
+    let allowed = |runtime: &Runtime| policy.runtimes.is_empty() || policy.runtimes.contains(runtime);
+    report.runtimes.iter().copied().filter(allowed).collect()
+}
+
+/// The devices as the operator wants them announced.
+fn devices(reported: &[DeviceView], gpu: &GpuOverride) -> Vec<DeviceView> {
+    if let (false, Some(name)) = (has_gpu(reported), &gpu.name) {
+        let vram_mb = gpu.vram_mb.unwrap_or_default();
+        return vec![DeviceView { kind: DeviceKind::Gpu, name: name.clone(), vram_mb, uuid: None }];
+    }
+    let mut devices = reported.to_vec();
+    for device in devices.iter_mut().filter(|device| device.kind == DeviceKind::Gpu) {
+        if let Some(name) = &gpu.name {
+            device.name.clone_from(name);
+        }
+        device.vram_mb = gpu.vram_mb.unwrap_or(device.vram_mb);
+    }
+    devices
+}
+
+fn has_gpu(devices: &[DeviceView]) -> bool {
+    devices.iter().any(|device| device.kind == DeviceKind::Gpu)
+}
+
+fn warn_of_invented_gpu(report: &NodeReport, gpu: &GpuOverride) {
+    if let (false, Some(name)) = (has_gpu(&report.devices), &gpu.name) {
+        tracing::warn!(name, "the compute node sees no GPU; one is announced on the operator's word");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(kind: DeviceKind, name: &str, vram_mb: u64) -> DeviceView {
+        DeviceView { kind, name: name.to_owned(), vram_mb, uuid: None }
+    }
+
+    #[test]
+    fn the_operator_may_rename_gpus_and_vouch_for_one() {
+        let none = GpuOverride::default();
+        let a100 = GpuOverride { name: Some("NVIDIA A100".to_owned()), vram_mb: Some(40_960) };
+        let gpus = [device(DeviceKind::Gpu, "X", 1), device(DeviceKind::Gpu, "Y", 2)];
+        let cpu = [device(DeviceKind::Cpu, "Z", 0)];
+        let renamed = device(DeviceKind::Gpu, "NVIDIA A100", 40_960);
+        assert_eq!(devices(&gpus, &none), gpus);
+        assert_eq!(devices(&gpus, &a100), [renamed.clone(), renamed.clone()]);
+        assert_eq!(devices(&cpu, &none), cpu);
+        assert_eq!(devices(&cpu, &a100), [renamed]);
+        assert_eq!(devices(&cpu, &GpuOverride { name: None, vram_mb: Some(5) }), cpu);
+    }
+}

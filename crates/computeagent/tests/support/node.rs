@@ -1,0 +1,149 @@
+//! A scripted compute node.
+
+use super::*;
+
+#[derive(Clone)]
+pub(crate) struct Node {
+    tasks: watch::Sender<HashMap<TaskId, (ComputeStatus, Vec<u8>)>>,
+    pub(crate) requests: Arc<Mutex<Vec<ComputeRequest>>>,
+    pub(crate) report: Arc<Mutex<NodeReport>>,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        let device =
+            DeviceView { kind: DeviceKind::Gpu, name: "Fake GPU".to_owned(), vram_mb: 1024, uuid: None };
+        let report = NodeReport {
+            version: "9.9.9".to_owned(),
+            platform: "linux/test".to_owned(),
+            devices: vec![device],
+            free_vram_mb: vec![1000],
+            runtimes: vec![Runtime::Wasm],
+            slots: 2,
+            busy: 0,
+            warm_models: Vec::new(),
+            unhealthy: None,
+        };
+        Self {
+            tasks: watch::Sender::new(HashMap::new()),
+            requests: Arc::default(),
+            report: Arc::new(Mutex::new(report)),
+        }
+    }
+
+    pub(crate) async fn serve(&self, address: SocketAddr) -> Server {
+        let router = Router::new()
+            .route("/status", get(node_report))
+            .route("/status/{id}", get(node_status))
+            .route("/compute", post(node_compute))
+            .route("/compute/{id}", delete(node_cancel))
+            .route("/result/{id}", get(node_result))
+            .layer(axum::middleware::from_fn(node_auth))
+            .with_state(self.clone());
+        Server::start(address, router, None).await
+    }
+
+    fn change(&self, id: &TaskId, change: impl FnOnce(&mut ComputeStatus, &mut Vec<u8>)) {
+        self.tasks.send_modify(|tasks| {
+            let (status, result) = tasks.get_mut(id).expect("the node knows the task");
+            status.revision += 1;
+            change(status, result);
+        });
+    }
+
+    pub(crate) fn run(&self, id: &TaskId, percent: u8) {
+        self.change(id, |status, _| (status.phase, status.percent) = (Phase::Running, Some(percent)));
+    }
+
+    pub(crate) fn finish(&self, id: &TaskId, bytes: &[u8]) {
+        self.change(id, |status, result| {
+            *result = bytes.to_vec();
+            status.phase = Phase::Done;
+            status.outcome = Some(ComputeOutcome {
+                model_hash: hash(b"model"),
+                input_hash: hash(b"input"),
+                result_hash: hash(bytes),
+                result_bytes: bytes.len() as u64,
+                started_at: now(),
+                finished_at: now(),
+                device: "Fake GPU".to_owned(),
+            });
+        });
+    }
+
+    pub(crate) fn fail(&self, id: &TaskId, code: &str) {
+        self.change(id, |status, _| {
+            status.phase = Phase::Failed;
+            status.failure = Some(FailureView { code: code.to_owned(), message: "no more fuel".to_owned() });
+        });
+    }
+
+    pub(crate) fn forget(&self) {
+        self.tasks.send_modify(HashMap::clear);
+    }
+
+    pub(crate) fn knows(&self, id: &TaskId) -> bool {
+        self.tasks.borrow().contains_key(id)
+    }
+
+    pub(crate) async fn forgets(&self, id: &TaskId) {
+        let mut tasks = self.tasks.subscribe();
+        soon("the node to be told", tasks.wait_for(|tasks| !tasks.contains_key(id))).await.unwrap();
+    }
+}
+
+async fn node_auth(request: Request, next: axum::middleware::Next) -> Response {
+    let sent = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+    if sent == Some(&format!("Bearer {NODE_TOKEN}")) {
+        next.run(request).await
+    } else {
+        StatusCode::UNAUTHORIZED.into_response()
+    }
+}
+
+async fn node_report(State(node): State<Node>) -> Response {
+    axum::Json(node.report.lock().unwrap().clone()).into_response()
+}
+
+async fn node_compute(State(node): State<Node>, axum::Json(request): axum::Json<ComputeRequest>) -> Response {
+    let status = ComputeStatus {
+        task_id: request.task_id,
+        attempt: request.attempt,
+        phase: Phase::Fetching,
+        percent: None,
+        revision: 1,
+        outcome: None,
+        failure: None,
+    };
+    node.requests.lock().unwrap().push(request);
+    node.tasks.send_modify(|tasks| drop(tasks.insert(status.task_id, (status.clone(), Vec::new()))));
+    (StatusCode::ACCEPTED, axum::Json(status)).into_response()
+}
+
+async fn node_status(
+    State(node): State<Node>,
+    Path(id): Path<TaskId>,
+    Query(query): Query<HashMap<String, u64>>,
+) -> Response {
+    let mut tasks = node.tasks.subscribe();
+    if let (Some(seen), Some(wait)) = (query.get("seen"), query.get("wait_ms")) {
+        let news = tasks.wait_for(|tasks| tasks.get(&id).is_none_or(|(status, _)| status.revision != *seen));
+        let _ = timeout(Duration::from_millis(*wait), news).await;
+    }
+    match node.tasks.borrow().get(&id) {
+        Some((status, _)) => axum::Json(status.clone()).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+async fn node_cancel(State(node): State<Node>, Path(id): Path<TaskId>) -> Response {
+    node.tasks.send_modify(|tasks| drop(tasks.remove(&id)));
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn node_result(State(node): State<Node>, Path(id): Path<TaskId>) -> Response {
+    match node.tasks.borrow().get(&id) {
+        Some((_, result)) => result.clone().into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
