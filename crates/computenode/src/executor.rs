@@ -127,14 +127,14 @@ impl Executor {
         Ok(executor)
     }
 
-    /// Takes an attempt and starts it. The same attempt again changes nothing; a newer one of the same task cancels the
-    /// older.
+    /// Takes an attempt and starts it. The same attempt again changes nothing, unless it was called off: then it begins
+    /// anew. A newer one of the same task cancels the older.
     pub(crate) async fn take(&self, request: ComputeRequest) -> Result<ComputeStatus, TakeError> {
         let inner = &self.0;
         let _taking = inner.taking.lock().await;
         let previous = self.record(request.task_id);
         if let Some(known) = previous.as_ref().map(|record| &record.status) {
-            if request.attempt == known.attempt {
+            if request.attempt == known.attempt && !self.is_called_off(request.task_id) {
                 return Ok(known.clone());
             }
             if request.attempt < known.attempt {
@@ -189,6 +189,16 @@ impl Executor {
         let entry = tasks.get(&task)?;
         entry.cancel.cancel();
         Some(entry.record.borrow().status.clone())
+    }
+
+    /// Whether a task's newest attempt was called off: an offer that came to nothing may come again.
+    fn is_called_off(&self, task: TaskId) -> bool {
+        let tasks = self.tasks();
+        tasks.get(&task).is_some_and(|entry| {
+            let status = &entry.record.borrow().status;
+            let running = status.outcome.is_none() && status.failure.is_none();
+            running && (entry.cancel.is_cancelled() || status.phase == Phase::Cancelled)
+        })
     }
 
     /// How a task is, if it is known.

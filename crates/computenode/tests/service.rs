@@ -256,6 +256,21 @@ async fn slots_are_bounded_and_cancelling_frees_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_called_off_attempt_can_be_taken_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = TestNode::start(folder.path(), &[]).await;
+    let mut request = compute_request(folder.path(), 1, "spin", "");
+    node.api.json(Method::POST, "/compute", Some(&request)).await;
+    node.api.json(Method::DELETE, &format!("/compute/{}", task_id(1)), None).await;
+    assert_eq!(ended(&node.api, 1).await["phase"], "cancelled");
+    request["task"] = compute_request(folder.path(), 1, "upper", "x")["task"].take();
+    let (status, _) = node.api.json(Method::POST, "/compute", Some(&request)).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    assert_eq!(ended(&node.api, 1).await["phase"], "done");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_newer_attempt_ends_the_older() {
     let folder = tempfile::tempdir().unwrap();
     let node = TestNode::start(folder.path(), &[]).await;

@@ -1,1 +1,21 @@
-//! Under construction.
+//! The relay: a public gateway, market and scheduler. It holds no wallet key, runs no task and signs nothing for anybody.
+//!
+//! [`build`] opens the store and binds the addresses, [`Relay::run`] serves until it is told to end. Inside:
+//!
+//! - `api`: the HTTP API, thin handlers over the two below.
+//! - `market`: where tasks change, by the rules of crate `taskmarket`, durably.
+//! - `hub`: the providers' connections; it offers them tasks and watches over attempts and time.
+
+mod api;
+mod auth;
+mod config;
+mod error;
+mod hub;
+mod market;
+mod metrics;
+mod relay;
+mod server;
+mod tls;
+
+pub use config::{Args, Config, TlsConfig};
+pub use relay::{Relay, build, serve};

@@ -115,7 +115,7 @@ pub enum DeviceKind {
 }
 
 /// The body of `POST /tasks`: the relay offers an attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// The task's id.
     pub task_id: TaskId,
@@ -129,6 +129,15 @@ pub struct Assignment {
     pub domain: DomainView,
     /// Reads this task's artifacts at the relay and stores its result there, until the attempt ends.
     pub attempt_token: String,
+}
+
+impl std::fmt::Debug for Assignment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assignment")
+            .field("task_id", &self.task_id)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One line of `GET /heartbeat`.

@@ -1,7 +1,7 @@
 //! What a relay says of itself, of its providers and of the market.
 
 use serde::{Deserialize, Serialize};
-use taskmarket::{Address, Bytes32, Domain, NodeStatus, Runtime, Timestamp, eip55};
+use taskmarket::{Address, Bytes32, Domain, NodeStatus, RegisterNode, Runtime, Signature, Timestamp, eip55};
 
 use crate::link::NodeMetadata;
 
@@ -47,6 +47,18 @@ impl From<Domain> for DomainView {
             verifying_contract: domain.verifying_contract,
         }
     }
+}
+
+/// The body of `POST /v1/providers/{address}/registration`: an open session's host says anew what it offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefreshNode {
+    /// The registration, with the session's own id and nonce.
+    pub registration: RegisterNode,
+    /// The exact text that `metadata_hash` is the Keccak-256 of: JSON of [`NodeMetadata`].
+    pub metadata: String,
+    /// The provider's signature of the registration, under the unsettled domain.
+    pub signature: Signature,
 }
 
 /// What a relay takes at most.

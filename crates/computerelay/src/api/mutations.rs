@@ -1,0 +1,90 @@
+//! What people sign about tasks. The signature is what authorises it; no API key is needed.
+
+use axum::Json as JsonAnswer;
+use axum::extract::State;
+use rpc::error::ErrorCode;
+use rpc::tasks::{SignedMutation, TaskView};
+use store::KeyId;
+use taskmarket::{
+    AcceptTask, ApproveResult, Bytes32, CancelTask, ComputeProof, DisputeTask, FailTask, Message, Mutation,
+    ResolveDispute, Signed, TaskId, Verified,
+};
+
+use super::App;
+use super::extract::{Json, MaybeKey, TaskPath};
+use super::tasks::{find, view};
+use crate::error::ApiError;
+
+type Answer = Result<JsonAnswer<TaskView>, ApiError>;
+
+/// Declares the handler of one mutation.
+macro_rules! handlers {
+    ($($path:literal $name:ident: $message:ident as $variant:ident;)*) => {$(
+        #[doc = concat!("`POST /v1/tasks/{id}/", $path, "`")]
+        pub(super) async fn $name(
+            State(app): State<App>,
+            MaybeKey(key): MaybeKey,
+            TaskPath(id): TaskPath,
+            Json(body): Json<SignedMutation<$message>>,
+        ) -> Answer {
+            mutate(&app, key, id, body, Mutation::$variant).await
+        }
+    )*};
+}
+
+handlers! {
+    "cancel" cancel: CancelTask as Cancel;
+    "accept" accept: AcceptTask as Accept;
+    "fail" fail: FailTask as Fail;
+    "proof" proof: ComputeProof as Proof;
+    "approve" approve: ApproveResult as Approve;
+    "dispute" dispute: DisputeTask as Dispute;
+    "resolve" resolve: ResolveDispute as Resolve;
+}
+
+async fn mutate<M: Message>(
+    app: &App,
+    key: Option<KeyId>,
+    id: TaskId,
+    body: SignedMutation<M>,
+    wrap: fn(Verified<M>) -> Mutation,
+) -> Answer {
+    let task = find(app, id).await?;
+    let mutation = wrap(Signed::from(body).verify(&task.record.domain)?);
+    if mutation.task_id() != id {
+        let message = format!("mutation.task_id is {}, but the path names {id}", mutation.task_id());
+        return Err(ApiError::new(ErrorCode::InvalidField, message).with_param("mutation.task_id"));
+    }
+    let node = match &mutation {
+        Mutation::Accept(accept) => accepting_node(app, &task.record, accept.message())?,
+        Mutation::Cancel(_)
+        | Mutation::Fail(_)
+        | Mutation::Proof(_)
+        | Mutation::Approve(_)
+        | Mutation::Dispute(_)
+        | Mutation::Resolve(_) => None,
+    };
+    app.market.mutate(mutation, node).await?;
+    Ok(JsonAnswer(view(app, &find(app, id).await?, key.as_ref())))
+}
+
+/// The host that an attempt is accepted for: one of the provider's that is connected and fits. A repeated message needs none.
+fn accepting_node(
+    app: &App,
+    record: &taskmarket::TaskRecord,
+    accept: &AcceptTask,
+) -> Result<Option<Bytes32>, ApiError> {
+    let is_repeated = record
+        .lease()
+        .is_some_and(|lease| (lease.provider, lease.attempt) == (accept.provider, accept.attempt));
+    if is_repeated {
+        return Ok(None);
+    }
+    match app.hub.fitting_node(accept.provider, &record.task) {
+        Some(node) => Ok(Some(node)),
+        None => {
+            let message = format!("{} has no host connected here that fits the task", accept.provider);
+            Err(ApiError::new(ErrorCode::NoSession, message).with_status(record.status()))
+        }
+    }
+}

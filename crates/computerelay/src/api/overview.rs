@@ -1,0 +1,76 @@
+//! What anybody may see of the relay itself: what it is, the market in numbers, and whether it is well.
+
+use std::collections::BTreeSet;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use rpc::error::ErrorCode;
+use rpc::relay::{Info, MarketStats};
+
+use super::App;
+use crate::error::ApiError;
+use crate::hub::HubTotals;
+use crate::market::DOMAINS;
+
+/// The media type of Prometheus' text form, as its client library writes it.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// `GET /v1/info`
+pub(super) async fn info(State(app): State<App>) -> axum::Json<Info> {
+    let providers = app.hub.providers();
+    let runtimes: BTreeSet<_> =
+        providers.iter().flat_map(|provider| provider.metadata.runtimes.iter().copied()).collect();
+    axum::Json(Info {
+        relay_id: app.relay_id.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        now: app.market.now(),
+        domains: DOMAINS.iter().map(|domain| (*domain).into()).collect(),
+        limits: app.limits_view(),
+        runtimes: runtimes.into_iter().collect(),
+        providers_online: providers.len() as u64,
+    })
+}
+
+/// `GET /v1/stats`
+pub(super) async fn stats(State(app): State<App>) -> Result<axum::Json<MarketStats>, ApiError> {
+    Ok(axum::Json(market_stats(&app, &app.hub.totals()).await?))
+}
+
+async fn market_stats(app: &App, hub: &HubTotals) -> Result<MarketStats, ApiError> {
+    let counts = app.market.store().counts().await?;
+    Ok(MarketStats {
+        tasks: counts.into_iter().map(|(status, count)| (status.to_string(), count)).collect(),
+        providers_online: hub.providers_online,
+        slots: hub.slots,
+        slots_busy: hub.slots_busy,
+        gpus: hub.gpus,
+    })
+}
+
+/// `GET /healthz`: the process answers.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: it can serve.
+pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiError> {
+    if app.stopping.is_cancelled() {
+        return Err(ApiError::new(ErrorCode::Unavailable, "the relay is shutting down"));
+    }
+    match app.market.store().last_seq().await {
+        Ok(_) => Ok("ready\n"),
+        Err(error) => {
+            tracing::warn!(%error, "not ready");
+            Err(ApiError::new(ErrorCode::Unavailable, "the relay's store does not answer"))
+        }
+    }
+}
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
+    let hub = app.hub.totals();
+    let stats = market_stats(&app, &hub).await?;
+    let text = app.metrics.text(&stats, &hub).map_err(|error| ApiError::internal(&error))?;
+    Ok(([(CONTENT_TYPE, OPENMETRICS)], text).into_response())
+}

@@ -1,0 +1,338 @@
+//! What an operator can say: flags and environment, parsed once into [`Config`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use daemon::{LogArgs, Secret, ShutdownArgs, parse_listen, read_secret_file};
+use url::Url;
+
+/// The longest relay id, in bytes.
+const MAX_ID_BYTES: usize = 64;
+/// The longest of the times that can be set, in seconds.
+const MAX_SECS: i64 = 86_400;
+/// The smallest JSON body limit, in bytes: a task with 16 KiB of parameters must fit, each byte of which may be escaped.
+const MIN_BODY_BYTES: i64 = 128 * 1024;
+/// The largest JSON body limit, in bytes: bodies are held in memory.
+const MAX_BODY_BYTES: i64 = 64 << 20;
+
+/// The public gateway of the ZORAI compute market.
+///
+/// Requesters publish signed tasks here by HTTP. Machines with GPUs connect from
+/// behind NAT by WebSocket and get the tasks pushed; results and their proofs come
+/// back the same way. The relay holds no wallet key, runs no task and holds no money.
+///
+/// A relay to try, on this machine only:
+///
+///   export ZORAI_AI_API_KEY=$(openssl rand -hex 32)
+///   compute-relay --listen 127.0.0.1:8787 --store ./relay
+///
+/// A public one:
+///
+///   compute-relay --tls-listen :443 --tls-cert relay.crt --tls-key relay.key \
+///     --relay-id hz-1 --public-url wss://relay.example \
+///     --store /var/lib/zorai/relay --api-key-file /etc/zorai/api-key
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "compute-relay", version, verbatim_doc_comment)]
+pub struct Args {
+    /// Where to serve HTTP without TLS: ADDRESS:PORT, or :PORT for every address.
+    #[arg(long, env = "ZORAI_RELAY_LISTEN", default_value = ":8787", value_name = "ADDR", value_parser = parse_listen)]
+    pub listen: SocketAddr,
+
+    /// Where to serve HTTPS besides.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_TLS_LISTEN",
+        value_name = "ADDR",
+        value_parser = parse_listen,
+        requires_all = ["tls_cert", "tls_key"]
+    )]
+    pub tls_listen: Option<SocketAddr>,
+
+    /// The certificate chain for HTTPS, in PEM. It is read again on SIGHUP.
+    #[arg(long, env = "ZORAI_RELAY_TLS_CERT", value_name = "FILE", requires = "tls_listen")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM.
+    #[arg(long, env = "ZORAI_RELAY_TLS_KEY", value_name = "FILE", requires = "tls_listen")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The relay's name, which providers sign for: letters, digits, `-`, `_` and `.`.
+    #[arg(long, env = "ZORAI_RELAY_ID", default_value = "relay", value_name = "ID")]
+    pub relay_id: String,
+
+    /// A URL under which providers reach this relay, such as wss://relay.example. Repeat it for several. A provider that dialled any
+    /// other URL, loopback aside, is refused, so that nobody can pass its registration on.
+    #[arg(long = "public-url", env = "ZORAI_RELAY_PUBLIC_URL", value_name = "URL", value_delimiter = ',')]
+    pub public_urls: Vec<Url>,
+
+    /// The folder that tasks, histories, sessions and artifacts are kept in. [default: a folder of the user's data]
+    #[arg(long, env = "ZORAI_RELAY_STORE", value_name = "DIR")]
+    pub store: Option<PathBuf>,
+
+    /// The API key that requesters must send. Other users of this machine can see a flag: prefer the environment or a file.
+    #[arg(long, env = "ZORAI_AI_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<Secret>,
+
+    /// A file, of mode 0600, that holds an API key.
+    #[arg(long, env = "ZORAI_RELAY_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// How long a provider whose connection broke keeps its attempts, in seconds.
+    #[arg(long, env = "ZORAI_RELAY_SESSION_GRACE_SECS", default_value_t = 15, value_name = "SECS", value_parser = secs(0))]
+    pub session_grace_secs: u64,
+
+    /// How often providers report at least, in seconds.
+    #[arg(long, env = "ZORAI_RELAY_HEARTBEAT_SECS", default_value_t = 10, value_name = "SECS", value_parser = secs(1))]
+    pub heartbeat_secs: u64,
+
+    /// How late a provider's sign of life may be before its connection counts as broken, in seconds.
+    #[arg(long, env = "ZORAI_RELAY_HEARTBEAT_TIMEOUT_SECS", default_value_t = 5, value_name = "SECS", value_parser = secs(1))]
+    pub heartbeat_timeout_secs: u64,
+
+    /// How long a provider may think about an offered task, in seconds.
+    #[arg(long, env = "ZORAI_RELAY_OFFER_TIMEOUT_SECS", default_value_t = 10, value_name = "SECS", value_parser = secs(1))]
+    pub offer_timeout_secs: u64,
+
+    /// How long requests may go on after the wish to end (SIGTERM, Ctrl-C), in seconds.
+    #[arg(long, env = "ZORAI_RELAY_DRAIN_SECS", default_value_t = 10, value_name = "SECS", value_parser = secs(0))]
+    pub drain_secs: u64,
+
+    /// The largest JSON body, in bytes.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_MAX_BODY_BYTES",
+        default_value_t = 256 * 1024,
+        value_name = "BYTES",
+        value_parser = clap::value_parser!(u64).range(MIN_BODY_BYTES as u64..=MAX_BODY_BYTES as u64)
+    )]
+    pub max_body_bytes: u64,
+
+    /// The largest artifact, in bytes.
+    #[arg(long, env = "ZORAI_RELAY_MAX_ARTIFACT_BYTES", default_value_t = 4 << 30, value_name = "BYTES")]
+    pub max_artifact_bytes: u64,
+
+    /// How many connections are served at once; further ones wait to be accepted.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_MAX_CONNECTIONS",
+        default_value_t = 10_000,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_connections: u32,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub log: LogArgs,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub shutdown: ShutdownArgs,
+}
+
+fn secs(least: i64) -> clap::builder::RangedU64ValueParser<u64> {
+    clap::builder::RangedU64ValueParser::new().range(least as u64..=MAX_SECS as u64)
+}
+
+/// All that a relay needs to know, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to serve HTTP. Port 0 takes a free one; see [`crate::Relay::local_addr`].
+    pub listen: SocketAddr,
+    /// Where and how to serve HTTPS.
+    pub tls: Option<TlsConfig>,
+    /// The relay's name, which providers sign for.
+    pub relay_id: String,
+    /// The URLs under which providers reach it.
+    pub public_urls: Vec<Url>,
+    /// The folder of its durable state.
+    pub store: PathBuf,
+    /// The API keys that it takes, at least one.
+    pub api_keys: Vec<Secret>,
+    /// How long a lost session keeps its attempts.
+    pub session_grace: Duration,
+    /// How often providers report at least.
+    pub heartbeat: Duration,
+    /// How late a sign of life may be.
+    pub heartbeat_timeout: Duration,
+    /// How long a provider may think about an offer.
+    pub offer_timeout: Duration,
+    /// How long requests may go on after the wish to end.
+    pub drain: Duration,
+    /// The largest JSON body, in bytes.
+    pub max_body_bytes: usize,
+    /// The largest artifact, in bytes.
+    pub max_artifact_bytes: u64,
+    /// How many connections are served at once, on each listener.
+    pub max_connections: usize,
+}
+
+/// Where and how HTTPS is served.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// The address.
+    pub listen: SocketAddr,
+    /// The certificate chain, in PEM.
+    pub cert: PathBuf,
+    /// Its private key, in PEM.
+    pub key: PathBuf,
+}
+
+impl Config {
+    /// A relay on one address without TLS, with the defaults of everything else.
+    pub fn new(listen: SocketAddr, store: impl Into<PathBuf>, api_key: Secret) -> Self {
+        Self {
+            listen,
+            tls: None,
+            relay_id: "relay".to_owned(),
+            public_urls: Vec::new(),
+            store: store.into(),
+            api_keys: vec![api_key],
+            session_grace: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(10),
+            heartbeat_timeout: Duration::from_secs(5),
+            offer_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+            max_body_bytes: 256 * 1024,
+            max_artifact_bytes: 4 << 30,
+            max_connections: 10_000,
+        }
+    }
+
+    /// Checks what `clap` cannot, and reads the key file.
+    ///
+    /// # Errors
+    /// No API key, an API key that cannot be sent in a header, a relay id or URL of the wrong form, or an unreadable key file.
+    pub fn from_args(args: &Args) -> anyhow::Result<Self> {
+        let tls = match (args.tls_listen, &args.tls_cert, &args.tls_key) {
+            (Some(listen), Some(cert), Some(key)) => {
+                Some(TlsConfig { listen, cert: cert.clone(), key: key.clone() })
+            }
+            (None | Some(_), _, _) => None,
+        };
+        check_id(&args.relay_id)?;
+        for url in &args.public_urls {
+            check_url(url)?;
+        }
+        Ok(Self {
+            listen: args.listen,
+            tls,
+            relay_id: args.relay_id.clone(),
+            public_urls: args.public_urls.clone(),
+            store: args.store.clone().unwrap_or_else(|| daemon::default_data_dir("relay")),
+            api_keys: api_keys(args)?,
+            session_grace: Duration::from_secs(args.session_grace_secs),
+            heartbeat: Duration::from_secs(args.heartbeat_secs),
+            heartbeat_timeout: Duration::from_secs(args.heartbeat_timeout_secs),
+            offer_timeout: Duration::from_secs(args.offer_timeout_secs),
+            drain: Duration::from_secs(args.drain_secs),
+            max_body_bytes: usize::try_from(args.max_body_bytes).context("--max-body-bytes")?,
+            max_artifact_bytes: args.max_artifact_bytes,
+            max_connections: usize::try_from(args.max_connections).context("--max-connections")?,
+        })
+    }
+}
+
+fn api_keys(args: &Args) -> anyhow::Result<Vec<Secret>> {
+    let from_file = args.api_key_file.as_deref().map(read_secret_file).transpose()?;
+    let keys: Vec<Secret> = args.api_key.clone().into_iter().chain(from_file).collect();
+    if keys.is_empty() {
+        bail!(
+            "without an API key anybody could publish tasks here\n\
+             hint: set ZORAI_AI_API_KEY, or give --api-key-file FILE; `openssl rand -hex 32` makes a good key"
+        );
+    }
+    for key in &keys {
+        let text = key.expose();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            bail!("an API key must be printable ASCII without spaces, or no client could send it");
+        }
+    }
+    Ok(keys)
+}
+
+fn check_id(id: &str) -> anyhow::Result<()> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(is_plain) {
+        bail!("--relay-id {id:?}: 1 to {MAX_ID_BYTES} letters, digits, `-`, `_` or `.`");
+    }
+    Ok(())
+}
+
+fn check_url(url: &Url) -> anyhow::Result<()> {
+    if !matches!(url.scheme(), "wss" | "https" | "ws" | "http") || url.host_str().is_none() {
+        bail!("--public-url {url}: expected a URL such as wss://relay.example");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    fn config(flags: &[&str]) -> anyhow::Result<Config> {
+        let args = Args::try_parse_from(std::iter::once(&"compute-relay").chain(flags))?;
+        Config::from_args(&args)
+    }
+
+    #[test]
+    fn flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_launch_parses() {
+        let config = config(&[
+            "--listen",
+            ":8787",
+            "--tls-listen",
+            ":443",
+            "--tls-cert",
+            "/etc/ssl/zorai/compute-relay.crt",
+            "--tls-key",
+            "/etc/ssl/zorai/compute-relay.key",
+            "--relay-id",
+            "hz-1",
+            "--public-url",
+            "wss://compute-relay.zorai.co",
+            "--store",
+            "/data/zorai/compute-relay/taskmarket",
+            "--api-key",
+            "k-123456",
+        ])
+        .unwrap();
+        assert_eq!(config.listen.port(), 8787);
+        assert_eq!(config.tls.as_ref().unwrap().listen.port(), 443);
+        assert_eq!(config.public_urls.len(), 1);
+        assert_eq!(config.max_body_bytes, 262_144);
+        assert!(!format!("{config:?}").contains("k-123456"));
+    }
+
+    #[test]
+    fn wrong_flags_are_refused() {
+        for wrong in [
+            &["--api-key", "k", "--tls-listen", ":443"][..],
+            &["--api-key", "k", "--tls-cert", "a.pem"],
+            &["--api-key", "k", "--relay-id", "a b"],
+            &["--api-key", "k", "--relay-id", ""],
+            &["--api-key", "k", "--public-url", "relay.example"],
+            &["--api-key", "k", "--public-url", "ftp://relay.example"],
+            &["--api-key", "k", "--heartbeat-secs", "0"],
+            &["--api-key", "k", "--max-body-bytes", "1"],
+            &["--api-key", "two words"],
+            &["--api-key-file", "/does/not/exist"],
+        ] {
+            assert!(config(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_key_is_refused_with_a_hint() {
+        let args = Args { api_key: None, api_key_file: None, ..Args::parse_from(["compute-relay"]) };
+        let error = Config::from_args(&args).unwrap_err().to_string();
+        assert!(error.contains("hint: set ZORAI_AI_API_KEY"), "{error}");
+    }
+}

@@ -1,0 +1,89 @@
+//! What the floor notes of a task in each of its states, and what it asks others to do.
+
+use std::sync::Arc;
+
+use scheduler::{Need, NodeKey};
+use taskmarket::{Address, Runtime, Task, TaskId, Timestamp};
+use tokio::time::Instant;
+
+use super::node::Live;
+use super::tries::Tries;
+
+/// An open task that waits for a host. Ordered by age.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) version: u64,
+    pub(super) created_at: Timestamp,
+    pub(super) need: Need,
+    pub(super) kind: Kind,
+    /// Providers whose lease on it lapsed.
+    pub(super) lapsed: Vec<Address>,
+    pub(super) tries: Tries,
+}
+
+/// What decides whether a host fits: tasks of one kind fit the same hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Kind {
+    pub(super) runtime: Runtime,
+    pub(super) gpu_type: String,
+    pub(super) gpu_count: u32,
+    pub(super) min_vram: u64,
+}
+
+impl Kind {
+    pub(super) fn of(task: &Task) -> Self {
+        let config = &task.config;
+        Self {
+            runtime: config.runtime,
+            gpu_type: config.gpu_type.clone(),
+            gpu_count: config.gpu_count,
+            min_vram: config.min_vram,
+        }
+    }
+}
+
+/// A task that a host was asked to take.
+#[derive(Debug)]
+pub(super) struct Offering {
+    pub(super) key: NodeKey,
+    pub(super) waiting: Waiting,
+}
+
+/// An attempt that somebody holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) version: u64,
+    pub(super) attempt: u32,
+    pub(super) key: NodeKey,
+    /// Since when this relay knows.
+    pub(super) since: Instant,
+    /// Since when the host's reports leave it out.
+    pub(super) missing_since: Option<Instant>,
+    pub(super) tries: Tries,
+}
+
+/// A task to offer to a host.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) task_id: TaskId,
+    pub(super) live: Arc<Live>,
+}
+
+/// An attempt that ended without its host's doing: the host is to stop.
+#[derive(Debug)]
+pub(super) struct CallOff {
+    pub(super) task_id: TaskId,
+    pub(super) attempt: u32,
+    pub(super) live: Arc<Live>,
+}
+
+/// What a heartbeat brought to light.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Reports of attempts that the host does hold, by position in the heartbeat.
+    pub(super) progress: Vec<usize>,
+    /// Attempts that the host should hold and does not.
+    pub(super) dropped: Vec<(TaskId, u32)>,
+    /// Whether tasks that wait may fit now.
+    pub(super) freed: bool,
+}

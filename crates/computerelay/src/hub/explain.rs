@@ -1,0 +1,119 @@
+//! Why a task waits, in plain sentences.
+
+use std::collections::BTreeMap;
+
+use rpc::tasks::{Explanation, ProviderFit};
+use store::StoredTask;
+use taskmarket::{Status, TaskRecord};
+use tokio::time::Instant;
+
+use super::Hub;
+
+/// The most reasons that a summary names.
+const MAX_REASONS: usize = 3;
+
+impl Hub {
+    /// Says where a task stands: why it waits, with what keeps it from each host that is online, or who has it.
+    pub(crate) fn explain(&self, stored: &StoredTask) -> Explanation {
+        let record = &stored.record;
+        let status = record.status();
+        let (offered_to, providers) = match status {
+            Status::Open => {
+                let floor = self.floor();
+                (floor.offered_to(record.id), floor.fits(record, Instant::now()))
+            }
+            Status::Accepted
+            | Status::Submitted
+            | Status::Completed
+            | Status::Disputed
+            | Status::Resolved
+            | Status::Cancelled
+            | Status::Expired
+            | Status::Failed => (None, Vec::new()),
+        };
+        let summary = match offered_to {
+            Some(key) => format!("on offer to {} as attempt {}", key.provider, record.attempts + 1),
+            None => summary(record, &providers, self.totals().providers_online),
+        };
+        Explanation { task_id: record.id, status, summary, providers }
+    }
+}
+
+/// `online` may be more hosts than are named.
+fn summary(record: &TaskRecord, providers: &[ProviderFit], online: u64) -> String {
+    let attempt = record.attempts;
+    let by = || record.provider.map_or_else(String::new, |provider| format!(" by {}", provider.0));
+    match record.status() {
+        Status::Open => waiting(providers, online),
+        Status::Accepted => format!("accepted{} attempt {attempt}", by()),
+        Status::Submitted => format!("result submitted{} in attempt {attempt}; it may be disputed", by()),
+        Status::Completed => format!("completed{} in attempt {attempt}", by()),
+        Status::Disputed => format!("the result of attempt {attempt}{} is disputed", by()),
+        Status::Resolved => format!("the dispute about attempt {attempt}{} is resolved", by()),
+        Status::Cancelled => "cancelled by its requester".to_owned(),
+        Status::Expired => "its deadline passed without a result".to_owned(),
+        Status::Failed => match &record.failure {
+            Some(failure) => {
+                format!("all {attempt} attempts failed, the last{} with {}", by(), failure.code)
+            }
+            None => format!("all {attempt} attempts failed"),
+        },
+    }
+}
+
+fn waiting(providers: &[ProviderFit], online: u64) -> String {
+    if providers.is_empty() {
+        return "no provider is online".to_owned();
+    }
+    let online = match online {
+        1 => "1 provider online".to_owned(),
+        more => format!("{more} providers online"),
+    };
+    let fit = providers.iter().filter(|provider| provider.exclusions.is_empty()).count();
+    if fit > 0 {
+        return format!("{online}, {fit} fit: an offer is about to go out");
+    }
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for reason in providers.iter().flat_map(|provider| provider.exclusions.first()) {
+        *reasons.entry(reason).or_default() += 1;
+    }
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let named: Vec<String> = reasons
+        .iter()
+        .take(MAX_REASONS)
+        .map(|(reason, count)| if *count > 1 { format!("{reason} ({count})") } else { (*reason).to_owned() })
+        .collect();
+    let more = if reasons.len() > MAX_REASONS { ", and more" } else { "" };
+    format!("{online}, none fits: {}{more}", named.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taskmarket::{Address, Bytes32};
+
+    fn fit(exclusions: &[&str]) -> ProviderFit {
+        let exclusions = exclusions.iter().map(|text| (*text).to_owned()).collect();
+        ProviderFit { provider: Address::ZERO, node_id: Bytes32::default(), exclusions }
+    }
+
+    #[test]
+    fn summaries_name_the_commonest_reasons_first() {
+        assert_eq!(waiting(&[], 0), "no provider is online");
+        assert_eq!(
+            waiting(&[fit(&["0 of 2 slots free"])], 1),
+            "1 provider online, none fits: 0 of 2 slots free"
+        );
+        let no_gpu = fit(&["has no GPU named A100", "0 of 2 slots free"]);
+        let four = [fit(&["b"]), no_gpu.clone(), fit(&["c"]), no_gpu, fit(&["d"])];
+        assert_eq!(
+            waiting(&four, 5),
+            "5 providers online, none fits: has no GPU named A100 (2); b; c, and more"
+        );
+        assert_eq!(
+            waiting(&[fit(&["x"]), fit(&[])], 2),
+            "2 providers online, 1 fit: an offer is about to go out"
+        );
+    }
+}

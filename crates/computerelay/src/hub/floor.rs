@@ -1,0 +1,457 @@
+//! The trading floor: which hosts are here, which tasks wait, which are on offer and which are held, all in memory and without I/O.
+//!
+//! It follows the market's changes and is never the truth: whatever it says, the store decides. It can be built anew from the store and
+//! the sessions at any time.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rpc::link::Heartbeat;
+use scheduler::{Index, Need, NodeKey};
+use taskmarket::{Address, Bytes32, NodeStatus, State, TaskId, TaskRecord, Timestamp, Word};
+use tokio::time::Instant;
+
+use super::entries::{CallOff, Heard, Held, Kind, Offering, Plan, Waiting};
+use super::node::{Live, Node, Place, Report};
+use super::registration::Refusal;
+use super::tries::{Tried, Tries};
+
+/// How long hosts are not asked again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backoff {
+    pub(super) failed: Duration,
+    pub(super) max: Duration,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Floor {
+    pub(super) index: Index,
+    places: HashMap<NodeKey, Place>,
+    pub(super) waiting: BTreeMap<(Timestamp, TaskId), Waiting>,
+    pub(super) offering: HashMap<TaskId, Offering>,
+    pub(super) held: HashMap<TaskId, Held>,
+    /// The tasks that each host holds.
+    held_by: HashMap<NodeKey, HashSet<TaskId>>,
+    /// Hosts without a session, and until when their attempts are kept.
+    lost: HashMap<NodeKey, Instant>,
+    backoff: Backoff,
+    grace: Duration,
+}
+
+impl Floor {
+    pub(super) fn new(backoff: Backoff, grace: Duration) -> Self {
+        Self {
+            index: Index::default(),
+            places: HashMap::new(),
+            waiting: BTreeMap::new(),
+            offering: HashMap::new(),
+            held: HashMap::new(),
+            held_by: HashMap::new(),
+            lost: HashMap::new(),
+            backoff,
+            grace,
+        }
+    }
+
+    // Hosts.
+
+    /// The host of this key, if its session is open.
+    pub(super) fn node(&self, key: &NodeKey) -> Option<&Node> {
+        self.places.get(key)?.node.as_ref()
+    }
+
+    /// All hosts whose session is open.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.places.values().filter_map(|place| place.node.as_ref())
+    }
+
+    /// Places taken, sessions in the making included.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Makes way for a session of a host: older ones are put off the floor and returned to be closed. Its attempts are kept for the
+    /// grace, in which the session must [`join`](Self::join).
+    ///
+    /// # Errors
+    /// A newer one is there already, or all `max` places are taken.
+    pub(super) fn fence(
+        &mut self,
+        key: NodeKey,
+        generation: u64,
+        max: usize,
+        now: Instant,
+    ) -> Result<Option<Arc<Live>>, Refusal> {
+        match self.places.get(&key) {
+            Some(place) if place.generation > generation => return Err(Refusal::superseded()),
+            None if self.places.len() >= max => {
+                return Err(Refusal::unavailable("this relay has no room for more sessions"));
+            }
+            Some(_) | None => {}
+        }
+        let older = self.places.insert(key, Place { generation, node: None });
+        self.index.remove(&key);
+        self.lost.insert(key, now + self.grace);
+        Ok(older.and_then(|place| place.node).map(|node| node.live))
+    }
+
+    /// Opens a host for tasks. `false` where a newer session of it took the place meanwhile.
+    pub(super) fn join(&mut self, mut node: Node) -> bool {
+        let key = node.live.key;
+        let Some(place) = self.places.get_mut(&key) else { return false };
+        if place.generation != node.live.generation {
+            return false;
+        }
+        let offered = self.offering.values().filter(|offering| offering.key == key).count();
+        let held = self.held_by.get(&key).map_or(0, HashSet::len);
+        node.given = u32::try_from(offered + held).unwrap_or(u32::MAX);
+        self.index.upsert(node.offer());
+        place.node = Some(node);
+        self.lost.remove(&key);
+        true
+    }
+
+    /// Takes a session off the floor, unless a newer one has its place. Its attempts are kept for the grace.
+    pub(super) fn leave(&mut self, key: NodeKey, generation: u64, now: Instant) -> bool {
+        if self.places.get(&key).is_none_or(|place| place.generation != generation) {
+            return false;
+        }
+        self.places.remove(&key);
+        self.index.remove(&key);
+        if self.held_by.contains_key(&key) {
+            self.lost.insert(key, now + self.grace);
+        } else {
+            self.lost.remove(&key);
+        }
+        true
+    }
+
+    /// Changes what is known of a host, if its session is still the one meant.
+    pub(super) fn update<T>(
+        &mut self,
+        key: &NodeKey,
+        generation: u64,
+        change: impl FnOnce(&mut Node) -> T,
+    ) -> Option<T> {
+        let place = self.places.get_mut(key).filter(|place| place.generation == generation)?;
+        let node = place.node.as_mut()?;
+        let result = change(node);
+        self.index.upsert(node.offer());
+        Some(result)
+    }
+
+    /// Takes a heartbeat in.
+    pub(super) fn hear(&mut self, live: &Live, beat: &Heartbeat, settle: Duration, now: Instant) -> Heard {
+        let report = Report {
+            busy: beat.busy,
+            slots: beat.slots,
+            warm: beat.warm_models.clone(),
+            unhealthy: beat.unhealthy.clone(),
+        };
+        let room = |node: &Node| {
+            if node.closed_for().is_some() { 0 } else { node.slots().saturating_sub(node.busy()) }
+        };
+        let Some(Some(node)) = self
+            .places
+            .get_mut(&live.key)
+            .filter(|place| place.generation == live.generation)
+            .map(|place| place.node.as_mut())
+        else {
+            return Heard::default();
+        };
+        let before = room(node);
+        if node.report.as_ref() != Some(&report) {
+            node.report = Some(report);
+            self.index.upsert(node.offer());
+        }
+        let mut heard = Heard { freed: room(node) > before, ..Heard::default() };
+        let mut listed = HashSet::new();
+        for (position, attempt) in beat.attempts.iter().enumerate() {
+            listed.insert((attempt.task_id, attempt.progress.attempt));
+            let is_held = self
+                .held
+                .get(&attempt.task_id)
+                .is_some_and(|held| held.key == live.key && held.attempt == attempt.progress.attempt);
+            if is_held {
+                heard.progress.push(position);
+            }
+        }
+        heard.dropped = self.missing(live.key, &listed, settle, now);
+        heard
+    }
+
+    /// Attempts of a host that its reports have left out for longer than `settle`.
+    fn missing(
+        &mut self,
+        key: NodeKey,
+        listed: &HashSet<(TaskId, u32)>,
+        settle: Duration,
+        now: Instant,
+    ) -> Vec<(TaskId, u32)> {
+        let mut dropped = Vec::new();
+        for id in self.held_by.get(&key).into_iter().flatten() {
+            let Some(held) = self.held.get_mut(id) else { continue };
+            if listed.contains(&(*id, held.attempt)) {
+                held.missing_since = None;
+                continue;
+            }
+            let since = *held.missing_since.get_or_insert(now.max(held.since));
+            if now.duration_since(since) >= settle {
+                dropped.push((*id, held.attempt));
+            }
+        }
+        dropped
+    }
+
+    /// Notes that a host that came back holds an attempt whose host was not known.
+    pub(super) fn claim(&mut self, task_id: TaskId, attempt: u32, key: NodeKey) {
+        let is_meant = |held: &Held| held.attempt == attempt && held.key.provider == key.provider;
+        if self.held.get(&task_id).is_some_and(is_meant)
+            && let Some(held) = self.unhold(task_id)
+        {
+            self.held_by.entry(key).or_default().insert(task_id);
+            self.held.insert(task_id, Held { key, missing_since: None, ..held });
+            self.give(&key, 1);
+        }
+    }
+
+    /// Attempts whose host stayed away beyond its grace, and when to ask again.
+    pub(super) fn forsaken(&mut self, now: Instant) -> (Vec<(TaskId, u32)>, Option<Instant>) {
+        let over = self.lost.extract_if(|_, until| *until <= now).map(|(key, _)| key);
+        let held = over.filter_map(|key| self.held_by.get(&key)).flatten();
+        let forsaken = held.filter_map(|id| Some((*id, self.held.get(id)?.attempt))).collect();
+        (forsaken, self.lost.values().min().copied())
+    }
+
+    /// Asks for an attempt to be released again, a moment later.
+    pub(super) fn forsake_again(&mut self, task_id: TaskId, at: Instant) {
+        if let Some(held) = self.held.get(&task_id)
+            && self.node(&held.key).is_none()
+        {
+            self.lost.insert(held.key, at);
+        }
+    }
+
+    /// Sets whether a host takes work, if it is here.
+    pub(super) fn set_status(&mut self, key: &NodeKey, status: NodeStatus) {
+        let generation = self.node(key).map(|node| node.live.generation);
+        if let Some(generation) = generation {
+            self.update(key, generation, |node| node.status = status);
+        }
+    }
+
+    // Tasks.
+
+    /// All tasks that the floor knows of.
+    pub(super) fn known(&self) -> HashSet<TaskId> {
+        let waiting = self.waiting.keys().map(|(_, id)| *id);
+        waiting.chain(self.offering.keys().copied()).chain(self.held.keys().copied()).collect()
+    }
+
+    /// Follows a task to where its record says it is. `node` is the host that took the attempt.
+    pub(super) fn absorb(
+        &mut self,
+        record: &TaskRecord,
+        node: Option<Bytes32>,
+        word: Option<Word>,
+        now: Instant,
+    ) -> Option<CallOff> {
+        if self.version(record).is_some_and(|known| known >= record.version) {
+            return None;
+        }
+        match &record.state {
+            State::Open => {
+                let (call_off, tries) = self.end_attempt(record, word, now);
+                self.wait(record, tries, now);
+                call_off
+            }
+            State::Accepted { lease } => {
+                let key = NodeKey { provider: lease.provider, node_id: node.unwrap_or_default() };
+                self.hold(record, key, lease.attempt, now);
+                None
+            }
+            State::Submitted { .. }
+            | State::Completed { .. }
+            | State::Disputed { .. }
+            | State::Resolved { .. }
+            | State::Cancelled
+            | State::Expired
+            | State::Failed => {
+                self.waiting.remove(&(record.created_at, record.id));
+                if let Some(offering) = self.offering.remove(&record.id) {
+                    self.give(&offering.key, -1);
+                }
+                self.end_attempt(record, word, now).0
+            }
+        }
+    }
+
+    fn version(&self, record: &TaskRecord) -> Option<u64> {
+        let waiting = self.waiting.get(&(record.created_at, record.id)).map(|waiting| waiting.version);
+        let offering = || self.offering.get(&record.id).map(|offering| offering.waiting.version);
+        let held = || self.held.get(&record.id).map(|held| held.version);
+        waiting.or_else(offering).or_else(held)
+    }
+
+    /// Puts an open task where it can be placed, with what is known of earlier tries.
+    fn wait(&mut self, record: &TaskRecord, tries: Option<Tries>, now: Instant) {
+        let lapsed: Vec<Address> = record.lapsed.iter().map(|provider| provider.0).collect();
+        if let Some(offering) = self.offering.get_mut(&record.id) {
+            offering.waiting.version = record.version;
+            offering.waiting.lapsed = lapsed;
+            return;
+        }
+        let place = (record.created_at, record.id);
+        let known = self.waiting.remove(&place).map(|waiting| waiting.tries);
+        let tries = tries.or(known).unwrap_or_else(|| Tries::of(record, self.backoff.failed, now));
+        let need = Need::of(&record.task);
+        let kind = Kind::of(&record.task);
+        let waiting =
+            Waiting { version: record.version, created_at: record.created_at, need, kind, lapsed, tries };
+        self.waiting.insert(place, waiting);
+    }
+
+    fn hold(&mut self, record: &TaskRecord, key: NodeKey, attempt: u32, now: Instant) {
+        let mut tries = self.waiting.remove(&(record.created_at, record.id)).map(|waiting| waiting.tries);
+        if let Some(offering) = self.offering.remove(&record.id) {
+            self.give(&offering.key, -1);
+            tries = Some(offering.waiting.tries);
+        }
+        if let Some(held) = self.unhold(record.id) {
+            tries = tries.or(Some(held.tries));
+        }
+        let held = Held {
+            version: record.version,
+            attempt,
+            key,
+            since: now,
+            missing_since: None,
+            tries: tries.unwrap_or_default(),
+        };
+        self.held.insert(record.id, held);
+        self.held_by.entry(key).or_default().insert(record.id);
+        self.give(&key, 1);
+        if self.node(&key).is_none() {
+            self.lost.entry(key).or_insert(now + self.grace);
+        }
+    }
+
+    /// Ends an attempt, if one was held. Its host is to be told, unless the end was its own word.
+    fn end_attempt(
+        &mut self,
+        record: &TaskRecord,
+        word: Option<Word>,
+        now: Instant,
+    ) -> (Option<CallOff>, Option<Tries>) {
+        let Some(mut held) = self.unhold(record.id) else { return (None, None) };
+        let own_word = record.submission().is_some() || word == Some(Word::Signature);
+        let live = self.node(&held.key).filter(|_| !own_word).map(|node| Arc::clone(&node.live));
+        let call_off = live.map(|live| CallOff { task_id: record.id, attempt: held.attempt, live });
+        if let Some(failure) = record.failure.as_ref().filter(|failure| failure.attempt == held.attempt) {
+            let reason = format!("its attempt {} ended: {}", failure.attempt, failure.code);
+            held.tries.add(held.key, reason, self.backoff.failed, self.backoff.max, now);
+        }
+        (call_off, Some(held.tries))
+    }
+
+    /// Forgets who holds a task.
+    fn unhold(&mut self, task_id: TaskId) -> Option<Held> {
+        let held = self.held.remove(&task_id)?;
+        if let Some(tasks) = self.held_by.get_mut(&held.key) {
+            tasks.remove(&task_id);
+            if tasks.is_empty() {
+                self.held_by.remove(&held.key);
+            }
+        }
+        self.give(&held.key, -1);
+        Some(held)
+    }
+
+    /// Counts tasks given to a host up or down.
+    fn give(&mut self, key: &NodeKey, change: i32) {
+        let Some(node) = self.places.get_mut(key).and_then(|place| place.node.as_mut()) else { return };
+        node.given = node.given.saturating_add_signed(change);
+        let warm = node.report.as_ref().map(|report| report.warm.clone()).unwrap_or_default();
+        self.index.set_load(key, node.busy(), node.slots(), warm);
+    }
+
+    /// Chooses hosts for tasks that wait, oldest first, at most `limit`, and says when a host may be asked again.
+    pub(super) fn assign(&mut self, limit: usize, now: Instant) -> (Vec<Plan>, Option<Instant>) {
+        let mut chosen = Vec::new();
+        let mut unfit: HashSet<&Kind> = HashSet::new();
+        let totals = self.index.totals();
+        let free = usize::try_from(totals.slots.saturating_sub(totals.busy)).unwrap_or(usize::MAX);
+        for (place, waiting) in &self.waiting {
+            if chosen.len() >= limit.min(free) {
+                break;
+            }
+            if unfit.contains(&waiting.kind) {
+                continue;
+            }
+            match choose(&self.index, waiting, now) {
+                Some(key) => {
+                    self.index.reserve(&key);
+                    chosen.push((place.1, *place, key));
+                }
+                None if waiting.tries.is_empty() && waiting.lapsed.is_empty() => {
+                    unfit.insert(&waiting.kind);
+                }
+                None => {}
+            }
+        }
+        let plans =
+            chosen.into_iter().filter_map(|(id, place, key)| self.begin_offer(id, place, key)).collect();
+        let again = self.waiting.values().filter_map(|waiting| waiting.tries.next_end(now)).min();
+        (plans, again)
+    }
+
+    fn begin_offer(&mut self, task_id: TaskId, place: (Timestamp, TaskId), key: NodeKey) -> Option<Plan> {
+        let node = self.node(&key)?;
+        let (live, busy) = (Arc::clone(&node.live), node.busy());
+        let waiting = self.waiting.remove(&place)?;
+        // The index holds a reservation on top of what the host was busy with, so all of that is given back: the floor counts itself
+        // what each host was given.
+        for _ in 0..=busy {
+            self.index.release(&key);
+        }
+        self.offering.insert(task_id, Offering { key, waiting });
+        self.give(&key, 1);
+        Some(Plan { task_id, live })
+    }
+
+    /// Ends an offer that was not taken: the task waits again, with the reason noted against the host.
+    pub(super) fn refused(&mut self, task_id: TaskId, key: &NodeKey, why: Tried, now: Instant) {
+        if self.offering.get(&task_id).is_none_or(|offering| offering.key != *key) {
+            return;
+        }
+        let Some(Offering { key, mut waiting }) = self.offering.remove(&task_id) else { return };
+        self.give(&key, -1);
+        waiting.tries.add(key, why.reason, why.backoff, self.backoff.max, now);
+        self.waiting.insert((waiting.created_at, task_id), waiting);
+    }
+
+    /// Keeps the oldest `max` waiting tasks, and says whether there were more.
+    pub(super) fn trim(&mut self, max: usize) -> bool {
+        let over = self.waiting.len().saturating_sub(max);
+        for _ in 0..over {
+            self.waiting.pop_last();
+        }
+        over > 0
+    }
+}
+
+/// The best host for a task: one that has not been tried with it, or else one that may be asked again.
+fn choose(index: &Index, waiting: &Waiting, now: Instant) -> Option<NodeKey> {
+    let lapsed = |key: &NodeKey| waiting.lapsed.contains(&key.provider);
+    if waiting.tries.is_empty() {
+        return index.pick(&waiting.need, lapsed);
+    }
+    index
+        .pick(&waiting.need, |key| lapsed(key) || waiting.tries.last(key).is_some())
+        .or_else(|| index.pick(&waiting.need, |key| lapsed(key) || waiting.tries.bar(key, now).is_some()))
+}
+
+#[cfg(test)]
+mod tests;

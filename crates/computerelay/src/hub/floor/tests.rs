@@ -1,0 +1,138 @@
+use taskmarket::{
+    Amount, ContentHash, Domain, Event, Lease, Provider, ReleaseReason, Runtime, Task, TaskConfig, apply,
+    publish,
+};
+use wallet::Wallet;
+
+use super::*;
+
+const GRACE: Duration = Duration::from_secs(10);
+
+fn floor() -> Floor {
+    Floor::new(Backoff { failed: Duration::from_secs(1), max: Duration::from_secs(60) }, GRACE)
+}
+
+fn key(node: u8) -> NodeKey {
+    NodeKey { provider: Address::repeat_byte(1), node_id: Bytes32([node; 32].into()) }
+}
+
+/// An open task of this age.
+fn open(created_at: u64) -> TaskRecord {
+    let requester = Wallet::random();
+    let task = Task {
+        requester: requester.address(),
+        model_cid: "https://models.example/m".parse().unwrap(),
+        model_hash: ContentHash::UNPINNED,
+        input_cid: "https://models.example/i".parse().unwrap(),
+        input_hash: ContentHash::UNPINNED,
+        config: TaskConfig {
+            runtime: Runtime::Wasm,
+            params: "{}".into(),
+            gpu_type: String::new(),
+            gpu_count: 0,
+            min_vram: 0,
+            max_duration: 60,
+            max_attempts: 3,
+        },
+        token: Address::ZERO,
+        budget: Amount::ZERO,
+        provider_stake: Amount::ZERO,
+        dispute_bond: Amount::ZERO,
+        deadline: Timestamp::from_unix(10_000),
+        dispute_window: 0,
+        arbiter_window: 0,
+        arbiter: Address::ZERO,
+        salt: Bytes32::default(),
+    };
+    let signed = requester.sign(&task, &Domain::UNSETTLED).unwrap();
+    publish(Timestamp::from_unix(created_at), &signed.verify(&Domain::UNSETTLED).unwrap()).unwrap()
+}
+
+/// The task, held in attempt 1.
+fn held(open: &TaskRecord) -> TaskRecord {
+    let mut record = open.clone();
+    let until = Timestamp::from_unix(9_000);
+    let lease = Lease { provider: key(1).provider, attempt: 1, since: record.created_at, until };
+    record.state = State::Accepted { lease };
+    record.attempts = 1;
+    record.provider = Some(Provider(key(1).provider));
+    record.version += 1;
+    record
+}
+
+#[test]
+fn an_older_session_neither_takes_nor_clears_the_place_of_a_newer_one() {
+    let (mut floor, now) = (floor(), Instant::now());
+    assert!(floor.fence(key(1), 2, 10, now).unwrap().is_none());
+    assert!(floor.fence(key(1), 1, 10, now).is_err());
+    assert!(!floor.leave(key(1), 1, now));
+    assert_eq!(floor.places(), 1);
+    assert!(floor.fence(key(1), 3, 1, now).is_ok(), "the newer one needs no further place");
+    assert!(floor.fence(key(2), 1, 1, now).is_err(), "all places are taken");
+    assert!(floor.leave(key(1), 3, now));
+    assert_eq!(floor.places(), 0);
+}
+
+#[test]
+fn attempts_of_a_host_that_stays_away_are_forsaken_after_the_grace() {
+    let (mut floor, now) = (floor(), Instant::now());
+    let record = held(&open(5));
+    floor.absorb(&record, Some(key(1).node_id), None, now);
+    let (forsaken, next) = floor.forsaken(now + GRACE / 2);
+    assert!(forsaken.is_empty());
+    assert_eq!(next, Some(now + GRACE));
+    assert_eq!(floor.forsaken(now + GRACE).0, [(record.id, 1)]);
+    assert_eq!(floor.forsaken(now + GRACE * 2), (Vec::new(), None));
+
+    // The relay could not release it: it tries again.
+    floor.forsake_again(record.id, now + GRACE * 3);
+    assert_eq!(floor.forsaken(now + GRACE * 3).0, [(record.id, 1)]);
+}
+
+#[test]
+fn an_attempt_of_an_unknown_host_is_claimed_by_the_host_that_lists_it() {
+    let (mut floor, now) = (floor(), Instant::now());
+    let record = held(&open(5));
+    floor.absorb(&record, None, None, now);
+    let stranger = NodeKey { provider: Address::repeat_byte(9), ..key(1) };
+    floor.claim(record.id, 1, stranger);
+    floor.claim(record.id, 2, key(1));
+    assert_eq!(floor.held[&record.id].key.node_id, Bytes32::default());
+    floor.claim(record.id, 1, key(1));
+    assert_eq!(floor.held[&record.id].key, key(1));
+    assert!(floor.forsaken(now + GRACE).0.is_empty());
+}
+
+#[test]
+fn what_is_told_late_changes_nothing() {
+    let (mut floor, now) = (floor(), Instant::now());
+    let first = open(5);
+    let second = held(&first);
+    let mut third = second.clone();
+    apply(
+        &mut third,
+        Timestamp::from_unix(6),
+        &Event::Released { attempt: 1, reason: ReleaseReason::SessionLost },
+    );
+    for record in [&first, &second, &third, &second, &first] {
+        floor.absorb(record, Some(key(1).node_id), None, now);
+    }
+    assert!(floor.held.is_empty() && floor.held_by.is_empty());
+    assert_eq!(floor.waiting.len(), 1);
+    let waiting = floor.waiting.values().next().unwrap();
+    let barred = waiting.tries.bar(&key(1), now).unwrap();
+    assert_eq!(barred.reason, "its attempt 1 ended: session_lost");
+    assert!(waiting.tries.last(&key(2)).is_none());
+}
+
+#[test]
+fn the_oldest_tasks_are_kept_in_memory() {
+    let (mut floor, now) = (floor(), Instant::now());
+    let records: Vec<_> = [7, 3, 9, 1].map(open).into();
+    for record in &records {
+        floor.absorb(record, None, None, now);
+    }
+    assert!(floor.trim(2) && !floor.trim(2));
+    let ages: Vec<_> = floor.waiting.keys().map(|(at, _)| at.unix()).collect();
+    assert_eq!(ages, [1, 3]);
+}

@@ -1,0 +1,312 @@
+//! The hub: where providers' hosts connect, tasks are offered to them, and time acts.
+//!
+//! - [`session`] lets a host in and serves its session; [`registration`] is what it checks first; [`heartbeat`] listens to its reports.
+//! - [`dispatch`] follows the market, brings tasks that wait to hosts that fit ([`offer`]), and releases what hosts gave up or lost.
+//! - [`reconcile`] compares what a host that comes back holds with what the store says.
+//! - [`timer`] lets time act on tasks.
+//! - [`explain`] and [`view`] say why a task waits, and who is here.
+//!
+//! The [`floor`] is what all of them share: memory only, rebuilt from the store and the sessions whenever it may have missed something.
+
+mod config;
+mod dispatch;
+mod entries;
+mod explain;
+mod floor;
+mod heartbeat;
+mod node;
+mod offer;
+mod reconcile;
+mod registration;
+mod session;
+mod timer;
+mod tries;
+mod view;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::response::IntoResponse as _;
+use http::{HeaderValue, Request, header};
+use rpc::error::ErrorCode;
+use rpc::relay::ProviderView;
+use scheduler::Need;
+use taskmarket::{
+    Address, Bytes32, Domain, RegisterNode, ReleaseReason, Task, TaskId, TaskRecord, UpdateNodeStatus,
+    Verified, Word,
+};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use config::HubConfig;
+
+use crate::error::ApiError;
+use crate::market::Market;
+use entries::CallOff;
+use floor::{Backoff, Floor};
+
+/// Calls that tell hosts to stop an attempt, at once.
+const MAX_CALLS: usize = 1024;
+
+/// See the module.
+pub(crate) struct Hub {
+    market: Arc<Market>,
+    config: HubConfig,
+    floor: Mutex<Floor>,
+    /// Set off when tasks that wait may fit.
+    wake: Notify,
+    /// Places for handshakes.
+    handshakes: Arc<Semaphore>,
+    /// Places for calling attempts off.
+    calls: Arc<Semaphore>,
+    /// The task of each connection, and of each call beside them.
+    sessions: TaskTracker,
+    /// Whether [`Hub::run`] has set up what sessions need.
+    open: AtomicBool,
+    stop: CancellationToken,
+}
+
+/// The hub in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct HubTotals {
+    /// Hosts online.
+    pub(crate) providers_online: u64,
+    /// Slots of all hosts online.
+    pub(crate) slots: u64,
+    /// Slots in use.
+    pub(crate) slots_busy: u64,
+    /// GPUs of all hosts online.
+    pub(crate) gpus: u64,
+    /// Open tasks that wait in memory for a host.
+    pub(crate) waiting: u64,
+    /// Offers that hosts have not answered yet.
+    pub(crate) offers: u64,
+    /// Attempts that are held.
+    pub(crate) held: u64,
+}
+
+impl Hub {
+    /// A hub over a market. It lets nobody in before it [runs](Self::run).
+    pub(crate) fn new(market: Arc<Market>, config: HubConfig) -> Arc<Self> {
+        let backoff = Backoff { failed: config.failed_backoff, max: config.max_backoff };
+        Arc::new(Self {
+            market,
+            floor: Mutex::new(Floor::new(backoff, config.grace)),
+            wake: Notify::new(),
+            handshakes: Arc::new(Semaphore::new(config.max_handshakes)),
+            calls: Arc::new(Semaphore::new(MAX_CALLS)),
+            sessions: TaskTracker::new(),
+            open: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            config,
+        })
+    }
+
+    /// Works until `token` is cancelled. Then it stops offering, closes all sessions so that their hosts connect again, here later
+    /// or elsewhere, and waits for that, [`HubConfig::drain`] at most. Attempts that are held stay with their hosts.
+    pub(crate) async fn run(self: Arc<Self>, token: CancellationToken) {
+        let stop = async {
+            token.cancelled().await;
+            self.open.store(false, Ordering::Release);
+            self.stop.cancel();
+            self.sessions.close();
+            if timeout(self.config.drain, self.sessions.wait()).await.is_err() {
+                tracing::warn!(sessions = self.sessions.len(), "sessions did not close in time");
+            }
+        };
+        tokio::join!(stop, timer::run(&self), dispatch::run(&self));
+    }
+
+    /// Answers `GET /v1/provider/connect`.
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        mut request: Request<axum::body::Body>,
+    ) -> axum::response::Response {
+        let unavailable = |why| ApiError::new(ErrorCode::Unavailable, why).into_response();
+        if !self.open.load(Ordering::Acquire) {
+            return unavailable("this relay is starting or stopping");
+        }
+        if self.floor().places() >= self.config.max_sessions {
+            return unavailable("this relay has no room for more sessions");
+        }
+        let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() else {
+            return unavailable("too many providers are connecting at once");
+        };
+        match link::accept(&mut request, self.config.link.clone()) {
+            Ok((response, upgrade)) => {
+                self.sessions.spawn(session::serve(Arc::clone(self), upgrade, permit));
+                response.map(axum::body::Body::new)
+            }
+            Err(error) => refuse_upgrade(&error),
+        }
+    }
+
+    /// Each host that is connected.
+    pub(crate) fn providers(&self) -> Vec<ProviderView> {
+        let floor = self.floor();
+        let view = |node: &node::Node| ProviderView {
+            provider: node.live.key.provider,
+            node_id: node.live.key.node_id,
+            endpoint: format!("relay://{}/{}", self.config.relay_id, node.live.session_id),
+            generation: node.live.generation,
+            connected_at: node.live.connected_at,
+            status: node.status,
+            metadata: node.metadata.clone(),
+            busy: node.busy(),
+        };
+        let mut providers: Vec<_> = floor.nodes().map(view).collect();
+        providers.sort_by_key(|view| (view.provider, view.node_id));
+        providers
+    }
+
+    /// A connected host of a provider that fits this task, if there is one.
+    pub(crate) fn fitting_node(&self, provider: Address, task: &Task) -> Option<Bytes32> {
+        self.floor().fitting_node(provider, &Need::of(task))
+    }
+
+    /// Replaces what the host of an open session offers.
+    ///
+    /// # Errors
+    /// The registration is not of the session that is open, is older than its last one, or its metadata does not hold.
+    pub(crate) fn refresh(
+        &self,
+        registration: &Verified<RegisterNode>,
+        metadata: &str,
+    ) -> Result<(), ApiError> {
+        let message = registration.message();
+        let no_session = |why| Err(ApiError::new(ErrorCode::NoSession, why));
+        if registration.domain() != Domain::UNSETTLED {
+            return Err(ApiError::new(
+                ErrorCode::UnknownDomain,
+                "sessions are signed for the unsettled domain",
+            ));
+        }
+        let refused = |refusal: registration::Refusal| refusal.error;
+        registration::check_time(message, self.market.now()).map_err(refused)?;
+        let metadata = registration::check_metadata(registration, metadata).map_err(refused)?;
+        let key = scheduler::NodeKey { provider: message.provider, node_id: message.node_id };
+        let mut floor = self.floor();
+        let Some(node) = floor.node(&key) else { return no_session("this host has no session here") };
+        let live = &node.live;
+        if message.relay_id != self.config.relay_id
+            || message.session_id != live.session_id
+            || message.nonce != live.nonce
+        {
+            return no_session("the registration is of another session than the one that is open");
+        }
+        if message.timestamp < node.registered_at {
+            return Err(ApiError::new(ErrorCode::Conflict, "a later registration was taken already")
+                .with_param("timestamp"));
+        }
+        let generation = live.generation;
+        floor.update(&key, generation, |node| {
+            node.metadata = metadata;
+            node.registered_at = message.timestamp;
+        });
+        drop(floor);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Keeps whether a host takes work, and heeds it at once if the host is connected.
+    ///
+    /// # Errors
+    /// A later word of this host was taken already, or the store fails.
+    pub(crate) async fn set_status(&self, update: &Verified<UpdateNodeStatus>) -> Result<(), ApiError> {
+        if update.domain() != Domain::UNSETTLED {
+            return Err(ApiError::new(
+                ErrorCode::UnknownDomain,
+                "a host's status is signed for the unsettled domain",
+            ));
+        }
+        let message = update.message();
+        let now = self.market.now();
+        if now.distance(message.issued_at) > taskmarket::CLOCK_TOLERANCE_SECS {
+            let why = format!("{} is too far from the relay's clock ({now}); sign again", message.issued_at);
+            return Err(ApiError::new(ErrorCode::InvalidField, why).with_param("issued_at"));
+        }
+        let (provider, node_id) = (message.provider, message.node_id);
+        let store = self.market.store();
+        let newer = store.set_node_status(provider, node_id, message.status, message.issued_at).await?;
+        // What is stored counts: another update may have come in between, and a replay says nothing new.
+        let stored = store.node_status(provider, node_id).await?;
+        if !newer && stored != Some(message.status) {
+            return Err(ApiError::new(ErrorCode::Conflict, "a later status of this host was taken already")
+                .with_param("issued_at"));
+        }
+        if let Some(status) = stored {
+            let key = scheduler::NodeKey { provider, node_id };
+            self.floor().set_status(&key, status);
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The hub in numbers.
+    pub(crate) fn totals(&self) -> HubTotals {
+        self.floor().totals()
+    }
+
+    /// Releases an attempt and looks at what became of the task. `false` if the store failed.
+    async fn release(&self, task_id: TaskId, attempt: u32, reason: ReleaseReason) -> bool {
+        match self.market.release(task_id, attempt, reason).await {
+            Ok(_) => {
+                tracing::info!(%task_id, attempt, reason = reason.as_str(), "attempt released");
+                self.look_again(task_id).await;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%task_id, attempt, %error, "attempt not released");
+                false
+            }
+        }
+    }
+
+    /// Brings the floor up to date on a task by reading the store: for when a change may have been missed.
+    async fn look_again(&self, task_id: TaskId) {
+        match self.market.task(task_id).await {
+            Ok(Some(stored)) => {
+                self.absorb(&stored.record, stored.node, None);
+                self.wake.notify_one();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%task_id, %error, "task not read"),
+        }
+    }
+
+    /// Has the floor follow a task, and calls off the attempt that so came to its end, if its host does not know yet.
+    fn absorb(&self, record: &TaskRecord, node: Option<Bytes32>, word: Option<Word>) {
+        let call_off = self.floor().absorb(record, node, word, Instant::now());
+        let Some(CallOff { task_id, attempt, live }) = call_off else { return };
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
+            // The host finds out by its next proof or connection.
+            return tracing::warn!(%task_id, attempt, "too many calls at once; attempt not called off");
+        };
+        let deadline = self.config.offer_timeout;
+        self.sessions.spawn(async move {
+            offer::call_off(&live, task_id, attempt, deadline).await;
+            drop(permit);
+        });
+    }
+
+    fn floor(&self) -> MutexGuard<'_, Floor> {
+        // Nothing can panic while it is held; if something did, the floor is put right by the next look at the store.
+        self.floor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn refuse_upgrade(error: &link::UpgradeError) -> axum::response::Response {
+    let code = match error.status().as_u16() {
+        426 => ErrorCode::UpgradeRequired,
+        405 => ErrorCode::MethodNotAllowed,
+        _ => ErrorCode::MalformedRequest,
+    };
+    let answer = ApiError::new(code, error.to_string());
+    if code == ErrorCode::UpgradeRequired {
+        answer.with_header(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")).into_response()
+    } else {
+        answer.into_response()
+    }
+}

@@ -1,0 +1,143 @@
+//! What came of offering one task to hosts: who is not to be asked again for a while, and why.
+
+use std::time::Duration;
+
+use scheduler::NodeKey;
+use taskmarket::{Address, Bytes32, TaskRecord};
+use tokio::time::Instant;
+
+/// The most hosts remembered for one task. Of more, the one that may be asked again first is forgotten.
+const MAX_TRIES: usize = 256;
+
+/// The outcome of one offer: why it was not taken, and for how long the host is not asked again the first time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tried {
+    pub(super) reason: String,
+    pub(super) backoff: Duration,
+}
+
+/// What is remembered of one host.
+#[derive(Debug, Clone)]
+pub(super) struct Try {
+    provider: Address,
+    /// The host; none where all of the provider's are meant.
+    node_id: Option<Bytes32>,
+    pub(super) reason: String,
+    pub(super) at: Instant,
+    until: Instant,
+    count: u32,
+}
+
+/// The outcomes for one task.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tries(Vec<Try>);
+
+impl Tries {
+    /// What the record itself tells of its last attempt.
+    pub(super) fn of(record: &TaskRecord, backoff: Duration, now: Instant) -> Self {
+        let failure = record.failure.iter();
+        Self(
+            failure
+                .map(|failure| Try {
+                    provider: failure.provider,
+                    node_id: None,
+                    reason: format!("its attempt {} ended: {}", failure.attempt, failure.code),
+                    at: now,
+                    until: now + backoff,
+                    count: 1,
+                })
+                .collect(),
+        )
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Notes an outcome. Each further one for the same host doubles the time until it is asked again, up to `max`.
+    pub(super) fn add(
+        &mut self,
+        key: NodeKey,
+        reason: String,
+        backoff: Duration,
+        max: Duration,
+        now: Instant,
+    ) {
+        let position = self.0.iter().position(|tried| tried.is_of(&key));
+        let count = position.map_or(1, |position| self.0.swap_remove(position).count.saturating_add(1));
+        let factor = 2u32.checked_pow(count - 1).unwrap_or(u32::MAX);
+        let until = now + backoff.saturating_mul(factor).min(max);
+        if self.0.len() >= MAX_TRIES
+            && let Some(first) = (0..self.0.len()).min_by_key(|position| self.0[*position].until)
+        {
+            self.0.swap_remove(first);
+        }
+        self.0.push(Try {
+            provider: key.provider,
+            node_id: Some(key.node_id),
+            reason,
+            at: now,
+            until,
+            count,
+        });
+    }
+
+    /// What came of the last offer to a host.
+    pub(super) fn last(&self, key: &NodeKey) -> Option<&Try> {
+        self.0.iter().find(|tried| tried.is_of(key))
+    }
+
+    /// Why a host is not to be asked now, if it is not.
+    pub(super) fn bar(&self, key: &NodeKey, now: Instant) -> Option<&Try> {
+        self.last(key).filter(|tried| tried.until > now)
+    }
+
+    /// When the next host may be asked again.
+    pub(super) fn next_end(&self, now: Instant) -> Option<Instant> {
+        self.0.iter().map(|tried| tried.until).filter(|until| *until > now).min()
+    }
+}
+
+impl Try {
+    fn is_of(&self, key: &NodeKey) -> bool {
+        self.provider == key.provider && self.node_id.is_none_or(|node_id| node_id == key.node_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(node: u8) -> NodeKey {
+        NodeKey { provider: Address::repeat_byte(1), node_id: Bytes32([node; 32].into()) }
+    }
+
+    #[test]
+    fn hosts_are_barred_longer_each_time_up_to_a_bound() {
+        let (base, max) = (Duration::from_secs(5), Duration::from_secs(15));
+        let mut tries = Tries::default();
+        let now = Instant::now();
+        for expected in [5, 10, 15, 15] {
+            tries.add(key(1), "refused".into(), base, max, now);
+            let until = now + Duration::from_secs(expected);
+            assert!(tries.bar(&key(1), until - Duration::from_millis(1)).is_some());
+            assert!(tries.bar(&key(1), until).is_none());
+            assert_eq!(tries.next_end(now), Some(until));
+        }
+        assert!(tries.last(&key(2)).is_none());
+    }
+
+    #[test]
+    fn no_more_than_a_bounded_number_is_remembered() {
+        let mut tries = Tries::default();
+        let now = Instant::now();
+        for node in 0..=255 {
+            let backoff = Duration::from_secs(if node == 7 { 1 } else { 9 });
+            tries.add(key(node), String::new(), backoff, backoff, now);
+        }
+        let other = NodeKey { provider: Address::repeat_byte(2), ..key(0) };
+        tries.add(other, String::new(), Duration::from_secs(9), Duration::from_secs(9), now);
+        assert_eq!(tries.0.len(), MAX_TRIES);
+        assert!(tries.last(&key(7)).is_none() && tries.last(&other).is_some());
+    }
+}

@@ -1,0 +1,329 @@
+//! The market: where tasks change. It asks `taskmarket` what may happen, commits that, and tells those who follow.
+//!
+//! Time acts first: whoever asks for a change finds the task as it is now, not as it was when somebody last looked.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use artifact::{BlobStore, Digest};
+use rpc::tasks::Progress;
+use store::{Commit, KeyId, Published, Store, StoredTask};
+use taskmarket::{
+    Bytes32, ComputeProof, Domain, Event, Mutation, Recorded, Rejection, ReleaseReason, Task, TaskId,
+    TaskRecord, Timestamp, Verified,
+};
+use tokio::sync::broadcast;
+
+use crate::auth::AttemptTokens;
+use crate::error::MarketError;
+use crate::metrics::Commits;
+
+/// How often a change is decided again because somebody else's came first. Each round is lost only to a change that
+/// succeeded, so a task would have to change this often within milliseconds.
+const MAX_ROUNDS: usize = 16;
+
+/// Changes and reports that a slow follower may be behind by before it has to read the store again.
+const FOLLOW_CAPACITY: usize = 4096;
+
+/// The domains that this relay serves.
+pub(crate) const DOMAINS: &[Domain] = &[Domain::UNSETTLED];
+
+/// One committed event, as it is told to followers.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    /// Its place in the relay's commit order.
+    pub(crate) seq: u64,
+    /// The task after it.
+    pub(crate) record: Arc<TaskRecord>,
+    /// The host that holds, or last held, the task, where one is known.
+    pub(crate) node: Option<Bytes32>,
+    /// The event.
+    pub(crate) recorded: Recorded,
+}
+
+/// What a provider says of a running attempt, as it is told to followers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// The task.
+    pub(crate) task_id: TaskId,
+    /// What happens.
+    pub(crate) progress: Progress,
+}
+
+/// Every change of every task goes through here.
+pub(crate) struct Market {
+    store: Arc<dyn Store>,
+    blobs: BlobStore,
+    tokens: AttemptTokens,
+    changes: broadcast::Sender<Arc<Change>>,
+    reports: broadcast::Sender<Report>,
+    /// Only of attempts that are held: what a node does is known as long as it does it.
+    progress: Mutex<HashMap<TaskId, Progress>>,
+    commits: Commits,
+}
+
+impl Market {
+    /// A market over a store, with the blobs of results and the attempt tokens that give access to them.
+    pub(crate) fn new(store: Arc<dyn Store>, blobs: BlobStore, tokens: AttemptTokens) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            blobs,
+            tokens,
+            changes: broadcast::Sender::new(FOLLOW_CAPACITY),
+            reports: broadcast::Sender::new(FOLLOW_CAPACITY),
+            progress: Mutex::default(),
+            commits: Commits::default(),
+        })
+    }
+
+    /// The relay's clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_unix(since.as_secs())
+    }
+
+    /// The store below, for reading.
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// The blobs: inputs, models, results.
+    pub(crate) fn blobs(&self) -> &BlobStore {
+        &self.blobs
+    }
+
+    /// The tokens that let the holder of an attempt at its task's artifacts.
+    pub(crate) fn tokens(&self) -> &AttemptTokens {
+        &self.tokens
+    }
+
+    /// How many events were committed here.
+    pub(crate) fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    /// Tells of every commit from now on. A follower that lags reads the store again.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
+        self.changes.subscribe()
+    }
+
+    /// Tells of progress inside attempts from now on. What a follower misses is lost.
+    pub(crate) fn subscribe_reports(&self) -> broadcast::Receiver<Report> {
+        self.reports.subscribe()
+    }
+
+    /// Takes a task in for an API key, or finds it if it is there; the flag says whether it is new.
+    ///
+    /// # Errors
+    /// The domain is not served, the rules refuse the task, or the store fails.
+    pub(crate) async fn publish(
+        &self,
+        task: Verified<Task>,
+        owner: KeyId,
+    ) -> Result<(StoredTask, bool), MarketError> {
+        if !DOMAINS.contains(&task.domain()) {
+            return Err(MarketError::UnknownDomain { asked: task.domain(), takes: DOMAINS.to_vec() });
+        }
+        // A task that is there stays there, even where it could not be published now.
+        if let Some(existing) = self.store.task(TaskId(task.digest())).await? {
+            return Ok((existing, false));
+        }
+        let now = self.now();
+        let record = taskmarket::publish(now, &task)?;
+        let domain = task.domain();
+        let event = Event::Published { task: Box::new(task.into_signed()), domain };
+        let first = Recorded { version: record.version, at: now, event };
+        match self.store.publish(record.clone(), first.clone(), owner.clone()).await? {
+            Published::New { seq } => {
+                let task = StoredTask { record, owner, node: None };
+                self.tell(seq, Arc::new(task.record.clone()), None, first);
+                Ok((task, true))
+            }
+            Published::Existing(task) => Ok((*task, false)),
+        }
+    }
+
+    /// Does what a signed message asks. `node` is the host that an accepted attempt runs on; other changes keep it.
+    ///
+    /// # Errors
+    /// There is no such task, the rules refuse the message, its result is not stored yet, or the store fails.
+    pub(crate) async fn mutate(
+        &self,
+        mutation: Mutation,
+        node: Option<Bytes32>,
+    ) -> Result<Arc<TaskRecord>, MarketError> {
+        self.change(mutation.task_id(), node, Cause::Signed(&mutation)).await
+    }
+
+    /// Releases an attempt by this relay's word, if it is still the one held.
+    ///
+    /// # Errors
+    /// There is no such task, or the store fails.
+    pub(crate) async fn release(
+        &self,
+        id: TaskId,
+        attempt: u32,
+        reason: ReleaseReason,
+    ) -> Result<Arc<TaskRecord>, MarketError> {
+        self.change(id, None, Cause::Released(attempt, reason)).await
+    }
+
+    /// Lets time act on a task.
+    ///
+    /// # Errors
+    /// There is no such task, or the store fails.
+    pub(crate) async fn elapse(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
+        self.change(id, None, Cause::Time).await
+    }
+
+    /// A task as it is stored, or `None` if there is none.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(crate) async fn task(&self, id: TaskId) -> Result<Option<StoredTask>, MarketError> {
+        Ok(self.store.task(id).await?)
+    }
+
+    /// Takes in what a provider says of an attempt that it holds; of other attempts it is passed over. Not durable.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(crate) async fn report_progress(
+        &self,
+        task_id: TaskId,
+        progress: Progress,
+    ) -> Result<(), MarketError> {
+        let before = self.lock_progress().insert(task_id, progress.clone());
+        if before.as_ref() == Some(&progress) {
+            return Ok(());
+        }
+        // Inserted first and checked afterwards: an end of the attempt in between is seen by one of the two.
+        if before.is_none_or(|before| before.attempt != progress.attempt) {
+            let task = self.store.task(task_id).await?;
+            let held = task.is_some_and(|task| is_held(&task.record, progress.attempt));
+            if !held {
+                self.lock_progress().remove(&task_id);
+                return Ok(());
+            }
+        }
+        // Without followers there is nobody to tell.
+        let _ = self.reports.send(Report { task_id, progress });
+        Ok(())
+    }
+
+    /// What a task's running attempt does, where its provider has said so.
+    pub(crate) fn progress(&self, record: &TaskRecord) -> Option<Progress> {
+        let progress = self.lock_progress().get(&record.id).cloned()?;
+        is_held(record, progress.attempt).then_some(progress)
+    }
+
+    /// Commits what a cause brings about, deciding again when another change came first. Returns the task as it then is.
+    async fn change(
+        &self,
+        id: TaskId,
+        node: Option<Bytes32>,
+        cause: Cause<'_>,
+    ) -> Result<Arc<TaskRecord>, MarketError> {
+        for _ in 0..MAX_ROUNDS {
+            let stored = self.store.task(id).await?.ok_or(MarketError::NotFound(id))?;
+            // A clock that was set back must not write a history that runs backwards.
+            let now = self.now().max(stored.record.updated_at);
+            if let Some(event) = taskmarket::elapse(&stored.record, now) {
+                self.commit(stored, now, event, None).await?;
+                continue;
+            }
+            let Some(event) = self.decide(&stored.record, now, cause).await? else {
+                return Ok(Arc::new(stored.record));
+            };
+            if let Some(record) = self.commit(stored, now, event, node).await? {
+                return Ok(record);
+            }
+        }
+        Err(MarketError::Contended(id))
+    }
+
+    async fn decide(
+        &self,
+        record: &TaskRecord,
+        now: Timestamp,
+        cause: Cause<'_>,
+    ) -> Result<Option<Event>, MarketError> {
+        let mutation = match cause {
+            Cause::Signed(mutation) => mutation,
+            Cause::Released(attempt, reason) => return Ok(taskmarket::release(record, attempt, reason)),
+            Cause::Time => return Ok(None),
+        };
+        let event = taskmarket::decide(record, now, mutation)?;
+        if let Some(Event::Submitted(proof)) = &event {
+            self.check_result(record, &proof.message).await?;
+        }
+        Ok(event)
+    }
+
+    /// Applies and commits one event; `None` where another change came first.
+    async fn commit(
+        &self,
+        before: StoredTask,
+        now: Timestamp,
+        event: Event,
+        node: Option<Bytes32>,
+    ) -> Result<Option<Arc<TaskRecord>>, MarketError> {
+        let mut record = before.record;
+        let expected = record.version;
+        let attempt = (record.attempts, record.provider);
+        taskmarket::apply(&mut record, now, &event);
+        let recorded = Recorded { version: record.version, at: now, event };
+        match self.store.commit(expected, &record, vec![recorded.clone()], node).await? {
+            Commit::Done { seq } => {
+                let kept = before.node.filter(|_| attempt == (record.attempts, record.provider));
+                let record = Arc::new(record);
+                self.tell(seq, Arc::clone(&record), node.or(kept), recorded);
+                Ok(Some(record))
+            }
+            Commit::Conflict => Ok(None),
+        }
+    }
+
+    fn tell(&self, seq: u64, record: Arc<TaskRecord>, node: Option<Bytes32>, recorded: Recorded) {
+        if record.lease().is_none() {
+            self.lock_progress().remove(&record.id);
+        }
+        self.commits.count(recorded.event.name());
+        // Without followers there is nobody to tell.
+        let _ = self.changes.send(Arc::new(Change { seq, record, node, recorded }));
+    }
+
+    /// A proof counts only with its result: the bytes are stored here, under the hash that it names.
+    async fn check_result(&self, record: &TaskRecord, proof: &ComputeProof) -> Result<(), MarketError> {
+        let digest = Digest(proof.result_hash.0.0);
+        if proof.result_cid.artifact() != Some(proof.result_hash) || proof.result_cid.as_str().ends_with('/')
+        {
+            let why = format!("must be artifact://{digest}, as result_hash says");
+            return Err(Rejection::Invalid { field: "result_cid", why }.into());
+        }
+        if self.blobs.contains(&digest).await.map_err(MarketError::Blobs)? {
+            Ok(())
+        } else {
+            Err(MarketError::ResultMissing(digest, record.status()))
+        }
+    }
+
+    fn lock_progress(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, Progress>> {
+        // Nothing can panic while it is held; if something did, the map is still whole.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a change comes from.
+#[derive(Clone, Copy)]
+enum Cause<'a> {
+    Signed(&'a Mutation),
+    Released(u32, ReleaseReason),
+    /// Time alone, which acts before anything else in any case.
+    Time,
+}
+
+fn is_held(record: &TaskRecord, attempt: u32) -> bool {
+    record.lease().is_some_and(|lease| lease.attempt == attempt)
+}

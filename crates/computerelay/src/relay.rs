@@ -1,0 +1,205 @@
+//! The relay as a whole: built from its configuration, run until it is told to end, drained.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use artifact::BlobStore;
+use store::{Secrets, Sqlite, Store};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{App, Attempts, BodyLimits, Shared, router};
+use crate::auth::{ApiKeys, AttemptTokens, TOKEN_SECRET};
+use crate::config::{Args, Config};
+use crate::hub::{Hub, HubConfig};
+use crate::market::{DOMAINS, Market};
+use crate::metrics::Metrics;
+use crate::server::Server;
+use crate::tls::Certificate;
+
+/// How long connections that were dropped may take to notice, before the relay ends without them.
+const DROP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A relay whose store is open and whose addresses are bound, and which serves once it runs.
+pub struct Relay {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    tls: Option<Tls>,
+    app: App,
+    store: Arc<dyn Store>,
+    drain: Duration,
+    max_connections: usize,
+}
+
+struct Tls {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    acceptor: TlsAcceptor,
+    certificate: Arc<Certificate>,
+}
+
+/// Runs `compute-relay` with its flags until a signal ends it.
+///
+/// # Errors
+/// The flags are wrong, the store cannot be opened, an address cannot be bound, or serving failed.
+pub async fn serve(args: Args) -> anyhow::Result<()> {
+    daemon::init_logging(&args.log)?;
+    let config = Config::from_args(&args)?;
+    let shutdown = daemon::Shutdown::install(args.shutdown)?;
+    build(config).await?.run(shutdown.token()).await
+}
+
+/// Opens the store and binds the addresses; nothing is served yet.
+///
+/// # Errors
+/// The store or the certificate cannot be read, or an address cannot be bound.
+pub async fn build(config: Config) -> anyhow::Result<Relay> {
+    anyhow::ensure!(!config.api_keys.is_empty(), "a relay needs at least one API key");
+    let tls = match &config.tls {
+        Some(tls) => Some(bind_tls(tls).await?),
+        None => None,
+    };
+    let listener = daemon::bind(config.listen).await?;
+    let local_addr = listener.local_addr().context("the listener has no address")?;
+    let (market, store) = open(&config).await?;
+    let hub = Hub::new(Arc::clone(&market), hub_config(&config));
+    let app = App::new(Shared {
+        relay_id: config.relay_id,
+        keys: ApiKeys::new(&config.api_keys),
+        metrics: Metrics::new(market.commits()),
+        market,
+        hub,
+        attempts: Attempts::new(config.max_artifact_bytes),
+        limits: BodyLimits {
+            max_body_bytes: config.max_body_bytes,
+            max_artifact_bytes: config.max_artifact_bytes,
+        },
+        session_grace: config.session_grace,
+        stopping: CancellationToken::new(),
+    });
+    let (drain, max_connections) = (config.drain, config.max_connections);
+    Ok(Relay { listener, local_addr, tls, app, store, drain, max_connections })
+}
+
+async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> {
+    let store = Sqlite::open(&config.store)
+        .await
+        .with_context(|| format!("cannot open the store {}", config.store.display()))?;
+    let folder = config.store.join("blobs");
+    let blobs = {
+        let folder = folder.clone();
+        tokio::task::spawn_blocking(move || BlobStore::open(folder)).await?
+    };
+    let blobs = blobs.with_context(|| format!("cannot open the blob store {}", folder.display()))?;
+    let tokens = AttemptTokens::new(store.secret(TOKEN_SECRET).await?);
+    let store: Arc<dyn Store> = Arc::new(store);
+    Ok((Market::new(Arc::clone(&store), blobs, tokens), store))
+}
+
+async fn bind_tls(config: &crate::config::TlsConfig) -> anyhow::Result<Tls> {
+    let certificate = Certificate::read(config)?;
+    let acceptor = TlsAcceptor::from(Arc::new(Arc::clone(&certificate).server_config()?));
+    let listener = daemon::bind(config.listen).await?;
+    let local_addr = listener.local_addr().context("the TLS listener has no address")?;
+    Ok(Tls { listener, local_addr, acceptor, certificate })
+}
+
+fn hub_config(config: &Config) -> HubConfig {
+    let link = link::Config {
+        heartbeat: config.heartbeat,
+        timeout: config.heartbeat_timeout,
+        ..link::Config::default()
+    };
+    HubConfig {
+        link,
+        heartbeat: config.heartbeat,
+        heartbeat_timeout: config.heartbeat_timeout,
+        grace: config.session_grace,
+        offer_timeout: config.offer_timeout,
+        drain: config.drain,
+        ..HubConfig::new(config.relay_id.clone(), config.public_urls.clone(), DOMAINS.to_vec())
+    }
+}
+
+impl Relay {
+    /// Where HTTP is served.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Where HTTPS is served, if it is.
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls.as_ref().map(|tls| tls.local_addr)
+    }
+
+    /// Serves until `shutdown` is cancelled; then accepts nothing more, lets requests finish for a while, closes the providers'
+    /// sessions and the store.
+    ///
+    /// # Errors
+    /// The part that looks after providers and time ended by itself, which it must not.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let stopping = self.app.stopping.clone();
+        let server = Server {
+            router: router(self.app.clone()),
+            tasks: TaskTracker::new(),
+            stopping: stopping.clone(),
+            dropping: CancellationToken::new(),
+        };
+        tracing::info!(url = %format_args!("http://{}", self.local_addr), relay_id = self.app.relay_id, "serving");
+        server.tasks.spawn(server.clone().listen(self.listener, None, self.max_connections));
+        if let Some(tls) = self.tls {
+            tracing::info!(url = %format_args!("https://{}", tls.local_addr), "serving");
+            server.tasks.spawn(reload_on_hangup(tls.certificate, stopping.clone()));
+            server.tasks.spawn(server.clone().listen(tls.listener, Some(tls.acceptor), self.max_connections));
+        }
+        let hub = Arc::clone(&self.app.hub);
+        let mut hub = tokio::spawn({
+            let stopping = stopping.clone();
+            async move { hub.run(stopping).await }
+        });
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => None,
+            ended = &mut hub => Some(ended),
+        };
+        stopping.cancel();
+        server.tasks.close();
+        if daemon::drain("connections", self.drain, server.tasks.wait()).await.is_none() {
+            server.dropping.cancel();
+            daemon::drain("dropped connections", DROP_DEADLINE, server.tasks.wait()).await;
+        }
+        let result = match ended {
+            None => hub.await.context("looking after providers failed"),
+            Some(ended) => ended
+                .context("looking after providers failed")
+                .and_then(|()| anyhow::bail!("looking after providers ended by itself")),
+        };
+        self.store.close().await;
+        result
+    }
+}
+
+/// Reads the certificate again on SIGHUP.
+#[cfg(unix)]
+async fn reload_on_hangup(certificate: Arc<Certificate>, stopping: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => return tracing::warn!(%error, "SIGHUP cannot be listened for"),
+    };
+    while let Some(Some(())) = stopping.run_until_cancelled(hangups.recv()).await {
+        match certificate.reload() {
+            Ok(()) => tracing::info!("the certificate was read again"),
+            Err(error) => {
+                tracing::error!(error = %format_args!("{error:#}"), "the old certificate stays in use")
+            }
+        }
+    }
+}
+
+#[cfg(not(unix))]
+async fn reload_on_hangup(_: Arc<Certificate>, _: CancellationToken) {}

@@ -1,0 +1,172 @@
+//! The listeners: they accept connections, with or without TLS, and serve HTTP/1.1 and HTTP/2 on them.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::rt::{Executor, Read, Write};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tracing::Instrument;
+
+/// How long a client may take for the TLS handshake.
+const TLS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a client may take to send a request's head, and how long an HTTP/1.1 connection may idle.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// The pause after a failed accept, which mostly means that the process has too many files open.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The largest request head, in bytes.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 256;
+/// What a client may send ahead on one HTTP/2 request, in bytes; uploads over long distances need some.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// What a client may send ahead on one HTTP/2 connection, in bytes.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// How often an idle HTTP/2 connection is asked whether it lives, and how long it has to answer.
+const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+
+/// What all listeners have in common.
+#[derive(Clone)]
+pub(crate) struct Server {
+    /// What is served.
+    pub(crate) router: Router,
+    /// Owns every connection and everything that runs for one.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when no more connections are to be accepted and those that are open are to finish.
+    pub(crate) stopping: CancellationToken,
+    /// Cancelled when connections that are still open are to be dropped.
+    pub(crate) dropping: CancellationToken,
+}
+
+impl Server {
+    /// Accepts connections until the wish to end, at most `max_connections` at once.
+    pub(crate) async fn listen(
+        self,
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        max_connections: usize,
+    ) {
+        let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+        while let Some((place, socket, peer)) = self.accept(&listener, &places).await {
+            let span = tracing::info_span!("connection", %peer, tls = tls.is_some());
+            let connection = self.clone().connection(place, socket, tls.clone());
+            self.tasks.spawn(connection.instrument(span));
+        }
+    }
+
+    /// The next connection; `None` at the end.
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+        places: &Arc<Semaphore>,
+    ) -> Option<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+        let next = async {
+            // The semaphore is never closed.
+            let place = Arc::clone(places).acquire_owned().await.ok()?;
+            loop {
+                match listener.accept().await {
+                    Ok((socket, peer)) => return Some((place, socket, peer)),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        self.stopping.run_until_cancelled(next).await?
+    }
+
+    async fn connection(self, _place: OwnedSemaphorePermit, socket: TcpStream, tls: Option<TlsAcceptor>) {
+        // Without it small messages wait some 40 ms behind delayed acknowledgements.
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        let Some(acceptor) = tls else { return self.serve(TokioIo::new(socket)).await };
+        let handshake = tokio::time::timeout(TLS_DEADLINE, acceptor.accept(socket));
+        match self.stopping.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(stream))) => self.serve(TokioIo::new(stream)).await,
+            Some(Ok(Err(error))) => tracing::debug!(%error, "the TLS handshake failed"),
+            Some(Err(_)) => tracing::debug!("the TLS handshake took too long"),
+            None => {}
+        }
+    }
+
+    /// Serves one connection until it ends, finishing what is under way when the relay is to end.
+    async fn serve(self, io: impl Read + Write + Unpin + Send + 'static) {
+        let spoke = Arc::new(AtomicBool::new(false));
+        let service = {
+            let (router, spoke) = (self.router, Arc::clone(&spoke));
+            hyper::service::service_fn(move |request: http::Request<Incoming>| {
+                spoke.store(true, Ordering::Relaxed);
+                router.clone().oneshot(request.map(Body::new))
+            })
+        };
+        let builder = builder(Tracked(self.tasks));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
+        // hyper's deadlines begin once it knows which HTTP is spoken; a client that never says ends here.
+        let mut first_head = pin!(tokio::time::sleep(HEAD_DEADLINE));
+        let (mut is_waiting, mut is_stopping) = (true, false);
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "the connection broke");
+                    }
+                    return;
+                }
+                () = &mut first_head, if is_waiting => {
+                    is_waiting = false;
+                    if !spoke.load(Ordering::Relaxed) {
+                        tracing::debug!("no request came in time");
+                        return;
+                    }
+                }
+                () = self.stopping.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = self.dropping.cancelled() => return,
+            }
+        }
+    }
+}
+
+fn builder(executor: Tracked) -> auto::Builder<Tracked> {
+    let mut builder = auto::Builder::new(executor);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE).max_buf_size(MAX_HEAD_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1);
+    builder
+}
+
+/// Runs what hyper spawns for HTTP/2 requests where it is owned.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> Executor<F> for Tracked
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}

@@ -1,0 +1,10 @@
+//! The relay's hub over real sockets: a relay in this process, and hosts that follow a script.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agent;
+mod offers;
+mod recovery;
+mod registration;
+mod support;
+mod time;

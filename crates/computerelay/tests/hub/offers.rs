@@ -1,0 +1,209 @@
+//! From a published task to a proof: who is asked, who takes it, and whose word does not count.
+
+use std::time::Duration;
+
+use taskmarket::{ContentHash, Status};
+
+use crate::agent::{Answer, Lie, Script};
+use crate::support::{Relay, Requester, Times, hash_of};
+
+#[tokio::test]
+async fn a_task_is_offered_accepted_and_proven() {
+    let relay = Relay::start(Times::default()).await;
+    let requester = Requester::new();
+    // Published before anybody is there: it waits, and says why.
+    let task = requester.task();
+    let task_id = relay.publish(&requester, &task).await;
+    let explanation = relay.explains(task_id, |_| true).await;
+    assert_eq!(explanation.summary, "no provider is online");
+
+    let agent = Script::new().connect(&relay.url()).await;
+    let assignment = agent.is_offered(task_id).await;
+    assert_eq!((assignment.attempt, &assignment.task), (1, &task));
+    relay.reaches(task_id, Status::Accepted, 1).await;
+    let explanation = relay.explains(task_id, |_| true).await;
+    assert_eq!(explanation.summary, format!("accepted by {} attempt 1", agent.address()));
+    let progress = crate::support::poll("progress", async || relay.task(task_id).await.progress).await;
+    assert_eq!(progress.percent, Some(50));
+
+    // A proof without its result, and one of another result than the one stored, are not taken.
+    let missing = agent.proof(&assignment, hash_of(b"never stored"));
+    assert_eq!(relay.tell(task_id, "proof", &missing).await, (409, "result_missing".into()));
+    let result = relay.store_result(&assignment.attempt_token, b"result").await;
+    assert_eq!(relay.tell(task_id, "proof", &missing).await, (409, "result_missing".into()));
+    let mut mismatched = agent.proof(&assignment, result);
+    mismatched.mutation.result_hash = hash_of(b"other");
+    assert_eq!(relay.tell(task_id, "proof", &mismatched).await.0, 400);
+
+    // Nor is another provider's.
+    let stranger = Script::new().connect(&relay.url()).await;
+    let stolen = stranger.proof(&assignment, result);
+    assert_eq!(relay.tell(task_id, "proof", &stolen).await, (403, "wrong_party".into()));
+
+    let proof = agent.proof(&assignment, result);
+    assert_eq!(relay.tell(task_id, "proof", &proof).await.0, 200);
+    relay.reaches(task_id, Status::Submitted, 1).await;
+    // Said again, it changes nothing and is acknowledged.
+    assert_eq!(relay.tell(task_id, "proof", &proof).await.0, 200);
+    assert!(agent.state().called_off.is_empty());
+}
+
+#[tokio::test]
+async fn a_refused_task_goes_to_the_next_provider() {
+    let relay = Relay::start(Times::default()).await;
+    let picky = Script::new().answers(Answer::Refuse("price below floor")).connect(&relay.url()).await;
+    let requester = Requester::new();
+    let task_id = relay.publish(&requester, &requester.task()).await;
+    picky.is_offered(task_id).await;
+    let reason = "refused: price below floor";
+    let explanation = relay
+        .explains(task_id, |explanation| {
+            explanation.providers.iter().any(|host| host.exclusions.iter().any(|why| why.starts_with(reason)))
+        })
+        .await;
+    assert!(
+        explanation.summary.starts_with("1 provider online, none fits: refused"),
+        "{}",
+        explanation.summary
+    );
+
+    let willing = Script::new().connect(&relay.url()).await;
+    willing.is_offered(task_id).await;
+    let task = relay.reaches(task_id, Status::Accepted, 1).await;
+    assert_eq!(task.provider, Some(willing.address()));
+    assert_eq!(picky.state().assignments.len(), 1);
+}
+
+#[tokio::test]
+async fn an_offer_without_an_answer_goes_to_the_next_provider() {
+    let relay = Relay::start(Times { offer: Duration::from_millis(300), ..Times::default() }).await;
+    let hanging = Script::new().answers(Answer::Hang).connect(&relay.url()).await;
+    let requester = Requester::new();
+    let task_id = relay.publish(&requester, &requester.task()).await;
+    hanging.is_offered(task_id).await;
+    let willing = Script::new().connect(&relay.url()).await;
+    let task = relay.reaches(task_id, Status::Accepted, 1).await;
+    assert_eq!(task.provider, Some(willing.address()));
+    // Whatever it does with the offer, it is told that it is over.
+    hanging.sees("a call-off", |state| state.called_off.iter().any(|key| key.task_id == task_id)).await;
+}
+
+#[tokio::test]
+async fn acceptances_that_do_not_hold_are_refused_and_called_off() {
+    let lies =
+        [Lie::Attempt, Lie::Provider, Lie::Signature, Lie::Task, Lie::Lease, Lie::NoJson, Lie::Endless];
+    let relay = Relay::start(Times::default()).await;
+    let requester = Requester::new();
+    for lie in lies {
+        let liar = Script::new().answers(Answer::Lie(lie)).connect(&relay.url()).await;
+        let task_id = relay.publish(&requester, &requester.task()).await;
+        liar.is_offered(task_id).await;
+        relay
+            .explains(task_id, |explanation| {
+                let barred = |why: &String| why.contains("its acceptance") || why.contains("its answer");
+                explanation.providers.iter().any(|host| host.exclusions.iter().any(barred))
+            })
+            .await;
+        assert_eq!(relay.task(task_id).await.status, Status::Open, "{lie:?}");
+        let honest = Script::new().connect(&relay.url()).await;
+        let task = relay.reaches(task_id, Status::Accepted, 1).await;
+        assert_eq!(task.provider, Some(honest.address()), "{lie:?}");
+        liar.stop().await;
+        honest.stop().await;
+        relay.lists(|list| list.providers.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn no_host_is_given_more_than_its_slots() {
+    let relay = Relay::start(Times::default()).await;
+    let requester = Requester::new();
+    let mut tasks = Vec::new();
+    for _ in 0..12 {
+        tasks.push(relay.publish(&requester, &requester.task()).await);
+    }
+    let agent = Script::new().slots(4).connect(&relay.url()).await;
+    let state = agent.sees("four tasks", |state| state.held.len() == 4).await;
+    assert_eq!(state.assignments.len(), 4);
+    // Oldest first, and one more for each that ends.
+    for held in state.held {
+        assert!(tasks[..].contains(&held.task_id));
+    }
+    let waiting =
+        *tasks.iter().find(|id| !agent.state().assignments.iter().any(|a| a.task_id == **id)).unwrap();
+    let explanation = relay.explains(waiting, |_| true).await;
+    assert_eq!(explanation.summary, "1 provider online, none fits: 0 of 4 slots free");
+
+    let mut done = 0;
+    while done < tasks.len() {
+        let seen = agent.sees("a task", |state| !state.held.is_empty()).await;
+        assert!(seen.held.len() <= 4, "{:?}", seen.held);
+        let key = seen.held[0];
+        let assignment = agent.is_offered(key.task_id).await;
+        relay.reaches(key.task_id, Status::Accepted, 1).await;
+        let result = relay.store_result(&assignment.attempt_token, b"result").await;
+        assert_eq!(relay.tell(key.task_id, "proof", &agent.proof(&assignment, result)).await.0, 200);
+        agent.finish(&assignment);
+        done += 1;
+    }
+    assert_eq!(agent.state().assignments.len(), tasks.len());
+}
+
+#[tokio::test]
+async fn a_task_that_nobody_fits_waits_and_says_why() {
+    let relay = Relay::start(Times::default()).await;
+    let plain = Script::new().connect(&relay.url()).await;
+    relay.lists(|list| list.providers.len() == 1).await;
+    let requester = Requester::new();
+    let mut task = requester.task();
+    task.config.gpu_type = "A100".into();
+    task.config.gpu_count = 1;
+    let task_id = relay.publish(&requester, &task).await;
+    let explanation = relay.explains(task_id, |_| true).await;
+    assert_eq!(explanation.summary, "1 provider online, none fits: has no GPU named A100");
+    assert_eq!(explanation.providers[0].provider, plain.address());
+
+    let fitting = Script { gpu: Some("NVIDIA A100-SXM4-80GB"), ..Script::new() }.connect(&relay.url()).await;
+    let task = relay.reaches(task_id, Status::Accepted, 1).await;
+    assert_eq!(task.provider, Some(fitting.address()));
+    assert!(plain.state().assignments.is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_attempt_goes_to_another_provider_and_the_old_proof_is_stale() {
+    let relay = Relay::start(Times::default()).await;
+    let first = Script::new().connect(&relay.url()).await;
+    let requester = Requester::new();
+    let task_id = relay.publish(&requester, &requester.task()).await;
+    let old = first.is_offered(task_id).await;
+    relay.reaches(task_id, Status::Accepted, 1).await;
+    let second = Script::new().connect(&relay.url()).await;
+    relay.lists(|list| list.providers.len() == 2).await;
+    assert_eq!(relay.tell(task_id, "fail", &first.failure(&old)).await.0, 200);
+    first.finish(&old);
+    let task = relay.reaches(task_id, Status::Accepted, 2).await;
+    assert_eq!(task.provider, Some(second.address()));
+
+    let late = first.proof(&old, ContentHash([3; 32].into()));
+    assert_eq!(relay.tell(task_id, "proof", &late).await, (409, "stale_attempt".into()));
+}
+
+#[tokio::test]
+async fn attempts_are_spent_with_a_single_provider_and_then_the_task_failed() {
+    let relay = Relay::start(Times::default()).await;
+    let agent = Script::new().connect(&relay.url()).await;
+    let requester = Requester::new();
+    let mut task = requester.task();
+    task.config.max_attempts = 2;
+    let task_id = relay.publish(&requester, &task).await;
+    for attempt in 1..=2 {
+        relay.reaches(task_id, Status::Accepted, attempt).await;
+        let assignment = agent.is_offered(task_id).await;
+        assert_eq!(assignment.attempt, attempt);
+        assert_eq!(relay.tell(task_id, "fail", &agent.failure(&assignment)).await.0, 200);
+        agent.finish(&assignment);
+    }
+    relay.reaches(task_id, Status::Failed, 2).await;
+    let explanation = relay.explains(task_id, |_| true).await;
+    assert!(explanation.summary.contains("all 2 attempts failed"), "{}", explanation.summary);
+}

@@ -1,0 +1,136 @@
+//! Sessions that are lost, silent or broken, and what becomes of their attempts.
+
+use std::time::Duration;
+
+use rpc::link::AttemptKey;
+use taskmarket::{Status, TaskId};
+
+use crate::agent::{Agent, Answer, Beats, Script};
+use crate::support::{Relay, Requester, Times};
+
+fn quick() -> Times {
+    Times {
+        heartbeat: Duration::from_millis(300),
+        grace: Duration::from_millis(300),
+        offer: Duration::from_secs(10),
+    }
+}
+
+/// Publishes a task and has this host accept it.
+async fn taken(relay: &Relay, agent: &Agent) -> (TaskId, AttemptKey) {
+    let requester = Requester::new();
+    let task_id = relay.publish(&requester, &requester.task()).await;
+    let assignment = agent.is_offered(task_id).await;
+    relay.reaches(task_id, Status::Accepted, assignment.attempt).await;
+    (task_id, AttemptKey { task_id, attempt: assignment.attempt })
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_loses_its_session_and_after_the_grace_its_attempts() {
+    let relay = Relay::start(quick()).await;
+    let silent = Script::new().beats(Beats::Once).connect(&relay.url()).await;
+    let (task_id, _) = taken(&relay, &silent).await;
+    let other = Script::new().connect(&relay.url()).await;
+    let (code, reason) = silent.sent_away().await;
+    assert_eq!(code, link::close_code::TIMED_OUT);
+    assert!(reason.contains("no heartbeat"), "{reason}");
+    let task = relay.reaches(task_id, Status::Accepted, 2).await;
+    assert_eq!(task.provider, Some(other.address()));
+    assert_eq!(task.failure.unwrap().code, "session_lost");
+}
+
+#[tokio::test]
+async fn a_host_that_is_back_within_the_grace_keeps_its_attempt() {
+    let relay = Relay::start(Times::default()).await;
+    let agent = Script::new().connect(&relay.url()).await;
+    let (task_id, key) = taken(&relay, &agent).await;
+    let script = agent.script.clone().holding(vec![key]);
+    agent.cut().await;
+    relay.lists(|list| list.providers.is_empty()).await;
+
+    let back = script.connect(&relay.url()).await;
+    assert!(back.welcome.drop.is_empty());
+    relay.lists(|list| list.providers.len() == 1).await;
+    // Its slot counts as taken, and the attempt goes on.
+    let requester = Requester::new();
+    let next = relay.publish(&requester, &requester.task()).await;
+    let explanation = relay.explains(next, |_| true).await;
+    assert_eq!(explanation.summary, "1 provider online, none fits: 0 of 1 slots free");
+    let task = relay.task(task_id).await;
+    assert_eq!((task.status, task.attempt), (Status::Accepted, 1));
+}
+
+#[tokio::test]
+async fn what_a_returning_host_holds_in_vain_is_dropped_and_what_it_lost_is_offered_again() {
+    let relay = Relay::start(Times::default()).await;
+    let agent = Script::new().connect(&relay.url()).await;
+    let (task_id, key) = taken(&relay, &agent).await;
+    let in_vain = AttemptKey { task_id: TaskId([5; 32].into()), attempt: 1 };
+    let old = AttemptKey { attempt: key.attempt + 1, ..key };
+    let script = agent.script.clone().holding(vec![in_vain, old]);
+    agent.cut().await;
+
+    let back = script.connect(&relay.url()).await;
+    assert_eq!(back.welcome.drop, vec![in_vain, old]);
+    back.forget();
+    // The attempt that it does not list is released, and it may try again.
+    let task = relay.reaches(task_id, Status::Accepted, 2).await;
+    assert_eq!(task.failure.unwrap().code, "attempt_dropped");
+}
+
+#[tokio::test]
+async fn an_attempt_that_reports_leave_out_is_released() {
+    let relay = Relay::start(Times { heartbeat: Duration::from_millis(300), ..Times::default() }).await;
+    let forgetful = Script::new().beats(Beats::Forgetful).connect(&relay.url()).await;
+    let (task_id, key) = taken(&relay, &forgetful).await;
+    let state = forgetful.sees("a call-off", |state| state.called_off.contains(&key)).await;
+    assert_eq!(state.called_off[0].task_id, task_id);
+    let failed = crate::support::poll("a release", async || relay.task(task_id).await.failure).await;
+    assert_eq!(failed.code, "attempt_dropped");
+}
+
+#[tokio::test]
+async fn an_attempt_goes_on_when_the_relay_is_restarted() {
+    let relay = Relay::start(Times::default()).await;
+    let agent = Script::new().connect(&relay.url()).await;
+    let (task_id, key) = taken(&relay, &agent).await;
+    let requester = Requester::new();
+    let waiting = relay.publish(&requester, &requester.task()).await;
+    let relay = relay.restart(Times::default()).await;
+    let script = agent.script.clone().holding(vec![key]).slots(2);
+    assert_eq!(agent.sent_away().await.0, link::close_code::GOING_AWAY);
+    let back = script.connect(&relay.url()).await;
+    assert_eq!(back.welcome.generation, 2);
+    assert!(back.welcome.drop.is_empty());
+    // What waited is offered, and what is held stays held.
+    back.is_offered(waiting).await;
+    relay.reaches(waiting, Status::Accepted, 1).await;
+    let task = relay.task(task_id).await;
+    assert_eq!((task.status, task.attempt), (Status::Accepted, 1));
+}
+
+#[tokio::test]
+async fn attempts_of_hosts_that_do_not_come_back_to_a_restarted_relay_are_offered_again() {
+    let relay = Relay::start(Times::default()).await;
+    let agent = Script::new().connect(&relay.url()).await;
+    let (task_id, _) = taken(&relay, &agent).await;
+    let relay = relay.restart(quick()).await;
+    let other = Script::new().connect(&relay.url()).await;
+    let task = relay.reaches(task_id, Status::Accepted, 2).await;
+    assert_eq!(task.provider, Some(other.address()));
+}
+
+#[tokio::test]
+async fn reports_of_garbage_end_the_session_and_harm_nobody_else() {
+    let relay = Relay::start(Times::default()).await;
+    let healthy = Script::new().answers(Answer::Refuse("not now")).connect(&relay.url()).await;
+    for beats in [Beats::Raw(b"garbage\n".to_vec()), Beats::Raw(vec![b'\n'; 3]), Beats::Endless] {
+        let broken = Script::new().beats(beats.clone()).connect(&relay.url()).await;
+        let (code, reason) = broken.sent_away().await;
+        assert_eq!(code, link::close_code::PROTOCOL_ERROR, "{beats:?}");
+        assert!(reason.contains("heartbeat"), "{reason}");
+    }
+    let list = relay.lists(|list| list.providers.len() == 1).await;
+    assert_eq!(list.providers[0].provider, healthy.address());
+    assert_eq!(list.providers[0].generation, 1);
+}
