@@ -408,14 +408,10 @@ impl Floor {
     }
 
     fn begin_offer(&mut self, task_id: TaskId, place: (Timestamp, TaskId), key: NodeKey) -> Option<Plan> {
-        let node = self.node(&key)?;
-        let (live, busy) = (Arc::clone(&node.live), node.busy());
+        let live = Arc::clone(&self.node(&key)?.live);
         let waiting = self.waiting.remove(&place)?;
-        // The index holds a reservation on top of what the host was busy with, so all of that is given back: the floor counts itself
-        // what each host was given.
-        for _ in 0..=busy {
-            self.index.release(&key);
-        }
+        // From here the floor's own count of what each host was given stands for the reservation.
+        self.index.release(&key);
         self.offering.insert(task_id, Offering { key, waiting });
         self.give(&key, 1);
         Some(Plan { task_id, live })
