@@ -1,0 +1,94 @@
+//! `list`: tasks, newest first.
+
+use rpc::tasks::{ShownTask, TaskPage, TaskView};
+use taskmarket::{Address, Status};
+
+use crate::cli::{Global, parse_address};
+use crate::failure::Outcome;
+use crate::follow::ago;
+use crate::relay::Relay;
+use crate::ui::{Ui, clean};
+
+/// The largest page that relays give.
+const MAX_PAGE: u32 = 1000;
+
+/// What to list.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    zorai-compute list --status open\n  \
+    zorai-compute list --requester 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed --all --json")]
+pub(crate) struct Args {
+    /// Published by this address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    requester: Option<Address>,
+    /// Held, or last held, by this address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    provider: Option<Address>,
+    /// In this status: open, accepted, submitted, completed, disputed, resolved, cancelled, expired or failed
+    #[arg(long)]
+    status: Option<Status>,
+    /// Asking for exactly this GPU type, in any case
+    #[arg(long, value_name = "NAME")]
+    gpu_type: Option<String>,
+    /// How many at most
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PAGE)))]
+    limit: u32,
+    /// All of them
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+}
+
+/// Lists tasks.
+pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
+    let relay = global.relay(ui)?;
+    let mut cursor = None;
+    let mut collected = Vec::new();
+    loop {
+        let page = page(&relay, args, cursor.as_deref()).await?;
+        if ui.json {
+            collected.extend(page.tasks);
+        } else {
+            page.tasks.iter().try_for_each(|view| ui.print(row(view)))?;
+        }
+        cursor = page.next_cursor;
+        if !args.all || cursor.is_none() {
+            break;
+        }
+    }
+    if ui.json {
+        return ui.print_json(&TaskPage { tasks: collected, next_cursor: cursor });
+    }
+    if cursor.is_some() {
+        ui.say("there are more: --limit N, or --all");
+    }
+    Ok(())
+}
+
+async fn page(relay: &Relay, args: &Args, cursor: Option<&str>) -> Outcome<TaskPage> {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    let limit = if args.all { MAX_PAGE } else { args.limit };
+    query.append_pair("limit", &limit.to_string());
+    let pairs = [
+        ("requester", args.requester.map(|address| address.to_string())),
+        ("provider", args.provider.map(|address| address.to_string())),
+        ("status", args.status.map(|status| status.to_string())),
+        ("gpu_type", args.gpu_type.clone()),
+        ("cursor", cursor.map(str::to_owned)),
+    ];
+    for (name, value) in pairs {
+        if let Some(value) = value {
+            query.append_pair(name, &value);
+        }
+    }
+    relay.get(&format!("v1/tasks?{}", query.finish())).await
+}
+
+fn row(view: &TaskView) -> String {
+    let (runtime, gpu, budget) = match &view.task {
+        ShownTask::Whole(task) => (task.config.runtime, task.config.gpu_type.as_str(), task.budget),
+        ShownTask::Public(task) => (task.config.runtime, task.config.gpu_type.as_str(), task.budget),
+    };
+    let gpu = if gpu.is_empty() { "any".to_owned() } else { clean(gpu) };
+    let (status, age) = (view.status.as_str(), ago(view.created_at));
+    format!("{}  {status:<9}  {runtime:<5}  {gpu:<8}  {budget}  {age}", view.task_id)
+}

@@ -1,0 +1,45 @@
+//! The commands, one file each.
+
+pub(crate) mod approve;
+pub(crate) mod artifact;
+pub(crate) mod cancel;
+pub(crate) mod completions;
+pub(crate) mod dev;
+pub(crate) mod dispute;
+pub(crate) mod doctor;
+pub(crate) mod events;
+pub(crate) mod explain;
+pub(crate) mod list;
+pub(crate) mod providers;
+pub(crate) mod result;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod verify;
+pub(crate) mod wallet;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Outcome;
+use crate::ui::Ui;
+
+/// Runs the command that was asked for.
+pub(crate) async fn run(cli: Cli, ui: Ui) -> Outcome {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run(args) => run::run(global, args, &ui).await,
+        Command::Status(args) => status::run(global, &args, &ui).await,
+        Command::List(args) => list::run(global, &args, &ui).await,
+        Command::Result(args) => result::run(global, &args, &ui).await,
+        Command::Approve(args) => approve::run(global, &args, &ui).await,
+        Command::Dispute(args) => dispute::run(global, args, &ui).await,
+        Command::Cancel(args) => cancel::run(global, &args, &ui).await,
+        Command::Events(args) => events::run(global, &args, &ui).await,
+        Command::Explain(args) => explain::run(global, &args, &ui).await,
+        Command::Verify(args) => verify::run(global, &args, &ui).await,
+        Command::Providers(args) => providers::run(global, &args, &ui).await,
+        Command::Artifact(args) => artifact::run(global, &args, &ui).await,
+        Command::Wallet(args) => wallet::run(global, &args, &ui).await,
+        Command::Doctor => doctor::run(global, &ui).await,
+        Command::Dev(args) => dev::run(args, &ui).await,
+        Command::Completions(args) => completions::run(&args),
+    }
+}

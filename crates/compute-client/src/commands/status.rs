@@ -1,0 +1,66 @@
+//! `status`: where a task stands, and why it waits.
+
+use rpc::tasks::{ShownTask, TaskView};
+use taskmarket::Status;
+
+use crate::cli::{Global, TaskArgs};
+use crate::failure::Outcome;
+use crate::follow::ago;
+use crate::ui::{Ui, clean};
+
+/// Shows a task.
+pub(crate) async fn run(global: &Global, args: &TaskArgs, ui: &Ui) -> Outcome {
+    let relay = global.relay(ui)?;
+    let view = relay.task(args.id).await?;
+    if ui.json {
+        return ui.print_json(&view);
+    }
+    show(&view, ui)?;
+    if view.status == Status::Open {
+        // Others than the publisher may not ask; the status is the answer all the same.
+        if let Ok(explanation) = relay.explain(args.id).await {
+            line(ui, "waits", clean(&explanation.summary))?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows a task for people.
+pub(crate) fn show(view: &TaskView, ui: &Ui) -> Outcome {
+    line(ui, "task", view.task_id)?;
+    line(ui, "status", format_args!("{} (since {})", view.status, ago(view.updated_at)))?;
+    if let Some(progress) = &view.progress {
+        let percent = progress.percent.map(|percent| format!(", {percent} %")).unwrap_or_default();
+        line(ui, "doing", format_args!("{}{percent}", progress.phase.as_str()))?;
+    }
+    if let Some(provider) = view.provider {
+        line(ui, "provider", format_args!("{provider} (attempt {})", view.attempt))?;
+    }
+    match &view.task {
+        ShownTask::Whole(task) => {
+            line(ui, "runtime", task.config.runtime)?;
+            line(ui, "model", clean(task.model_cid.as_str()))?;
+            line(ui, "input", clean(task.input_cid.as_str()))?;
+            line(ui, "budget", task.budget)?;
+        }
+        ShownTask::Public(task) => {
+            line(ui, "runtime", task.config.runtime)?;
+            line(ui, "budget", task.budget)?;
+        }
+    }
+    line(ui, "deadline", view.deadline)?;
+    if let Some(proof) = &view.proof {
+        line(ui, "result", format_args!("{} on {}", proof.proof.result_hash, clean(&proof.proof.gpu_name)))?;
+    }
+    if let Some(until) = view.dispute_until {
+        line(ui, "dispute", format_args!("possible until {until}"))?;
+    }
+    if let Some(failure) = &view.failure {
+        line(ui, "failure", format_args!("{}: {}", clean(&failure.code), clean(&failure.message)))?;
+    }
+    Ok(())
+}
+
+fn line(ui: &Ui, name: &str, value: impl std::fmt::Display) -> Outcome {
+    ui.print(format_args!("{name:<9} {value}"))
+}

@@ -1,0 +1,176 @@
+//! `verify`: what of a task's history is proven, and whose word each statement is. Nothing is taken on the relay's word that a
+//! signature can prove.
+
+use std::path::{Path, PathBuf};
+
+use artifact::Digest;
+use rpc::tasks::{Entry, TaskHistory, TaskView};
+use serde_json::json;
+use taskmarket::{Recorded, TaskId, TaskRecord, Word, apply, replay};
+
+use crate::cli::Global;
+use crate::content::hash_of;
+use crate::failure::{Context as _, Failure, Outcome};
+use crate::follow::{describe, has_result, whose};
+use crate::proof;
+use crate::ui::Ui;
+
+/// The largest file with a history that is read, in bytes.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// What to verify.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    zorai-compute verify 0xTASK\n  \
+    zorai-compute events 0xTASK --json > history.json\n  \
+    zorai-compute verify history.json --result result.bin     (offline)")]
+pub(crate) struct Args {
+    /// The task: 0x and 64 hex digits; or a file with a history, as `events --json` prints it
+    #[arg(value_name = "TASK_ID|FILE")]
+    subject: String,
+    /// Check this file against the proof, in place of the result at the relay
+    #[arg(long, value_name = "FILE")]
+    result: Option<PathBuf>,
+}
+
+/// Verifies a task.
+pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
+    let online = args.subject.parse::<TaskId>();
+    let history = match &online {
+        Ok(id) => global.relay(ui)?.history(*id).await?,
+        Err(error) => read(Path::new(&args.subject), error)?,
+    };
+    let asked = online.as_ref().copied().unwrap_or(history.task_id);
+    let (record, recorded) = replayed(&history, asked)?;
+    let checked = match (&args.result, &online) {
+        (Some(file), _) => Some(check_file(&record, file).await?),
+        (None, Ok(id)) => {
+            let relay = global.relay(ui)?;
+            let view = relay.task(*id).await?;
+            agree(&record, &view)?;
+            if has_result(record.status()) {
+                let checked = proof::fetch(&relay, &view, *id, ui).await?;
+                proof_is_of(&record, &checked.proof)?;
+                Some(())
+            } else {
+                None
+            }
+        }
+        (None, Err(_)) => None,
+    };
+    tell(&record, &recorded, checked.is_some(), ui)
+}
+
+fn read(path: &Path, not_an_id: &taskmarket::ParseError) -> Outcome<TaskHistory> {
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        Failure::usage(format_args!("{}: {error}", path.display()))
+            .hint(format_args!("give a task id ({not_an_id}) or a file with a history"))
+    })?;
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(Failure::usage(format_args!("{} is too large for a history", path.display())));
+    }
+    let bytes = std::fs::read(path).or_usage(path.display())?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::usage(format_args!("{} holds no history: {error}", path.display()))
+            .hint("write one: zorai-compute events TASK_ID --json > FILE")
+    })
+}
+
+/// Replays the signed history from its text alone.
+fn replayed(history: &TaskHistory, asked: TaskId) -> Outcome<(TaskRecord, Vec<Recorded>)> {
+    let recorded: Vec<Recorded> = history
+        .events
+        .iter()
+        .filter_map(|event| match &event.entry {
+            Entry::Recorded { recorded, .. } => Some(Recorded::clone(recorded)),
+            Entry::Progress { .. } => None,
+        })
+        .collect();
+    let record =
+        replay(&recorded).map_err(|error| Failure::unverified(format_args!("the history: {error}")))?;
+    if record.id != asked {
+        return Err(Failure::unverified(format_args!(
+            "the history is of task {}, not of {asked}",
+            record.id
+        )));
+    }
+    Ok((record, recorded))
+}
+
+/// The relay's view must be what its history comes to. Time may have moved the task on in between, never back.
+fn agree(record: &TaskRecord, view: &TaskView) -> Outcome {
+    proof::check_task(view, record.id)?;
+    let same = view.attempt == record.attempts && view.status == record.status();
+    if same || view.updated_at > record.updated_at {
+        return Ok(());
+    }
+    Err(Failure::unverified(format_args!(
+        "the relay says {} at attempt {}, its history comes to {} at attempt {}",
+        view.status,
+        view.attempt,
+        record.status(),
+        record.attempts
+    )))
+}
+
+fn proof_is_of(record: &TaskRecord, proof: &taskmarket::ComputeProof) -> Outcome {
+    match record.submission() {
+        Some(submission) if submission.proof.message == *proof => Ok(()),
+        Some(_) | None => Err(Failure::unverified("the relay shows another proof than its history")),
+    }
+}
+
+async fn check_file(record: &TaskRecord, file: &Path) -> Outcome {
+    let (digest, _) = Digest::of_file(file).await.or_usage(file.display())?;
+    let Some(submission) = record.submission() else {
+        return Err(Failure::failed(format_args!("the task is {}: it has no result", record.status())));
+    };
+    proof::check_result(&submission.proof.message, hash_of(digest))
+}
+
+fn tell(record: &TaskRecord, recorded: &[Recorded], result_checked: bool, ui: &Ui) -> Outcome {
+    let words = |word: Word| recorded.iter().filter(|entry| entry.event.word() == word).count();
+    let proof = record.submission().map(|submission| &submission.proof.message);
+    if ui.json {
+        let statements: Vec<_> = recorded
+            .iter()
+            .map(|entry| json!({ "version": entry.version, "at": entry.at, "type": entry.event.name(), "word": entry.event.word() }))
+            .collect();
+        return ui.print_json(&json!({
+            "task_id": record.id,
+            "verified": true,
+            "status": record.status(),
+            "provider": proof.map(|proof| proof.provider.to_string()),
+            "result_hash": proof.map(|proof| proof.result_hash),
+            "result_checked": result_checked,
+            "statements": statements,
+        }));
+    }
+    // All of it holds, so folding it again needs no checks.
+    let mut so_far = replay(&recorded[..1]).map_err(Failure::unverified)?;
+    for entry in recorded {
+        if entry.version > 1 {
+            apply(&mut so_far, entry.at, &entry.event);
+        }
+        ui.print(format_args!("{}  {}  [{}]", entry.at, describe(entry, so_far.status()), whose(entry)))?;
+    }
+    ui.print(format_args!(
+        "proven: the task is {} ({} signed, {} by time, {} on the relay's word, {} by the chain)",
+        record.status(),
+        words(Word::Signature),
+        words(Word::Time),
+        words(Word::Relay),
+        words(Word::Chain)
+    ))?;
+    match proof {
+        Some(proof) if result_checked => ui.print(format_args!(
+            "proven: {} signed for the result {}, and these are its bytes",
+            proof.provider, proof.result_hash
+        )),
+        Some(proof) => ui.print(format_args!(
+            "proven: {} signed for the result {}; its bytes were not checked",
+            proof.provider, proof.result_hash
+        )),
+        None => Ok(()),
+    }
+}

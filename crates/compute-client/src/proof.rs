@@ -1,0 +1,258 @@
+//! Checking what comes back: the task, the proof and the result, without trusting the relay.
+
+use std::path::Path;
+
+use reqwest::Response;
+use rpc::tasks::{ShownTask, TaskView};
+use serde::Serialize;
+use taskmarket::{ComputeProof, ContentHash, Domain, Signed, Task, TaskId};
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+
+use crate::content::hash_of;
+use crate::failure::{Context as _, Failure, Outcome};
+use crate::relay::{Relay, causes};
+use crate::ui::Ui;
+
+/// The largest result that is fetched, in bytes.
+const MAX_RESULT_BYTES: u64 = 32 << 30;
+
+/// A result whose proof holds.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    /// The task's id.
+    pub(crate) id: TaskId,
+    /// The domain of the task and of all signatures about it.
+    pub(crate) domain: Domain,
+    /// What the provider signed.
+    pub(crate) proof: ComputeProof,
+    /// The result.
+    pub(crate) result: ResultFile,
+}
+
+/// A result on this machine, gone when dropped.
+#[derive(Debug)]
+pub(crate) struct ResultFile {
+    file: NamedTempFile,
+    /// Its SHA-256.
+    pub(crate) hash: ContentHash,
+    /// Its size in bytes.
+    pub(crate) bytes: u64,
+}
+
+/// What a checked task came to, for people and programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Receipt {
+    task_id: TaskId,
+    status: taskmarket::Status,
+    provider: String,
+    attempt: u32,
+    device: String,
+    model_hash: ContentHash,
+    input_hash: ContentHash,
+    result_hash: ContentHash,
+    result_bytes: u64,
+    started_at: taskmarket::Timestamp,
+    finished_at: taskmarket::Timestamp,
+    ran_secs: u64,
+    total_ms: u64,
+    /// Where the result was written; null where it was left at the relay.
+    output: Option<String>,
+}
+
+impl Receipt {
+    /// The receipt of a task that took so long from its publication to now.
+    pub(crate) fn new(
+        checked: &Checked,
+        status: taskmarket::Status,
+        total: std::time::Duration,
+        output: Option<&Path>,
+    ) -> Self {
+        let proof = &checked.proof;
+        Self {
+            task_id: checked.id,
+            status,
+            provider: proof.provider.to_string(),
+            attempt: proof.attempt,
+            device: proof.gpu_name.clone(),
+            model_hash: proof.model_hash,
+            input_hash: proof.input_hash,
+            result_hash: proof.result_hash,
+            result_bytes: checked.result.bytes,
+            started_at: proof.started_at,
+            finished_at: proof.finished_at,
+            ran_secs: proof.finished_at.since(proof.started_at),
+            total_ms: u64::try_from(total.as_millis()).unwrap_or(u64::MAX),
+            output: output.map(|path| path.display().to_string()),
+        }
+    }
+
+    /// The receipt's lines, for people.
+    pub(crate) fn say(&self, ui: &Ui) {
+        let total = crate::ui::span(std::time::Duration::from_millis(self.total_ms));
+        for (name, value) in [
+            ("task", self.task_id.to_string()),
+            ("provider", self.provider.clone()),
+            ("device", crate::ui::clean(&self.device)),
+            ("model", format!("sha256 {}", self.model_hash)),
+            ("input", format!("sha256 {}", self.input_hash)),
+            ("result", format!("sha256 {}, {}", self.result_hash, crate::ui::size(self.result_bytes))),
+            ("time", format!("{} s at the provider, {total} in all", self.ran_secs)),
+        ] {
+            ui.say(format_args!("  {name:<9}{value}"));
+        }
+    }
+}
+
+/// The task of a view, if it is the one asked for and its requester signed it.
+///
+/// # Errors
+/// Exit code 5, or 3 where the relay shows only a part of the task.
+pub(crate) fn check_task(view: &TaskView, asked: TaskId) -> Outcome<(Task, Domain)> {
+    let domain = Domain { chain_id: view.chain_id, verifying_contract: view.verifying_contract };
+    let (ShownTask::Whole(task), Some(signature)) = (&view.task, view.signature) else {
+        return Err(Failure::new(
+            crate::failure::Exit::NotAuthorised,
+            format_args!("the relay shows only the requirements of task {asked}"),
+        )
+        .hint("use the API key that published the task"));
+    };
+    let id = task.id(&domain);
+    if id != asked {
+        return Err(Failure::unverified(format_args!(
+            "the relay shows another task: its digest is {id}, not {asked}"
+        )));
+    }
+    let signed = Signed { message: Task::clone(task), signature };
+    signed.verify(&domain).map_err(|error| Failure::unverified(format_args!("the task: {error}")))?;
+    Ok((Task::clone(task), domain))
+}
+
+/// The proof of a view, if its provider signed it and it fits the task.
+///
+/// # Errors
+/// Exit code 5; 1 where there is no proof yet.
+pub(crate) fn check_proof(
+    view: &TaskView,
+    id: TaskId,
+    task: &Task,
+    domain: &Domain,
+) -> Outcome<ComputeProof> {
+    let Some(shown) = &view.proof else {
+        return Err(Failure::failed(format_args!("task {id} is {}: it has no result", view.status))
+            .hint(format_args!("follow it: zorai-compute events {id} --follow")));
+    };
+    let proof = shown.proof.clone();
+    let signed = Signed { message: proof.clone(), signature: shown.signature };
+    signed.verify(domain).map_err(|error| Failure::unverified(format_args!("the proof: {error}")))?;
+    let wrong = |what: String| Err(Failure::unverified(format_args!("the proof {what}")));
+    if proof.task_id != id {
+        return wrong(format!("is of task {}, not of {id}", proof.task_id));
+    }
+    if proof.attempt != view.attempt || view.provider != Some(proof.provider) {
+        return wrong(format!(
+            "is of attempt {} by {}, but the task's attempt is {} by {}",
+            proof.attempt,
+            proof.provider,
+            view.attempt,
+            view.provider.map_or_else(|| "nobody".to_owned(), |provider| provider.to_string())
+        ));
+    }
+    for (what, pin, used) in
+        [("model", task.model_hash, proof.model_hash), ("input", task.input_hash, proof.input_hash)]
+    {
+        if !pin.admits(&used) {
+            return wrong(format!("is of another {what}: the task pins {pin}, the provider used {used}"));
+        }
+    }
+    Ok(proof)
+}
+
+/// Fetches a task's result and checks all of it: task, proof, bytes.
+///
+/// # Errors
+/// Exit code 5 where something does not hold; no byte of the result is handed out then.
+pub(crate) async fn fetch(relay: &Relay, view: &TaskView, id: TaskId, ui: &Ui) -> Outcome<Checked> {
+    let (task, domain) = check_task(view, id)?;
+    let proof = check_proof(view, id, &task, &domain)?;
+    let result = download(relay.result(id).await?, ui).await?;
+    check_result(&proof, result.hash)?;
+    Ok(Checked { id, domain, proof, result })
+}
+
+/// Whether the bytes are those that the provider signed for.
+pub(crate) fn check_result(proof: &ComputeProof, hash: ContentHash) -> Outcome {
+    if hash == proof.result_hash {
+        return Ok(());
+    }
+    Err(Failure::unverified(format_args!(
+        "the result is not the proven one: its SHA-256 is {hash}, the proof says {}",
+        proof.result_hash
+    )))
+}
+
+async fn download(mut response: Response, ui: &Ui) -> Outcome<ResultFile> {
+    let bar = ui.bytes("fetching the result", response.content_length().unwrap_or(0));
+    let file = NamedTempFile::new().or_failed("a file for the result")?;
+    let mut sink = tokio::fs::File::from_std(file.reopen().or_failed("a file for the result")?);
+    let mut hasher = artifact::Hasher::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| {
+        Failure::new(
+            crate::failure::Exit::Unreachable,
+            format_args!("the result broke off: {}", causes(&error)),
+        )
+        .hint("try again: zorai-compute result TASK_ID")
+    })? {
+        hasher.update(&piece);
+        if hasher.len() > MAX_RESULT_BYTES {
+            return Err(Failure::failed(format_args!("the result is larger than {MAX_RESULT_BYTES} bytes")));
+        }
+        sink.write_all(&piece).await.or_failed("a file for the result")?;
+        bar.inc(piece.len() as u64);
+    }
+    sink.flush().await.or_failed("a file for the result")?;
+    bar.finish_and_clear();
+    Ok(ResultFile { file, hash: hash_of(hasher.digest()), bytes: hasher.len() })
+}
+
+impl ResultFile {
+    /// Writes the result to a file, whole or not at all, or to standard output.
+    pub(crate) async fn write(&self, output: Option<&Path>) -> Outcome {
+        let mut source = tokio::fs::File::from_std(self.file.reopen()?);
+        source.rewind().await?;
+        let Some(path) = output else {
+            let mut stdout = tokio::io::stdout();
+            tokio::io::copy(&mut source, &mut stdout).await?;
+            stdout.flush().await?;
+            return Ok(());
+        };
+        let failed = |error: std::io::Error| Failure::failed(format_args!("{}: {error}", path.display()));
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            Some(_) | None => Path::new("."),
+        };
+        if path.exists() && !path.is_file() {
+            // A device or a pipe: there is nothing to replace.
+            let mut sink = tokio::fs::OpenOptions::new().write(true).open(path).await.map_err(failed)?;
+            tokio::io::copy(&mut source, &mut sink).await.map_err(failed)?;
+            return sink.flush().await.map_err(failed);
+        }
+        let staged = tempfile::Builder::new().prefix(".zorai-").tempfile_in(folder).map_err(failed)?;
+        let mut sink = tokio::fs::File::from_std(staged.reopen().map_err(failed)?);
+        tokio::io::copy(&mut source, &mut sink).await.map_err(failed)?;
+        sink.flush().await.map_err(failed)?;
+        staged.persist(path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+
+    /// The result in memory, if it is no larger than `max_bytes`.
+    pub(crate) fn read(&self, max_bytes: u64) -> Outcome<Vec<u8>> {
+        if self.bytes > max_bytes {
+            return Err(Failure::failed(format_args!(
+                "the result has {} bytes, more than {max_bytes}",
+                self.bytes
+            )));
+        }
+        Ok(std::fs::read(self.file.path())?)
+    }
+}

@@ -1,0 +1,375 @@
+//! The relay's REST API, as this program uses it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use artifact::Digest;
+use daemon::Secret;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
+use rpc::error::{ErrorBody, ErrorCode};
+use rpc::tasks::{Explanation, PublishTask, SignedMutation, TaskHistory, TaskView};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use taskmarket::{Message, Signed, TaskId};
+use url::Url;
+
+use crate::failure::{Exit, Failure, Outcome};
+use crate::ui::{Ui, clean};
+
+/// How long a TCP and TLS connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a JSON answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a stream may be silent. Relays send a sign of life far more often.
+const SILENCE: Duration = Duration::from_secs(60);
+/// The slowest upload that is waited for, in bytes per second.
+const SLOWEST_UPLOAD: u64 = 16 * 1024;
+/// The largest JSON answer that is read, in bytes: a page of a thousand tasks with their parameters.
+const MAX_JSON_BYTES: usize = 64 << 20;
+/// How often a relay that says "later" is asked again.
+const MAX_TRIES: u32 = 4;
+/// The longest pause that a relay can ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+/// A client of one relay. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Relay {
+    http: reqwest::Client,
+    base: Url,
+    key: Option<Secret>,
+    ui: Ui,
+}
+
+impl Relay {
+    /// A client of the relay at `url`. Nothing is sent yet.
+    pub(crate) fn new(url: &str, key: Option<Secret>, ui: &Ui) -> Outcome<Self> {
+        let wrong = |why: &str| {
+            Failure::usage(format_args!("--relay: {why}"))
+                .hint("write https://HOST, or http://127.0.0.1:PORT for a relay on this machine")
+        };
+        let mut base = Url::parse(url).map_err(|error| wrong(&format!("not a URL: {error}")))?;
+        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+            return Err(wrong("expected the URL of a relay, http:// or https://"));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(wrong("a URL holds no user name or password; the API key goes by --api-key"));
+        }
+        base.set_query(None);
+        base.set_fragment(None);
+        let local = is_loopback(&base);
+        if base.scheme() == "http" && !local && key.is_some() {
+            ui.warn("the API key goes over the network unencrypted; use https");
+        }
+        Ok(Self { http: client(local)?, base, key, ui: ui.clone() })
+    }
+
+    /// The relay's URL, without a slash at its end.
+    pub(crate) fn url(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
+    }
+
+    /// Where to fetch `artifact://` references from.
+    pub(crate) fn origin(&self) -> Outcome<artifact::Origin> {
+        let key = self.key.as_ref().map_or("", |key| key.expose());
+        artifact::Origin::new(self.url(), key).map_err(Failure::usage)
+    }
+
+    /// Asks for JSON.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Outcome<T> {
+        let request = || self.request(Method::GET, path).timeout(PATIENCE);
+        self.json(self.send(request).await?).await
+    }
+
+    /// Shows a task.
+    pub(crate) async fn task(&self, id: TaskId) -> Outcome<TaskView> {
+        self.get(&format!("v1/tasks/{id}")).await
+    }
+
+    /// Tells a task's history.
+    pub(crate) async fn history(&self, id: TaskId) -> Outcome<TaskHistory> {
+        self.get(&format!("v1/tasks/{id}/events")).await
+    }
+
+    /// Says why a task waits.
+    pub(crate) async fn explain(&self, id: TaskId) -> Outcome<Explanation> {
+        self.get(&format!("v1/tasks/{id}/explain")).await
+    }
+
+    /// Publishes a task.
+    pub(crate) async fn publish(&self, body: &PublishTask) -> Outcome<TaskView> {
+        self.post("v1/tasks", body).await
+    }
+
+    /// Sends a signed message about a task: `cancel`, `approve` or `dispute`. Sending it twice changes nothing.
+    pub(crate) async fn mutate<M: Message + Serialize>(
+        &self,
+        id: TaskId,
+        verb: &str,
+        signed: Signed<M>,
+    ) -> Outcome<TaskView> {
+        self.post(&format!("v1/tasks/{id}/{verb}"), &SignedMutation::from(signed)).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Outcome<T> {
+        let request = || self.request(Method::POST, path).timeout(PATIENCE).json(body);
+        self.json(self.send(request).await?).await
+    }
+
+    /// A task's result as a stream of bytes.
+    pub(crate) async fn result(&self, id: TaskId) -> Outcome<Response> {
+        let path = format!("v1/tasks/{id}/result");
+        self.send(|| self.request(Method::GET, &path)).await
+    }
+
+    /// A task's events, live, from after `last`.
+    pub(crate) async fn follow(&self, id: TaskId, last: Option<u64>) -> Outcome<Response> {
+        let request = || {
+            let request = self.request(Method::GET, &format!("v1/tasks/{id}/events"));
+            let request = request.header(ACCEPT, "text/event-stream");
+            match last {
+                Some(last) => request.header("last-event-id", last),
+                None => request,
+            }
+        };
+        self.send(request).await
+    }
+
+    /// Whether the relay stores these bytes.
+    pub(crate) async fn has(&self, digest: &Digest) -> Outcome<bool> {
+        let path = format!("v1/artifacts/{digest}");
+        match self.send(|| self.request(Method::HEAD, &path).timeout(PATIENCE)).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.exit() == Exit::Failed => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Stores bytes at the relay. `body` is made anew for each try.
+    pub(crate) async fn put(
+        &self,
+        digest: &Digest,
+        bytes: u64,
+        body: impl AsyncFn() -> Outcome<Body>,
+    ) -> Outcome {
+        let path = format!("v1/artifacts/{digest}");
+        let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST_UPLOAD);
+        for tries_left in (0..MAX_TRIES).rev() {
+            let request = self
+                .request(Method::PUT, &path)
+                .header(CONTENT_TYPE, "application/octet-stream")
+                .header(CONTENT_LENGTH, bytes)
+                .timeout(patience)
+                .body(body().await?);
+            if self.attempt(request, tries_left).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(asked_no_more())
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty();
+        }
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(&format!("{}/{path}", url.path().trim_end_matches('/')));
+        url.set_query(query);
+        let request = self.http.request(method, url);
+        match &self.key {
+            Some(key) => request.bearer_auth(key.expose()),
+            None => request,
+        }
+    }
+
+    /// Sends a request until the relay takes it, refuses it, or has said "later" too often.
+    async fn send(&self, request: impl Fn() -> RequestBuilder) -> Outcome<Response> {
+        for tries_left in (0..MAX_TRIES).rev() {
+            if let Some(response) = self.attempt(request(), tries_left).await? {
+                return Ok(response);
+            }
+        }
+        Err(asked_no_more())
+    }
+
+    /// One try; `None` says that it is time for the next.
+    async fn attempt(&self, request: RequestBuilder, tries_left: u32) -> Outcome<Option<Response>> {
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        self.ui.detail(format_args!("{} {}", status.as_u16(), response.url().path()));
+        if status.is_success() {
+            return Ok(Some(response));
+        }
+        let later = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if later && tries_left > 0 {
+            let pause = retry_after(response.headers());
+            self.ui.say(format_args!("the relay is busy; trying again in {} s", pause.as_secs()));
+            tokio::time::sleep(pause).await;
+            return Ok(None);
+        }
+        Err(self.refused(response).await)
+    }
+
+    async fn json<T: DeserializeOwned>(&self, response: Response) -> Outcome<T> {
+        let bytes = read(response).await.map_err(|why| self.unreachable_because(&why))?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::failed(format_args!("{} does not answer as a relay does: {error}", self.url()))
+                .hint("check --relay, and that this program and the relay are of the same version")
+        })
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
+        self.unreachable_because(&causes(&error.without_url()))
+    }
+
+    fn unreachable_because(&self, why: &str) -> Failure {
+        Failure::new(Exit::Unreachable, format_args!("cannot reach the relay at {}: {why}", self.url()))
+            .hint("check --relay and the network; `zorai-compute doctor` looks closer")
+    }
+
+    /// A refusal in the relay's words.
+    async fn refused(&self, response: Response) -> Failure {
+        let status = response.status();
+        let body = read(response).await.unwrap_or_default();
+        let detail = serde_json::from_slice::<ErrorBody>(&body).ok().map(|body| body.error);
+        let message = detail.as_ref().map_or_else(
+            || format!("HTTP {status}"),
+            |detail| format!("{} ({})", clean(&detail.message), clean(&detail.code)),
+        );
+        let exit = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Exit::NotAuthorised,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Exit::Unreachable
+            }
+            _ => Exit::Failed,
+        };
+        let failure = Failure::new(exit, format_args!("the relay refuses: {message}"));
+        let code = detail
+            .and_then(|detail| ErrorCode::ALL.iter().copied().find(|code| code.as_str() == detail.code));
+        match (code, status) {
+            (_, StatusCode::UNAUTHORIZED) if self.key.is_none() => {
+                failure.hint("give the relay's API key: set ZORAI_AI_API_KEY, or --api-key-file FILE")
+            }
+            (_, StatusCode::UNAUTHORIZED) => {
+                failure.hint("the API key is not one of this relay's; ask its operator for one")
+            }
+            (Some(ErrorCode::WrongParty), _) => {
+                failure.hint("sign with the key that published the task: --key-file FILE")
+            }
+            (Some(ErrorCode::Forbidden), _) => failure.hint("use the API key that published the task"),
+            (Some(ErrorCode::NotFound), _) => failure
+                .hint("check the id and --relay: a task is known at the relay that it was published at"),
+            (Some(_) | None, _) => failure,
+        }
+    }
+}
+
+/// The last try answers for itself; this is for a bound of none.
+fn asked_no_more() -> Failure {
+    Failure::new(Exit::Unreachable, "the relay was not asked")
+}
+
+/// Reads a JSON body, up to a bound.
+async fn read(mut response: Response) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| causes(&error.without_url()))? {
+        if bytes.len() + piece.len() > MAX_JSON_BYTES {
+            return Err(format!("an answer of more than {MAX_JSON_BYTES} bytes"));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+fn retry_after(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(1)).min(MAX_PAUSE)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Redirects are not followed, so that the API key goes nowhere else; a proxy of the environment is used, except towards this
+/// machine itself.
+fn client(local: bool) -> Outcome<reqwest::Client> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Failure::failed)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .user_agent(concat!("zorai-compute/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(SILENCE)
+        .tcp_nodelay(true);
+    let builder = if local { builder.no_proxy() } else { builder };
+    builder.build().map_err(Failure::failed)
+}
+
+/// An error with its causes in one line.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    clean(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay(url: &str) -> Outcome<Relay> {
+        Relay::new(url, Some(Secret::new("k")), &Ui::new(true, false, false))
+    }
+
+    #[test]
+    fn paths_are_below_the_relays_url() {
+        for (base, full) in [
+            ("http://127.0.0.1:1", "http://127.0.0.1:1/v1/info?a=1"),
+            ("https://relay.example/zorai/", "https://relay.example/zorai/v1/info?a=1"),
+            ("https://relay.example/zorai?x=1#y", "https://relay.example/zorai/v1/info?a=1"),
+        ] {
+            let request = relay(base).unwrap().request(Method::GET, "v1/info?a=1").build().unwrap();
+            assert_eq!(request.url().as_str(), full);
+        }
+    }
+
+    #[test]
+    fn what_is_no_relay_is_wrong_usage_and_no_secret_is_repeated() {
+        for url in ["", "relay.example", "wss://relay.example", "https://user:hunter2@relay.example"] {
+            let failure = relay(url).unwrap_err();
+            assert_eq!(failure.exit(), Exit::Usage, "{url}");
+            assert!(!format!("{failure:?}").contains("hunter2"));
+        }
+        assert!(!format!("{:?}", relay("http://localhost:1").unwrap()).contains("\"k\""));
+    }
+
+    #[test]
+    fn only_this_machine_is_local() {
+        for (url, local) in [
+            ("http://127.0.0.1:1", true),
+            ("http://[::1]:1", true),
+            ("http://localhost:1", true),
+            ("http://10.0.0.1:1", false),
+            ("http://localhost.example", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(url).unwrap()), local, "{url}");
+        }
+    }
+}

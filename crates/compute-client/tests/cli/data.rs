@@ -1,0 +1,81 @@
+//! The commands that show and change one task.
+
+use crate::support::{API_KEY, Relay, Script, cli, code, json, said, stderr, stdout};
+
+#[tokio::test]
+async fn status_list_and_explain_say_where_a_task_stands() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    let id = relay.publish().await;
+    let out = relay.cli(&["status", &id]).await;
+    assert!(
+        stdout(&out).contains("open") && stdout(&out).contains("waits     no provider is online"),
+        "{}",
+        said(&out)
+    );
+    let view = json(&relay.cli(&["status", &id, "--json"]).await);
+    assert_eq!((&view["status"], &view["task_id"]), (&"open".into(), &id.as_str().into()));
+    let out = relay.cli(&["list", "--status", "open"]).await;
+    assert!(code(&out) == 0 && stdout(&out).starts_with(&id), "{}", said(&out));
+    assert_eq!(json(&relay.cli(&["list", "--json"]).await)["tasks"][0]["task_id"], id.as_str());
+    let out = relay.cli(&["explain", &id]).await;
+    assert_eq!(stdout(&out).trim(), "no provider is online", "{}", said(&out));
+    let out = relay.cli(&["result", &id]).await;
+    assert_eq!(code(&out), 1, "{}", said(&out));
+}
+
+#[tokio::test]
+async fn a_task_can_be_cancelled_by_its_requester_alone() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    let id = relay.publish().await;
+    let other = relay.home.path().join("other");
+    daemon::private_file::create(&other, "44".repeat(32).as_bytes()).unwrap();
+    let out = relay.cli(&["cancel", &id, "--key-file", other.to_str().unwrap()]).await;
+    assert_eq!(code(&out), 3, "{}", said(&out));
+    assert!(stderr(&out).contains("hint: sign with the key that published the task"), "{}", said(&out));
+    let out = relay.cli(&["cancel", &id]).await;
+    assert_eq!((code(&out), stdout(&out).trim()), (0, "cancelled"), "{}", said(&out));
+    let out = relay.cli(&["events", &id]).await;
+    assert!(
+        stdout(&out).lines().last().unwrap().contains("Cancelled  [signed by the requester]"),
+        "{}",
+        said(&out)
+    );
+}
+
+#[tokio::test]
+async fn a_result_is_disputed_or_approved_once() {
+    let relay = Relay::start(Script::Honest).await;
+    let id = relay.publish().await;
+    let out =
+        relay.cli(&["dispute", &id, "--reason", "result hash mismatch", "--evidence", "ipfs://bafy"]).await;
+    assert_eq!((code(&out), stdout(&out).trim()), (0, "disputed"), "{}", said(&out));
+    let out = relay.cli(&["approve", &id]).await;
+    assert_eq!(code(&out), 1, "{}", said(&out));
+    let relay = Relay::start(Script::Honest).await;
+    let id = relay.publish().await;
+    let out = relay.cli(&["approve", &id, "--json"]).await;
+    assert_eq!(json(&out)["status"], "completed", "{}", said(&out));
+    let out = relay.cli(&["events", &id, "--follow"]).await;
+    assert!(code(&out) == 0 && stderr(&out).contains("Completed: the requester approved"), "{}", said(&out));
+}
+
+#[tokio::test]
+async fn artifacts_go_there_and_back() {
+    let relay = Relay::start(Script::Honest).await;
+    let environment = [("ZORAI_RELAY", relay.url.as_str()), ("ZORAI_AI_API_KEY", API_KEY)];
+    let out = cli(relay.home.path(), &["artifact", "put", "-"], &environment, b"some bytes").await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    let reference = stdout(&out).trim().to_owned();
+    assert_eq!(reference, format!("artifact://{}", artifact::Digest::of(b"some bytes")));
+    let out = relay.cli(&["artifact", "get", &reference]).await;
+    assert_eq!(out.stdout, b"some bytes", "{}", said(&out));
+    std::fs::create_dir_all(relay.path("folder/inner")).unwrap();
+    std::fs::write(relay.path("folder/inner/file"), "x").unwrap();
+    let out = relay.cli(&["artifact", "put", &relay.path("folder"), "--json"]).await;
+    let reference = json(&out)["reference"].as_str().unwrap().to_owned();
+    let out = relay.cli(&["artifact", "get", &reference, "--output", &relay.path("copy")]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    assert_eq!(std::fs::read(relay.path("copy/inner/file")).unwrap(), b"x");
+    let missing = format!("artifact://{}", "ab".repeat(32));
+    assert_eq!(code(&relay.cli(&["artifact", "get", &missing]).await), 1);
+}

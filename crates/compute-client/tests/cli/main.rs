@@ -1,0 +1,9 @@
+//! The command line as its users see it: standard output, standard error and the exit code together, against a scripted relay.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod data;
+mod lies;
+mod publish;
+mod support;
+mod usage;

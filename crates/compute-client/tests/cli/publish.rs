@@ -1,0 +1,149 @@
+//! Publishing, following, and what comes out.
+
+use crate::support::{RESULT, Relay, Script, code, json, said, stderr, stdout};
+use taskmarket::Status;
+
+#[tokio::test]
+async fn a_published_task_is_its_id_on_stdout_and_uploads_happen_once() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    let id = relay.publish().await;
+    assert_eq!(id, relay.seen(|seen| seen.record.as_ref().unwrap().id.to_string()));
+    assert_eq!(relay.seen(|seen| seen.uploads), 2);
+    relay.publish().await;
+    assert_eq!(relay.seen(|seen| seen.uploads), 2, "what the relay has is not sent again");
+}
+
+#[tokio::test]
+async fn a_folder_is_uploaded_with_its_list() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    std::fs::create_dir_all(relay.path("model/1_Pooling")).unwrap();
+    for name in ["config.json", "model.safetensors", "1_Pooling/config.json"] {
+        std::fs::write(relay.path("model").to_owned() + "/" + name, name).unwrap();
+    }
+    let out = relay.cli(&["run", "--model", &relay.path("model"), "--input", &relay.path("input.txt")]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    relay.seen(|seen| {
+        let task = &seen.record.as_ref().unwrap().task;
+        assert_eq!(task.config.runtime.as_str(), "embed");
+        assert_eq!(task.model_cid.to_string(), format!("artifact://{}/", task.model_hash));
+        let manifest = artifact::FolderManifest::parse(&seen.blobs[&task.model_hash.to_string()]).unwrap();
+        assert!(manifest.entries().iter().all(|entry| seen.blobs.contains_key(&entry.digest.to_string())));
+        assert_eq!(manifest.entries().len(), 3);
+    });
+}
+
+#[tokio::test]
+async fn a_polled_task_is_checked_approved_and_written() {
+    let relay = Relay::start(Script::Honest).await;
+    let out = relay.poll(&["--output", &relay.path("result")]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    assert_eq!(std::fs::read(relay.path("result")).unwrap(), RESULT);
+    assert_eq!(stdout(&out).trim(), relay.seen(|seen| seen.record.as_ref().unwrap().id.to_string()));
+    let talk = stderr(&out);
+    for word in ["Open", "Accepted by 0x", "Submitted", "verified:", "Completed", "NVIDIA A100"] {
+        assert!(talk.contains(word), "{word}: {}", said(&out));
+    }
+    assert!(!talk.contains('\u{1b}'), "no colour off a terminal: {talk:?}");
+    assert_eq!(relay.seen(|seen| seen.record.as_ref().unwrap().status()), Status::Completed);
+}
+
+#[tokio::test]
+async fn without_a_file_the_result_alone_is_on_stdout_and_quiet_says_nothing() {
+    let relay = Relay::start(Script::Honest).await;
+    let out = relay.poll(&["--quiet", "--approve", "never"]).await;
+    assert_eq!((code(&out), out.stdout.as_slice(), stderr(&out).as_str()), (0, RESULT, ""), "{}", said(&out));
+    assert_eq!(relay.seen(|seen| seen.record.as_ref().unwrap().status()), Status::Submitted);
+}
+
+#[tokio::test]
+async fn the_receipt_as_json_has_a_stable_shape() {
+    let relay = Relay::start(Script::Honest).await;
+    let out = relay.poll(&["--json", "--output", &relay.path("result")]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    let receipt = json(&out);
+    let mut keys: Vec<&str> = receipt.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "attempt",
+            "device",
+            "finished_at",
+            "input_hash",
+            "model_hash",
+            "output",
+            "provider",
+            "ran_secs",
+            "result_bytes",
+            "result_hash",
+            "started_at",
+            "status",
+            "task_id",
+            "total_ms"
+        ]
+    );
+    assert_eq!((&receipt["status"], &receipt["result_bytes"]), (&"completed".into(), &RESULT.len().into()));
+}
+
+#[tokio::test]
+async fn a_broken_stream_is_resumed_after_the_last_event() {
+    let relay = Relay::start(Script::BrokenStream).await;
+    let out = relay.poll(&["--quiet"]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    assert_eq!(relay.seen(|seen| seen.resumed.clone()), [None, Some("10".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_failed_task_is_1_with_the_providers_reason_made_harmless() {
+    let relay = Relay::start(Script::ProviderFails).await;
+    let out = relay.poll(&["--max-attempts", "1"]).await;
+    assert_eq!(code(&out), 1, "{}", said(&out));
+    assert!(
+        stderr(&out).contains("error: the task is failed: out_of_fuel: it used all of its fuel"),
+        "{}",
+        said(&out)
+    );
+    assert!(!stderr(&out).contains('\u{1b}'));
+}
+
+#[tokio::test]
+async fn a_hash_that_the_input_has_not_is_5_before_anything_is_sent() {
+    let relay = Relay::start(Script::Honest).await;
+    let wrong = "ab".repeat(32);
+    let out = relay.poll(&["--input-hash", &wrong]).await;
+    assert_eq!(code(&out), 5, "{}", said(&out));
+    assert_eq!(relay.seen(|seen| seen.uploads), 0);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn ctrl_c_leaves_the_task_running_and_says_how_to_follow_it() {
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+
+    let relay = Relay::start(Script::NobodyThere).await;
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_zorai-compute"))
+        .args(["run", "--model", &relay.path("program.wasm"), "--input", &relay.path("input.txt"), "--poll"])
+        .envs([("ZORAI_RELAY", relay.url.as_str()), ("ZORAI_AI_API_KEY", crate::support::API_KEY)])
+        .env("ZORAI_KEY_FILE", relay.path("key"))
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let follow = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.ends_with("Open") {
+                break;
+            }
+        }
+        let id = child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        let mut rest = String::new();
+        lines.get_mut().read_to_string(&mut rest).await.unwrap();
+        (child.wait().await.unwrap(), rest)
+    };
+    let (status, rest) = tokio::time::timeout(std::time::Duration::from_secs(60), follow).await.unwrap();
+    assert_eq!(status.code(), Some(1), "{rest}");
+    assert!(rest.contains("the task goes on") && rest.contains("events 0x"), "{rest}");
+}

@@ -1,0 +1,418 @@
+//! A relay of a few lines that follows a script, and a way to run the program against it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use artifact::Digest;
+use axum::body::Bytes;
+use axum::extract::{Path as UrlPath, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use rpc::error::{ErrorBody, ErrorCode};
+use rpc::tasks::{
+    Entry, EventView, Explanation, PublishTask, SignedMutation, TaskHistory, TaskPage, TaskView,
+};
+use taskmarket::{
+    AcceptTask, ApproveResult, B256, CancelTask, ComputeProof, ContentHash, DisputeTask, Domain, Event,
+    Mutation, Recorded, Signed, TaskRecord, Timestamp, apply, decide,
+};
+use wallet::Wallet;
+
+/// The one API key that the relay takes.
+pub(crate) const API_KEY: &str = "zk-a-key-that-nobody-may-see";
+/// The requester's private key: worthless anywhere else.
+pub(crate) const REQUESTER_KEY: &str = "3333333333333333333333333333333333333333333333333333333333333333";
+/// What every task results in.
+pub(crate) const RESULT: &[u8] = b"THE RESULT\n";
+/// How long a command may take before its test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the relay does other than an honest one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Script {
+    /// Nothing.
+    #[default]
+    Honest,
+    /// It changes a byte of the result.
+    OtherResult,
+    /// It shows a proof with another result hash than the provider signed.
+    ForgedProof,
+    /// Its proof is signed by another key than the provider's.
+    OtherSigner,
+    /// Its provider used another input than the task pins.
+    OtherInput,
+    /// It shows another task under the id.
+    OtherTask,
+    /// Its history leaves the acceptance out.
+    GapInHistory,
+    /// It breaks the first live connection after one event.
+    BrokenStream,
+    /// Its provider gives up.
+    ProviderFails,
+    /// No provider takes the task.
+    NobodyThere,
+}
+
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) record: Option<TaskRecord>,
+    pub(crate) history: Vec<Recorded>,
+    pub(crate) blobs: HashMap<String, Bytes>,
+    /// The `Last-Event-ID` of each live connection.
+    pub(crate) resumed: Vec<Option<String>>,
+    pub(crate) uploads: usize,
+}
+
+/// A scripted relay.
+pub(crate) struct Relay {
+    pub(crate) url: String,
+    pub(crate) home: tempfile::TempDir,
+    shared: Arc<Shared>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    script: Script,
+    provider: Wallet,
+    seen: Mutex<Seen>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Relay {
+    pub(crate) async fn start(script: Script) -> Self {
+        let shared = Arc::new(Shared { script, provider: Wallet::random(), seen: Mutex::default() });
+        let router = Router::new()
+            .route("/v1/artifacts/{digest}", put(store).head(has).get(load))
+            .route("/v1/tasks", post(publish).get(list))
+            .route("/v1/tasks/{id}", get(view))
+            .route("/v1/tasks/{id}/events", get(events))
+            .route("/v1/tasks/{id}/result", get(result))
+            .route("/v1/tasks/{id}/explain", get(explain))
+            .route("/v1/tasks/{id}/{verb}", post(mutate))
+            .layer(middleware::from_fn(authorise))
+            .with_state(Arc::clone(&shared));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let home = tempfile::tempdir().unwrap();
+        daemon::private_file::create(&home.path().join("key"), REQUESTER_KEY.as_bytes()).unwrap();
+        std::fs::write(home.path().join("program.wasm"), b"\0asm\x01\0\0\0").unwrap();
+        std::fs::write(home.path().join("input.txt"), b"words").unwrap();
+        Self { url, home, shared, server }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.home.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn seen<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
+        look(&self.shared.seen.lock().unwrap())
+    }
+
+    /// Runs the program with this relay, the API key and the requester's key in its environment.
+    pub(crate) async fn cli(&self, arguments: &[&str]) -> Output {
+        let key = self.path("key");
+        let own = [
+            ("ZORAI_RELAY", self.url.as_str()),
+            ("ZORAI_AI_API_KEY", API_KEY),
+            ("ZORAI_KEY_FILE", key.as_str()),
+        ];
+        cli(self.home.path(), arguments, &own, b"").await
+    }
+
+    /// Publishes a task through the program and waits for nothing.
+    pub(crate) async fn publish(&self) -> String {
+        let (model, input) = (self.path("program.wasm"), self.path("input.txt"));
+        let out = self.cli(&["run", "--model", &model, "--input", &input]).await;
+        assert_eq!(code(&out), 0, "{}", said(&out));
+        stdout(&out).trim().to_owned()
+    }
+
+    /// Publishes a task and polls for its result.
+    pub(crate) async fn poll(&self, more: &[&str]) -> Output {
+        let (model, input) = (self.path("program.wasm"), self.path("input.txt"));
+        let mut arguments = vec!["run", "--model", &model, "--input", &input, "--poll"];
+        arguments.extend_from_slice(more);
+        self.cli(&arguments).await
+    }
+}
+
+/// Runs the program with nothing of the test's environment but what it is given.
+pub(crate) async fn cli(
+    home: &Path,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    stdin: &[u8],
+) -> Output {
+    use tokio::io::AsyncWriteExt as _;
+
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_zorai-compute"))
+        .args(arguments)
+        .env_clear()
+        .env("ZORAI_HOME", home.join("home"))
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    // A command that does not read may be gone already.
+    let _ = pipe.write_all(stdin).await;
+    drop(pipe);
+    let out = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let out = out.unwrap_or_else(|_| panic!("{arguments:?} does not end")).unwrap();
+    for secret in [API_KEY, REQUESTER_KEY] {
+        assert!(!said(&out).contains(secret), "a secret was printed:\n{}", said(&out));
+    }
+    out
+}
+
+pub(crate) fn code(out: &Output) -> i32 {
+    out.status.code().unwrap()
+}
+
+pub(crate) fn stdout(out: &Output) -> String {
+    String::from_utf8(out.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(out: &Output) -> String {
+    String::from_utf8(out.stderr.clone()).unwrap()
+}
+
+pub(crate) fn json(out: &Output) -> serde_json::Value {
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(out)))
+}
+
+pub(crate) fn said(out: &Output) -> String {
+    format!(
+        "{}\n--- stdout\n{}\n--- stderr\n{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        stderr(out)
+    )
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_unix(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
+}
+
+fn hash(bytes: &[u8]) -> ContentHash {
+    ContentHash(B256::from(Digest::of(bytes).0))
+}
+
+fn refuse(code: ErrorCode, message: &str) -> Response {
+    let status = StatusCode::from_u16(code.http_status()).unwrap();
+    (status, Json(ErrorBody::new(code, message))).into_response()
+}
+
+async fn authorise(request: Request, next: Next) -> Response {
+    let sent = request.headers().get("authorization").map(|value| value.as_bytes().to_vec());
+    if sent != Some(format!("Bearer {API_KEY}").into_bytes()) {
+        return refuse(ErrorCode::InvalidApiKey, "no such key");
+    }
+    next.run(request).await
+}
+
+type App = State<Arc<Shared>>;
+
+async fn store(State(app): App, UrlPath(digest): UrlPath<String>, body: Bytes) -> Response {
+    if Digest::of(&body).to_string() != digest {
+        return refuse(ErrorCode::HashMismatch, "other bytes");
+    }
+    let mut seen = app.seen.lock().unwrap();
+    seen.uploads += 1;
+    seen.blobs.insert(digest, body);
+    StatusCode::CREATED.into_response()
+}
+
+async fn has(State(app): App, UrlPath(digest): UrlPath<String>) -> StatusCode {
+    if app.seen.lock().unwrap().blobs.contains_key(&digest) { StatusCode::OK } else { StatusCode::NOT_FOUND }
+}
+
+async fn load(State(app): App, UrlPath(digest): UrlPath<String>) -> Response {
+    match app.seen.lock().unwrap().blobs.get(&digest) {
+        Some(bytes) => bytes.clone().into_response(),
+        None => refuse(ErrorCode::NotFound, "no such blob"),
+    }
+}
+
+async fn publish(State(app): App, Json(body): Json<PublishTask>) -> Response {
+    let signed = Signed { message: body.task, signature: body.signature };
+    let verified = signed.clone().verify(&Domain::UNSETTLED).unwrap();
+    let record = taskmarket::publish(now(), &verified).unwrap();
+    let event = Event::Published { task: Box::new(signed), domain: Domain::UNSETTLED };
+    let mut seen = app.seen.lock().unwrap();
+    seen.history = vec![Recorded { version: 1, at: record.created_at, event }];
+    seen.record = Some(record.clone());
+    let shown = TaskView::new(&record, true, None);
+    if app.script != Script::NobodyThere {
+        work(&app, &mut seen);
+    }
+    (StatusCode::CREATED, Json(shown)).into_response()
+}
+
+/// Does the provider's part.
+fn work(app: &Shared, seen: &mut Seen) {
+    let (id, domain) = (seen.record.as_ref().unwrap().id, Domain::UNSETTLED);
+    let provider = app.provider.address();
+    let accept = AcceptTask { task_id: id, provider, attempt: 1, lease_until: now().plus(60) };
+    let accept = app.provider.sign(&accept, &domain).unwrap().verify(&domain).unwrap();
+    commit(seen, Mutation::Accept(accept)).unwrap();
+    if app.script == Script::ProviderFails {
+        let (code, message) = ("out_of_fuel".to_owned(), "it used all of its fuel\u{1b}[31m".to_owned());
+        let fail =
+            taskmarket::FailTask { task_id: id, provider, attempt: 1, code, message, issued_at: now() };
+        let fail = app.provider.sign(&fail, &domain).unwrap().verify(&domain).unwrap();
+        commit(seen, Mutation::Fail(fail)).unwrap();
+        return;
+    }
+    let proof = proof(seen.record.as_ref().unwrap(), app);
+    let proof = app.provider.sign(&proof, &domain).unwrap().verify(&domain).unwrap();
+    commit(seen, Mutation::Proof(proof)).unwrap();
+}
+
+fn proof(record: &TaskRecord, app: &Shared) -> ComputeProof {
+    ComputeProof {
+        task_id: record.id,
+        provider: app.provider.address(),
+        attempt: 1,
+        model_hash: record.task.model_hash,
+        input_hash: record.task.input_hash,
+        result_hash: hash(RESULT),
+        result_cid: format!("artifact://{}", Digest::of(RESULT)).parse().unwrap(),
+        started_at: now(),
+        finished_at: now(),
+        gpu_name: "NVIDIA A100".to_owned(),
+    }
+}
+
+fn commit(seen: &mut Seen, mutation: Mutation) -> Result<(), taskmarket::Rejection> {
+    let record = seen.record.as_mut().unwrap();
+    let at = now();
+    if let Some(event) = decide(record, at, &mutation)? {
+        apply(record, at, &event);
+        seen.history.push(Recorded { version: record.version, at, event });
+    }
+    Ok(())
+}
+
+async fn view(State(app): App) -> Response {
+    let seen = app.seen.lock().unwrap();
+    let Some(record) = &seen.record else { return refuse(ErrorCode::NotFound, "there is no such task") };
+    let mut view = TaskView::new(record, true, None);
+    let domain = Domain::UNSETTLED;
+    if let Some(shown) = &mut view.proof {
+        if app.script == Script::ForgedProof {
+            shown.proof.result_hash = hash(b"something else");
+        }
+        if app.script == Script::OtherSigner {
+            let other = Wallet::random();
+            let own = ComputeProof { provider: other.address(), ..shown.proof.clone() };
+            shown.signature = other.sign(&own, &domain).unwrap().signature;
+        }
+        if app.script == Script::OtherInput {
+            shown.proof.input_hash = hash(b"another input");
+            shown.signature = app.provider.sign(&shown.proof, &domain).unwrap().signature;
+        }
+    }
+    if app.script == Script::OtherTask {
+        let mut task = record.task.clone();
+        task.budget = "7".parse().unwrap();
+        view.task = rpc::tasks::ShownTask::Whole(Box::new(task));
+    }
+    Json(view).into_response()
+}
+
+async fn list(State(app): App) -> Json<TaskPage> {
+    let seen = app.seen.lock().unwrap();
+    let tasks = seen.record.iter().map(|record| TaskView::new(record, true, None)).collect();
+    Json(TaskPage { tasks, next_cursor: None })
+}
+
+fn views(seen: &Seen) -> Vec<EventView> {
+    let mut so_far = taskmarket::replay(&seen.history[..1]).unwrap();
+    seen.history
+        .iter()
+        .map(|recorded| {
+            if recorded.version > 1 {
+                apply(&mut so_far, recorded.at, &recorded.event);
+            }
+            let entry = Entry::Recorded { word: recorded.event.word(), recorded: Box::new(recorded.clone()) };
+            EventView { id: Some(recorded.version * 10), task_id: so_far.id, status: so_far.status(), entry }
+        })
+        .collect()
+}
+
+async fn events(State(app): App, headers: HeaderMap) -> Response {
+    let mut seen = app.seen.lock().unwrap();
+    let mut views = views(&seen);
+    if headers.get("accept").is_none_or(|accept| accept != "text/event-stream") {
+        if app.script == Script::GapInHistory {
+            views.remove(1);
+        }
+        return Json(TaskHistory { task_id: views[0].task_id, events: views }).into_response();
+    }
+    let last = headers.get("last-event-id").map(|value| value.to_str().unwrap().to_owned());
+    let after: u64 = last.as_deref().map_or(0, |last| last.parse().unwrap());
+    let first = seen.resumed.is_empty();
+    seen.resumed.push(last);
+    views.retain(|view| view.id.unwrap() > after);
+    if app.script == Script::BrokenStream && first {
+        views.truncate(1);
+    }
+    let text: String = views
+        .iter()
+        .map(|view| format!("id: {}\ndata: {}\n\n", view.id.unwrap(), serde_json::to_string(view).unwrap()))
+        .collect();
+    ([("content-type", "text/event-stream")], text).into_response()
+}
+
+async fn result(State(app): App) -> Vec<u8> {
+    let mut bytes = RESULT.to_vec();
+    if app.script == Script::OtherResult {
+        bytes[0] ^= 1;
+    }
+    bytes
+}
+
+async fn explain(State(app): App) -> Response {
+    let seen = app.seen.lock().unwrap();
+    let record = seen.record.as_ref().unwrap();
+    let summary = "no provider is online".to_owned();
+    Json(Explanation { task_id: record.id, status: record.status(), summary, providers: vec![] })
+        .into_response()
+}
+
+async fn mutate(State(app): App, UrlPath((_, verb)): UrlPath<(String, String)>, body: Bytes) -> Response {
+    fn signed<M: serde::de::DeserializeOwned>(body: &[u8]) -> Signed<M> {
+        serde_json::from_slice::<SignedMutation<M>>(body).unwrap().into()
+    }
+    let domain = Domain::UNSETTLED;
+    let mutation = match verb.as_str() {
+        "approve" => Mutation::Approve(signed::<ApproveResult>(&body).verify(&domain).unwrap()),
+        "dispute" => Mutation::Dispute(signed::<DisputeTask>(&body).verify(&domain).unwrap()),
+        "cancel" => Mutation::Cancel(signed::<CancelTask>(&body).verify(&domain).unwrap()),
+        _ => return refuse(ErrorCode::NotFound, "no such verb"),
+    };
+    let mut seen = app.seen.lock().unwrap();
+    match commit(&mut seen, mutation) {
+        Ok(()) => Json(TaskView::new(seen.record.as_ref().unwrap(), true, None)).into_response(),
+        Err(rejection @ taskmarket::Rejection::WrongParty { .. }) => {
+            refuse(ErrorCode::WrongParty, &rejection.to_string())
+        }
+        Err(rejection) => refuse(ErrorCode::Conflict, &rejection.to_string()),
+    }
+}
