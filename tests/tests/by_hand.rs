@@ -119,7 +119,7 @@ async fn the_agent_and_the_client_speak_tls() {
     let tls_port = free_port();
     let (node_port, listen) = (free_port(), format!("127.0.0.1:{tls_port}"));
     let (certificate, key) = (market.path("relay.crt"), market.path("relay.key"));
-    let _node = market.node("node", node_port, &[]).await;
+    let _node = market.node("node", node_port, &["--ca-file", certificate.to_str().unwrap()]).await;
     let _relay = market
         .relay(&[
             "--tls-listen",
@@ -132,8 +132,7 @@ async fn the_agent_and_the_client_speak_tls() {
             &format!("wss://localhost:{tls_port}"),
         ])
         .await;
-    let agent = std::process::Command::new(system_tests::program("compute-agent"));
-    let mut agent = agent;
+    let mut agent = std::process::Command::new(system_tests::program("compute-agent"));
     agent
         .args(["--relay", &format!("wss://localhost:{tls_port}/v1/provider/connect"), "--relay-id", "hz-1"])
         .args(["--compute-url", &format!("http://127.0.0.1:{node_port}")])
@@ -152,13 +151,15 @@ async fn the_agent_and_the_client_speak_tls() {
     let out = market
         .cli(&[
             "run",
+            "--relay",
+            &format!("https://localhost:{tls_port}"),
+            "--ca-file",
+            certificate.to_str().unwrap(),
             "--model",
             model.to_str().unwrap(),
             "--input",
             input.to_str().unwrap(),
             "--poll",
-            "--output",
-            "-",
         ])
         .await;
     assert!(out.status.success(), "{}", said(&out));

@@ -64,6 +64,10 @@ pub(crate) struct Global {
     #[arg(long, env = "ZORAI_KEY_PASSWORD_FILE", value_name = "FILE", global = true, hide_env_values = true)]
     pub(crate) key_password_file: Option<PathBuf>,
 
+    /// A PEM file with certificate authorities to trust besides the system's, for a relay with a private certificate
+    #[arg(long, env = "ZORAI_CA_FILE", value_name = "FILE", global = true)]
+    pub(crate) ca_file: Option<PathBuf>,
+
     /// Print JSON on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -85,7 +89,7 @@ impl Global {
                 .hint("give --relay URL, or set ZORAI_RELAY")
                 .hint("`zorai-compute dev` starts a relay on this machine"));
         };
-        Relay::new(url, self.api_key()?, ui)
+        Relay::new(url, self.api_key()?, self.ca_file.as_deref(), ui)
     }
 
     fn api_key(&self) -> Outcome<Option<Secret>> {

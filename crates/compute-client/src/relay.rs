@@ -1,6 +1,6 @@
 //! The relay's REST API, as this program uses it.
 
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
 use artifact::Digest;
@@ -43,7 +43,7 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// A client of the relay at `url`. Nothing is sent yet.
-    pub(crate) fn new(url: &str, key: Option<Secret>, ui: &Ui) -> Outcome<Self> {
+    pub(crate) fn new(url: &str, key: Option<Secret>, ca_file: Option<&Path>, ui: &Ui) -> Outcome<Self> {
         let wrong = |why: &str| {
             Failure::usage(format_args!("--relay: {why}"))
                 .hint("write https://HOST, or http://127.0.0.1:PORT for a relay on this machine")
@@ -61,7 +61,7 @@ impl Relay {
         if base.scheme() == "http" && !local && key.is_some() {
             ui.warn("the API key goes over the network unencrypted; use https");
         }
-        Ok(Self { http: client(local)?, base, key, ui: ui.clone() })
+        Ok(Self { http: client(local, ca_file)?, base, key, ui: ui.clone() })
     }
 
     /// The relay's URL, without a slash at its end.
@@ -298,15 +298,8 @@ fn is_loopback(url: &Url) -> bool {
 
 /// Redirects are not followed, so that the API key goes nowhere else; a proxy of the environment is used, except towards this
 /// machine itself.
-fn client(local: bool) -> Outcome<reqwest::Client> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(Failure::failed)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+fn client(local: bool, ca_file: Option<&Path>) -> Outcome<reqwest::Client> {
+    let tls = daemon::tls::client_config(ca_file).map_err(Failure::usage)?;
     let builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .user_agent(concat!("zorai-compute/", env!("CARGO_PKG_VERSION")))
@@ -335,7 +328,7 @@ mod tests {
     use super::*;
 
     fn relay(url: &str) -> Outcome<Relay> {
-        Relay::new(url, Some(Secret::new("k")), &Ui::new(true, false, false))
+        Relay::new(url, Some(Secret::new("k")), None, &Ui::new(true, false, false))
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::driver::Driver;
 use crate::home::{Home, HomeError};
 use crate::host::{Host, watch_node};
-use crate::http_client::{TlsError, client, tls};
+use crate::http_client::{ClientError, client};
 use crate::journal::Journal;
 use crate::node::NodeClient;
 use crate::relay::RelayClient;
@@ -72,9 +72,12 @@ pub enum BuildError {
     /// The data folder.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// TLS and HTTP.
+    /// TLS.
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Tls(#[from] daemon::tls::TlsError),
+    /// HTTP.
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 /// Why an agent stopped of its own accord.
@@ -124,7 +127,7 @@ pub enum RunError {
 /// [`BuildError`]: the folder is in use or cannot be used, or TLS cannot be set up.
 pub fn build(config: Config) -> Result<Agent, BuildError> {
     let home = Home::open(&config.data)?;
-    let tls = tls(config.ca_file.as_deref())?;
+    let tls = Arc::new(daemon::tls::client_config(config.ca_file.as_deref())?);
     let http = client(&tls)?;
     let (host, seen) = watch::channel(Host::default());
     let node = NodeClient::new(http.clone(), config.compute_url.clone(), config.compute_token_file.clone());

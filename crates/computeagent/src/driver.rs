@@ -106,6 +106,8 @@ impl Driver {
                     if patience.is_zero() {
                         return failing(failure("node_unreachable", &error.to_string()));
                     }
+                    // A node that was restarted counts its revisions anew.
+                    seen = None;
                     tracing::debug!(attempt = %self.name(), %error, "the node does not tell");
                     tokio::time::sleep(backoff.next_delay().min(patience)).await;
                 }

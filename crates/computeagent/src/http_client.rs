@@ -1,14 +1,10 @@
-//! HTTP to the compute node and to the relay's API: the TLS roots, the client, and what an answer may hold.
+//! HTTP to the compute node and to the relay's API: the client, and what an answer may hold.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::StatusCode;
 use rpc::error::ErrorBody;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 
 /// The largest JSON answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
@@ -17,56 +13,15 @@ const MAX_QUOTE_BYTES: usize = 300;
 /// How long a TCP and TLS connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no TLS.
+/// Why there is no HTTP client.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// `--ca-file` cannot be used.
-    #[error("--ca-file {}: {why}", path.display())]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The library refuses its own defaults.
-    #[error("TLS cannot be set up: {0}")]
-    Setup(#[from] rustls::Error),
-    /// The HTTP client cannot be made.
-    #[error("the HTTP client cannot be set up: {0}")]
-    Client(#[from] reqwest::Error),
-}
-
-/// The system's roots and those of `ca_file`.
-pub(crate) fn tls(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    for error in &native.errors {
-        tracing::debug!(%error, "a root certificate of the system cannot be read");
-    }
-    roots.add_parsable_certificates(native.certs);
-    if let Some(path) = ca_file {
-        let wrong = |why: String| TlsError::CaFile { path: path.to_owned(), why };
-        let mut count = 0;
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
-            let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-            roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(wrong("it holds no certificate".to_owned()));
-        }
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
+#[error("the HTTP client cannot be set up: {0}")]
+pub struct ClientError(#[from] reqwest::Error);
 
 /// A client that goes straight to where it is sent: tokens must not follow redirects, nor pass through proxies.
-pub(crate) fn client(tls: &Arc<ClientConfig>) -> Result<reqwest::Client, TlsError> {
+pub(crate) fn client(tls: &ClientConfig) -> Result<reqwest::Client, ClientError> {
     Ok(reqwest::Client::builder()
-        .tls_backend_preconfigured(ClientConfig::clone(tls))
+        .tls_backend_preconfigured(tls.clone())
         .user_agent(concat!("compute-agent/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
@@ -144,14 +99,5 @@ mod tests {
         assert_eq!(clean("a\u{1b}[31m\nb", 100), "a[31mb");
         assert_eq!(clean("aéé", 4), "aé");
         assert_eq!(quote(&"é".repeat(10_000)).len(), MAX_QUOTE_BYTES);
-    }
-
-    #[test]
-    fn a_wrong_ca_file_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        assert!(tls(Some(&path)).unwrap_err().to_string().contains("ca.pem"));
-        std::fs::write(&path, "nothing").unwrap();
-        assert!(tls(Some(&path)).unwrap_err().to_string().contains("no certificate"));
     }
 }

@@ -31,4 +31,4 @@ pub use agent::{Agent, BuildError, RunError, build};
 pub use args::{Args, ArgsError};
 pub use config::{Config, GpuOverride, Policy, RelayUrl, RelayUrlError, Timing};
 pub use home::HomeError;
-pub use http_client::TlsError;
+pub use http_client::ClientError;

@@ -45,6 +45,10 @@ pub struct Args {
     #[arg(long, env = "ZORAI_NODE_ALLOW_PRIVATE_ADDRESSES")]
     pub allow_private_addresses: bool,
 
+    /// A PEM file with certificate authorities to trust besides the system's, for a relay with a private certificate.
+    #[arg(long, env = "ZORAI_NODE_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
     /// The largest model or input that is fetched, in bytes.
     #[arg(long, env = "ZORAI_NODE_MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = 32 << 30)]
     pub max_artifact_bytes: u64,
@@ -99,6 +103,8 @@ pub struct Config {
     pub allowed_dirs: Vec<PathBuf>,
     /// Whether references may lead to loopback and private addresses.
     pub allow_private_addresses: bool,
+    /// Certificate authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
     /// The largest model or input, in bytes.
     pub max_artifact_bytes: u64,
     /// Memory for one task's data, in bytes.
@@ -128,6 +134,7 @@ impl From<Args> for Config {
             slots: args.slots,
             allowed_dirs: args.allow_dir,
             allow_private_addresses: args.allow_private_addresses,
+            ca_file: args.ca_file,
             max_artifact_bytes: args.max_artifact_bytes,
             task_memory_bytes: u64::from(args.task_memory_mb) << 20,
             max_result_bytes: args.max_result_bytes,

@@ -78,6 +78,9 @@ pub enum BuildError {
     /// References could not be fetched.
     #[error("cannot set up fetching: {0}")]
     Fetch(#[from] FetchError),
+    /// The certificate authorities cannot be used.
+    #[error(transparent)]
+    Tls(#[from] daemon::tls::TlsError),
     /// A runtime does not work here.
     #[error("the runtime {runtime} does not work: {reason}")]
     Runtime {
@@ -178,7 +181,9 @@ impl Parts {
         let token = token(&config.token_file)?;
         let artifacts = config.data.join("artifacts");
         let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
-        let fetcher = Fetcher::new(policy(config), store)?;
+        let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
         let inventory = config
             .declared_gpu
             .as_ref()

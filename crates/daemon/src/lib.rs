@@ -6,6 +6,7 @@ pub mod logging;
 pub mod private_file;
 pub mod secret;
 pub mod shutdown;
+pub mod tls;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

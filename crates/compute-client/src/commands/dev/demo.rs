@@ -31,25 +31,32 @@ pub(crate) struct Demo {
     model: Content,
     input: Content,
     runtime: Runtime,
+    title: String,
 }
 
 impl Demo {
     /// Embeddings by the real model, or a count of words where there is none.
-    pub(crate) fn new(weights: Option<Weights>) -> Outcome<Self> {
+    pub(crate) fn new(weights: Result<Weights, Vec<String>>) -> Outcome<Self> {
         let input = Content::of_bytes(TEXT.as_bytes())?;
-        let (model, runtime) = match weights {
-            Some(weights) => (Content::of_folder(&weights.folder, &weights.manifest)?, Runtime::Embed),
-            None => (Content::of_bytes(WORD_COUNT)?, Runtime::Wasm),
+        let (model, runtime, title) = match weights {
+            Ok(weights) => {
+                let title = format!("embeds {} paragraphs with {NAME}", paragraphs(TEXT).len());
+                (Content::of_folder(&weights.folder, &weights.manifest)?, Runtime::Embed, title)
+            }
+            Err(reasons) => {
+                let title = format!(
+                    "a WASM task that counts the words of a text, for want of the weights of {NAME} ({})",
+                    reasons.join("; ")
+                );
+                (Content::of_bytes(WORD_COUNT)?, Runtime::Wasm, title)
+            }
         };
-        Ok(Self { model, input, runtime })
+        Ok(Self { model, input, runtime, title })
     }
 
     /// What it does.
-    pub(crate) fn title(&self) -> String {
-        match self.runtime {
-            Runtime::Embed => format!("embeds {} paragraphs with {NAME}", paragraphs(TEXT).len()),
-            Runtime::Wasm => format!("a WASM task (no weights of {NAME}) that counts the words of a text"),
-        }
+    pub(crate) fn title(&self) -> &str {
+        &self.title
     }
 
     /// Publishes, follows, checks and approves the task, and shows what came out.

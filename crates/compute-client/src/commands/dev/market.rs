@@ -69,7 +69,7 @@ impl Market {
         let [relay_port, node_port] = free_ports()?;
         let url = format!("http://127.0.0.1:{relay_port}");
         let node_listen = format!("127.0.0.1:{node_port}");
-        let relay = Relay::new(&url, Some(api_key.clone()), &Ui::new(true, false, false))?;
+        let relay = Relay::new(&url, Some(api_key.clone()), None, &Ui::new(true, false, false))?;
 
         let mut relay_child = Child::relay(&folder, relay_port)?;
         let mut node_child = Child::node(&folder, &node_listen)?;

