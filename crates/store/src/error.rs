@@ -6,8 +6,9 @@ use std::sync::Arc;
 /// Why the store could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The queue stayed full, or every reader stayed in use, until the deadline. Nothing was changed; try again later.
-    #[error("the store is busy; try again later")]
+    /// The queue stayed full, every reader stayed in use, or the database could not be reached, until the deadline. Nothing was changed;
+    /// try again later.
+    #[error("the store is busy or out of reach; try again later")]
     Busy,
     /// No answer came in time. Whether the change was made is unknown: read, or repeat the call.
     #[error("the store gave no answer in time; whether the change was made is unknown")]

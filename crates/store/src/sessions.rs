@@ -17,6 +17,13 @@ pub trait Sessions: Send + Sync {
     /// of this provider and host from 1, so that of two the greater one is the newer.
     async fn open_session(&self, session: NewSession) -> Result<u64, StoreError>;
 
+    /// Replaces the metadata of a session that has not ended. `false` if there is none such; then nothing changes.
+    async fn update_session_metadata(
+        &self,
+        session_id: &str,
+        metadata_json: &str,
+    ) -> Result<bool, StoreError>;
+
     /// Ends a session. `false` if it is unknown or has ended already; then nothing changes.
     async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError>;
 
@@ -26,6 +33,14 @@ pub trait Sessions: Send + Sync {
 
     /// A provider's sessions, newest first, `limit` at most.
     async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError>;
+
+    /// A provider's sessions that had not ended before `since`, newest first, `limit` at most.
+    async fn sessions_since(
+        &self,
+        provider: Address,
+        since: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<StoredSession>, StoreError>;
 
     /// Keeps what a provider signed of a host. `false`, and nothing changes, if it is not newer than what is kept.
     async fn set_node_status(
@@ -80,4 +95,12 @@ pub struct StoredSession {
     pub connected_at: Timestamp,
     /// When and why it ended; `None` while it lasts.
     pub ended: Option<(Timestamp, String)>,
+}
+
+/// Reads a host status's word.
+pub(crate) fn parse_node_status(word: &str) -> Result<NodeStatus, StoreError> {
+    [NodeStatus::Online, NodeStatus::Draining, NodeStatus::Offline]
+        .into_iter()
+        .find(|status| status.as_str() == word)
+        .ok_or_else(|| StoreError::corrupt(format_args!("{word:?} is not a host's status")))
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use taskmarket::{Address, Bytes32, Recorded, Status, TaskId, TaskRecord, Timestamp};
 
-use crate::StoreError;
+use crate::{Placement, StoreError};
 
 /// Tasks and their histories.
 ///
@@ -26,14 +27,14 @@ pub trait Tasks: Send + Sync {
 
     /// Appends events to a task's history and replaces its record, if the record is still at `expected_version`.
     ///
-    /// `events` are those that lead from that version to `record`, in order. `node` is the host that took the attempt; without it the
-    /// host stays as it was while attempt and provider do.
+    /// `events` are those that lead from that version to `record`, in order. `placement` says where an attempt went that one of them
+    /// begins; without it the host stays as it was while attempt and provider do.
     async fn commit(
         &self,
         expected_version: u64,
         record: &TaskRecord,
         events: Vec<Recorded>,
-        node: Option<Bytes32>,
+        placement: Option<Placement>,
     ) -> Result<Commit, StoreError>;
 
     /// A task, if it is known.
@@ -52,6 +53,11 @@ pub trait Tasks: Send + Sync {
 
     /// The commit sequence of the newest event; 0 before the first.
     async fn last_seq(&self) -> Result<u64, StoreError>;
+
+    /// Waits until there is an event after a commit sequence, whoever commits it. `false` if none came `within` the time.
+    ///
+    /// Each commit costs each caller a read: a relay waits once, and tells its followers.
+    async fn wait_for_events(&self, after: u64, within: Duration) -> Result<bool, StoreError>;
 
     /// Tasks that pass the filter, newest first, `limit` at most, from where `cursor` ends.
     async fn list(

@@ -5,25 +5,29 @@
 //! connections of their own and never wait for writes.
 
 mod artifacts;
+mod attempts;
 mod folder;
-mod listing;
+mod idempotency;
+mod keys;
 mod readers;
-mod schema;
+pub(crate) mod schema;
 mod secrets;
 mod sessions;
 mod tasks;
+mod transfer;
+mod usage;
+mod webhooks;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::Connection;
+use rusqlite::{Connection, Row, Rows};
 
-use crate::{Store, StoreError};
+use crate::row::to_sql;
+use crate::{Options, Store, StoreError, WriteStats};
 use readers::Readers;
-pub use writer::WriteStats;
 use writer::Writer;
 
 /// The store in one SQLite file.
@@ -32,33 +36,6 @@ pub struct Sqlite {
     // Dropped in this order: the readers before the writer, which holds the folder's lock to its end.
     readers: Arc<Readers>,
     writer: Writer,
-}
-
-/// The limits of an open [`Sqlite`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// Writes that may wait to be carried out; more wait to be queued.
-    pub queue: usize,
-    /// Writes that one transaction carries out at most.
-    pub batch: usize,
-    /// Reads at the same time.
-    pub readers: usize,
-    /// How long a call waits for a place in the queue, or for a reader, before [`StoreError::Busy`].
-    pub wait: Duration,
-    /// How long a queued write waits for its answer before [`StoreError::TimedOut`].
-    pub answer: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            queue: 1024,
-            batch: 256,
-            readers: 4,
-            wait: Duration::from_secs(5),
-            answer: Duration::from_secs(30),
-        }
-    }
 }
 
 impl Sqlite {
@@ -116,7 +93,14 @@ impl Store for Sqlite {
     }
 }
 
-/// A number as SQLite holds it. Beyond 63 bits it saturates; no count, size or time comes near.
-fn to_sql(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+/// Reads all rows.
+fn collect<T>(
+    mut rows: Rows<'_>,
+    read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        all.push(read(row)?);
+    }
+    Ok(all)
 }

@@ -8,8 +8,8 @@ use rusqlite::Connection;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::{Options, schema};
-use crate::StoreError;
+use super::schema;
+use crate::{Options, StoreError};
 
 /// A bounded set of connections that read, each by one call at a time.
 #[derive(Debug)]

@@ -1,7 +1,5 @@
 //! The relay's own secrets.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 
 use super::Sqlite;
@@ -10,9 +8,7 @@ use crate::{Secrets, StoreError};
 #[async_trait]
 impl Secrets for Sqlite {
     async fn secret(&self, name: &str) -> Result<[u8; 32], StoreError> {
-        let mut fresh = [0; 32];
-        getrandom::fill(&mut fresh)
-            .map_err(|error| StoreError::Backend(Arc::new(std::io::Error::other(error.to_string()))))?;
+        let fresh = crate::secrets::fresh()?;
         let name = name.to_owned();
         self.write(move |connection| {
             connection

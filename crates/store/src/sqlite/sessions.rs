@@ -5,13 +5,30 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use taskmarket::{Address, B256, Bytes32, NodeStatus, Timestamp};
 
 use super::{Sqlite, to_sql};
-use crate::sessions::SUPERSEDED;
+use crate::sessions::{SUPERSEDED, parse_node_status};
 use crate::{NewSession, Sessions, StoreError, StoredSession};
 
 #[async_trait]
 impl Sessions for Sqlite {
     async fn open_session(&self, session: NewSession) -> Result<u64, StoreError> {
         self.write(move |connection| open(connection, &session)).await
+    }
+
+    async fn update_session_metadata(
+        &self,
+        session_id: &str,
+        metadata_json: &str,
+    ) -> Result<bool, StoreError> {
+        let (session_id, metadata) = (session_id.to_owned(), metadata_json.to_owned());
+        self.write(move |connection| {
+            let changed = connection
+                .prepare_cached(
+                    "UPDATE sessions SET metadata = ?2 WHERE session_id = ?1 AND ended_at IS NULL",
+                )?
+                .execute((session_id, metadata))?;
+            Ok(changed > 0)
+        })
+        .await
     }
 
     async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError> {
@@ -47,12 +64,29 @@ impl Sessions for Sqlite {
 
     async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError> {
         self.read(move |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT session_id, node_id, relay_id, metadata, generation, connected_at, ended_at, reason
-                 FROM sessions WHERE provider = ?1 ORDER BY id DESC LIMIT ?2",
-            )?;
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM sessions WHERE provider = ?1 ORDER BY id DESC LIMIT ?2"
+            ))?;
             let rows = statement
                 .query_map((provider.as_slice(), to_sql(limit as u64)), |row| session(provider, row))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn sessions_since(
+        &self,
+        provider: Address,
+        since: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<StoredSession>, StoreError> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM sessions WHERE provider = ?1 AND (ended_at IS NULL OR ended_at >= ?2)
+                 ORDER BY id DESC LIMIT ?3"
+            ))?;
+            let values = (provider.as_slice(), to_sql(since.unix()), to_sql(limit as u64));
+            let rows = statement.query_map(values, |row| session(provider, row))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
@@ -93,7 +127,7 @@ impl Sessions for Sqlite {
                 .prepare_cached("SELECT status FROM node_statuses WHERE provider = ?1 AND node_id = ?2")?
                 .query_row((provider.as_slice(), node_id.0.as_slice()), |row| row.get(0))
                 .optional()?;
-            word.map(|word| node_status(&word)).transpose()
+            word.map(|word| parse_node_status(&word)).transpose()
         })
         .await
     }
@@ -130,6 +164,9 @@ fn open(connection: &Connection, session: &NewSession) -> Result<u64, StoreError
     Ok(generation)
 }
 
+const COLUMNS: &str = "session_id, node_id, relay_id, metadata, generation, connected_at, ended_at, reason";
+
+/// Reads a row of [`COLUMNS`].
 fn session(provider: Address, row: &Row<'_>) -> rusqlite::Result<StoredSession> {
     let ended_at: Option<u64> = row.get(6)?;
     let reason: Option<String> = row.get(7)?;
@@ -143,11 +180,4 @@ fn session(provider: Address, row: &Row<'_>) -> rusqlite::Result<StoredSession> 
         connected_at: Timestamp::from_unix(row.get(5)?),
         ended: ended_at.map(|at| (Timestamp::from_unix(at), reason.unwrap_or_default())),
     })
-}
-
-fn node_status(word: &str) -> Result<NodeStatus, StoreError> {
-    [NodeStatus::Online, NodeStatus::Draining, NodeStatus::Offline]
-        .into_iter()
-        .find(|status| status.as_str() == word)
-        .ok_or_else(|| StoreError::corrupt(format_args!("{word:?} is not a host's status")))
 }

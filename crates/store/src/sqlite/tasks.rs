@@ -1,19 +1,19 @@
 //! Tasks and their histories.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use taskmarket::{Address, B256, Bytes32, Provider, Recorded, Status, TaskId, TaskRecord, Timestamp};
+use taskmarket::{Address, B256, Bytes32, Recorded, Status, TaskId, TaskRecord, Timestamp};
 
-use super::listing::{self, Listing};
-use super::{Sqlite, to_sql};
+use super::{Sqlite, attempts, collect, to_sql, webhooks};
+use crate::listing::{Dialect, Listing, Order, TASK_COLUMNS};
+use crate::row::{EventRow, TaskRow, event_rows, first_event, parse, status, wait_for_events};
 use crate::{
-    Commit, Cursor, EventFilter, KeyId, Page, Published, StoreError, StoredEvent, StoredTask, TaskFilter,
-    Tasks,
+    Commit, Cursor, EventFilter, KeyId, Page, Placement, Published, StoreError, StoredEvent, StoredTask,
+    TaskFilter, Tasks,
 };
 
 #[async_trait]
@@ -24,11 +24,8 @@ impl Tasks for Sqlite {
         first: Recorded,
         owner: KeyId,
     ) -> Result<Published, StoreError> {
-        if (first.version, record.version) != (1, 1) {
-            return Err(StoreError::Mismatch { expected: 0, version: record.version });
-        }
         // Callers make the texts, so that the one writer has less to do.
-        let (row, first) = (TaskRow::of(&record)?, text(&first)?);
+        let (row, first) = (TaskRow::of(&record)?, first_event(&record, &first)?);
         self.write(move |connection| publish(connection, &row, &first, &owner)).await
     }
 
@@ -37,22 +34,20 @@ impl Tasks for Sqlite {
         expected_version: u64,
         record: &TaskRecord,
         events: Vec<Recorded>,
-        node: Option<Bytes32>,
+        placement: Option<Placement>,
     ) -> Result<Commit, StoreError> {
-        let leads = !events.is_empty()
-            && events.iter().map(|event| event.version).eq(expected_version + 1..=record.version);
-        if !leads {
-            return Err(StoreError::Mismatch { expected: expected_version, version: record.version });
-        }
+        let Some(events) = event_rows(self, expected_version, record, &events).await? else {
+            return Ok(Commit::Conflict);
+        };
         let row = TaskRow::of(record)?;
-        let texts = events.iter().map(text).collect::<Result<Vec<_>, _>>()?;
         self.write(move |connection| {
             let Some(kept) = kept(connection, row.id, expected_version)? else { return Ok(Commit::Conflict) };
-            let statuses = statuses(connection, &kept, &row, &events)?;
-            replace(connection, &kept, &row, node)?;
+            replace(connection, &kept, &row, placement.as_ref())?;
             let mut seq = 0;
-            for (status, text) in statuses.iter().zip(&texts) {
-                seq = append(connection, kept.row, row.requester, *status, text)?;
+            for event in &events {
+                seq = append(connection, kept.row, row.requester, event)?;
+                attempts::change(connection, kept.row, event, placement.as_ref())?;
+                webhooks::wake(connection, kept.row, event.at)?;
             }
             Ok(Commit::Done { seq })
         })
@@ -86,14 +81,18 @@ impl Tasks for Sqlite {
         .await
     }
 
+    async fn wait_for_events(&self, after: u64, within: Duration) -> Result<bool, StoreError> {
+        wait_for_events(self, self.writer.committed(), after, within).await
+    }
+
     async fn list(
         &self,
         filter: TaskFilter,
         cursor: Option<Cursor>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let listing = Listing { filter, cursor, limit, order: listing::Order::NewestFirst };
-        self.read(move |connection| listing.page(connection)).await
+        let listing = Listing { filter, cursor, limit, order: Order::NewestFirst };
+        self.read(move |connection| page(connection, &listing)).await
     }
 
     async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
@@ -136,8 +135,8 @@ impl Tasks for Sqlite {
 
     async fn open_tasks(&self, cursor: Option<Cursor>, limit: usize) -> Result<Page, StoreError> {
         let filter = TaskFilter { status: Some(Status::Open), ..TaskFilter::default() };
-        let listing = Listing { filter, cursor, limit, order: listing::Order::OldestFirst };
-        self.read(move |connection| listing.page(connection)).await
+        let listing = Listing { filter, cursor, limit, order: Order::OldestFirst };
+        self.read(move |connection| page(connection, &listing)).await
     }
 
     async fn held(
@@ -147,46 +146,15 @@ impl Tasks for Sqlite {
         limit: usize,
     ) -> Result<Page, StoreError> {
         let filter = TaskFilter { status: Some(Status::Accepted), provider, ..TaskFilter::default() };
-        let listing = Listing { filter, cursor, limit, order: listing::Order::OldestFirst };
-        self.read(move |connection| listing.page(connection)).await
-    }
-}
-
-/// A task's columns.
-struct TaskRow {
-    id: TaskId,
-    version: u64,
-    status: Status,
-    requester: Address,
-    provider: Option<Address>,
-    attempts: u32,
-    gpu_type: String,
-    created_at: Timestamp,
-    next_due: Option<Timestamp>,
-    record: String,
-}
-
-impl TaskRow {
-    fn of(record: &TaskRecord) -> Result<Self, StoreError> {
-        Ok(Self {
-            id: record.id,
-            version: record.version,
-            status: record.status(),
-            requester: record.task.requester,
-            provider: record.provider.map(|Provider(provider)| provider),
-            attempts: record.attempts,
-            gpu_type: record.task.config.gpu_type.to_lowercase(),
-            created_at: record.created_at,
-            next_due: taskmarket::next_due(record),
-            record: text(record)?,
-        })
+        let listing = Listing { filter, cursor, limit, order: Order::OldestFirst };
+        self.read(move |connection| page(connection, &listing)).await
     }
 }
 
 fn publish(
     connection: &Connection,
     row: &TaskRow,
-    first: &str,
+    first: &EventRow,
     owner: &KeyId,
 ) -> Result<Published, StoreError> {
     let inserted = connection
@@ -215,7 +183,7 @@ fn publish(
     }
     let task = connection.last_insert_rowid();
     count(connection, row.status, 1)?;
-    let seq = append(connection, task, row.requester, row.status, first)?;
+    let seq = append(connection, task, row.requester, first)?;
     Ok(Published::New { seq })
 }
 
@@ -233,36 +201,11 @@ fn kept(connection: &Connection, id: TaskId, version: u64) -> Result<Option<Kept
     row.map(|(row, word)| Ok(Kept { row, status: status(&word)? })).transpose()
 }
 
-/// The status after each event. Only the last one's is the new record's; those before it take folding the events again.
-fn statuses(
-    connection: &Connection,
-    kept: &Kept,
-    row: &TaskRow,
-    events: &[Recorded],
-) -> Result<Vec<Status>, StoreError> {
-    let Some((_, before)) = events.split_last().filter(|(_, before)| !before.is_empty()) else {
-        return Ok(vec![row.status]);
-    };
-    let old: String = connection
-        .prepare_cached("SELECT record FROM tasks WHERE id = ?1")?
-        .query_row([kept.row], |row| row.get(0))?;
-    let mut record: TaskRecord = parse(&old, || format!("record of task {}", row.id))?;
-    let mut statuses: Vec<_> = before
-        .iter()
-        .map(|recorded| {
-            taskmarket::apply(&mut record, recorded.at, &recorded.event);
-            record.status()
-        })
-        .collect();
-    statuses.push(row.status);
-    Ok(statuses)
-}
-
 fn replace(
     connection: &Connection,
     kept: &Kept,
     row: &TaskRow,
-    node: Option<Bytes32>,
+    placement: Option<&Placement>,
 ) -> Result<(), StoreError> {
     // The right-hand sides see the old row: a host that is not named again stays with its attempt.
     connection
@@ -279,7 +222,7 @@ fn replace(
             row.attempts,
             row.next_due.map(|due| to_sql(due.unix())),
             row.record,
-            node.as_ref().map(|node| node.0.as_slice()),
+            placement.map(|placement| placement.node_id.0.as_slice()),
         ])?;
     if kept.status != row.status {
         count(connection, kept.status, -1)?;
@@ -302,19 +245,23 @@ fn append(
     connection: &Connection,
     task: i64,
     requester: Address,
-    status: Status,
-    recorded: &str,
+    event: &EventRow,
 ) -> Result<u64, StoreError> {
     connection
         .prepare_cached("INSERT INTO events (task, requester, status, recorded) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((task, requester.as_slice(), status.as_str(), recorded))?;
+        .execute((task, requester.as_slice(), event.status.as_str(), &event.recorded))?;
     // Row ids count up from 1 and events are never deleted.
     Ok(connection.last_insert_rowid().unsigned_abs())
 }
 
-/// The columns that [`stored_task`] reads, of a table called `tasks`.
-pub(super) const TASK_COLUMNS: &str =
-    "tasks.id, tasks.created_at, tasks.task_id, tasks.owner, tasks.node, tasks.record";
+fn page(connection: &Connection, listing: &Listing) -> Result<Page, StoreError> {
+    let (sql, values) = listing.query(Dialect::Sqlite);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query(params_from_iter(values))?;
+    let rows =
+        collect(rows, |row| Ok((Cursor { row: row.get(0)?, created_at: row.get(1)? }, stored_task(row)?)))?;
+    Ok(listing.page(rows))
+}
 
 fn load(connection: &Connection, id: TaskId) -> Result<Option<StoredTask>, StoreError> {
     let mut statement =
@@ -324,7 +271,7 @@ fn load(connection: &Connection, id: TaskId) -> Result<Option<StoredTask>, Store
 }
 
 /// Reads a row of [`TASK_COLUMNS`].
-pub(super) fn stored_task(row: &Row<'_>) -> Result<StoredTask, StoreError> {
+fn stored_task(row: &Row<'_>) -> Result<StoredTask, StoreError> {
     let id = TaskId(B256::from(row.get::<_, [u8; 32]>(2)?));
     let owner: String = row.get(3)?;
     let node: Option<[u8; 32]> = row.get(4)?;
@@ -361,15 +308,12 @@ fn events_after(
         values.len()
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(params_from_iter(values))?;
-    let mut events = Vec::new();
-    while let Some(row) = rows.next()? {
-        events.push(stored_event(row)?);
-    }
-    Ok(events)
+    let rows = statement.query(params_from_iter(values))?;
+    collect(rows, stored_event)
 }
 
-fn stored_event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
+/// Reads a row of a sequence, a task's id, a status and a recorded event.
+pub(super) fn stored_event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     let seq: u64 = row.get(0)?;
     let wrong = |error| StoreError::corrupt(format_args!("event {seq}: {error}"));
     Ok(StoredEvent {
@@ -378,16 +322,4 @@ fn stored_event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
         status: status(row.get_ref(2)?.as_str().map_err(wrong)?)?,
         recorded: parse(row.get_ref(3)?.as_str().map_err(wrong)?, || format!("event {seq}"))?,
     })
-}
-
-fn status(word: &str) -> Result<Status, StoreError> {
-    word.parse().map_err(StoreError::corrupt)
-}
-
-fn text(value: &impl Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Backend(std::sync::Arc::new(error)))
-}
-
-fn parse<T: DeserializeOwned>(json: &str, what: impl FnOnce() -> String) -> Result<T, StoreError> {
-    serde_json::from_str(json).map_err(|error| StoreError::corrupt(format_args!("{}: {error}", what())))
 }

@@ -7,20 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::Options;
-use crate::StoreError;
-
-/// What the writer has done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct WriteStats {
-    /// Writes carried out, failed ones too.
-    pub requests: u64,
-    /// Transactions that carried them out; each was one flush to disk.
-    pub commits: u64,
-}
+use crate::{Options, StoreError, WriteStats};
 
 /// The handle of the thread that writes.
 #[derive(Debug)]
@@ -28,6 +18,7 @@ pub(super) struct Writer {
     requests: Option<mpsc::Sender<Message>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     counters: Arc<Counters>,
+    committed: watch::Sender<()>,
     wait: Duration,
     answer: Duration,
 }
@@ -48,13 +39,14 @@ impl Writer {
     pub(super) fn start(connection: Connection, lock: File, options: &Options) -> Result<Self, StoreError> {
         let (requests, queue) = mpsc::channel(options.queue.max(1));
         let counters = Arc::new(Counters::default());
+        let committed = watch::Sender::new(());
         let batch = options.batch.max(1);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn({
-                let counters = counters.clone();
+                let (counters, committed) = (counters.clone(), committed.clone());
                 move || {
-                    serve(&connection, queue, batch, &counters);
+                    serve(&connection, queue, batch, &counters, &committed);
                     drop(connection);
                     drop(lock);
                 }
@@ -64,6 +56,7 @@ impl Writer {
             requests: Some(requests),
             thread: Mutex::new(Some(thread)),
             counters,
+            committed,
             wait: options.wait,
             answer: options.answer,
         })
@@ -79,6 +72,11 @@ impl Writer {
         self.send(Message::Request(Box::new(request))).await?;
         let answered = timeout(self.answer, answered).await.map_err(|_| StoreError::TimedOut)?;
         answered.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Changes with every commit.
+    pub(super) fn committed(&self) -> &watch::Sender<()> {
+        &self.committed
     }
 
     pub(super) async fn close(&self) {
@@ -163,7 +161,13 @@ where
     }
 }
 
-fn serve(connection: &Connection, mut queue: mpsc::Receiver<Message>, batch: usize, counters: &Counters) {
+fn serve(
+    connection: &Connection,
+    mut queue: mpsc::Receiver<Message>,
+    batch: usize,
+    counters: &Counters,
+    committed_any: &watch::Sender<()>,
+) {
     let mut requests = Vec::with_capacity(batch);
     let mut closing = false;
     while let Some(first) = queue.blocking_recv() {
@@ -188,6 +192,7 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Message>, batch: usi
         }
         counters.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
         counters.commits.fetch_add(1, Ordering::Relaxed);
+        committed_any.send_replace(());
         for request in requests.drain(..) {
             request.answer(committed.clone());
         }

@@ -1,9 +1,10 @@
 //! Tasks and events to store. Their signatures are well-formed but hold nothing: the store does not check them.
 
-use store::{Commit, KeyId, Published, Store};
+use store::{Commit, KeyId, Placement, Published, Store};
 use taskmarket::{
-    AcceptTask, Address, Amount, B256, Bytes32, CancelTask, ContentHash, Domain, Event, FailTask, Recorded,
-    Runtime, Settlement, Signature, Signed, State, Task, TaskConfig, TaskRecord, Timestamp, apply,
+    AcceptTask, Address, Amount, B256, Bytes32, CancelTask, ComputeProof, ContentHash, Domain, Event,
+    FailTask, Recorded, Runtime, Settlement, Signature, Signed, State, Task, TaskConfig, TaskRecord,
+    Timestamp, apply,
 };
 
 /// When everything begins.
@@ -110,9 +111,20 @@ pub(crate) async fn commit(
     events: Vec<Event>,
     node: Option<Bytes32>,
 ) -> u64 {
+    commit_placed(store, record, when, events, node.map(Placement::from)).await
+}
+
+/// Commits events with all that is known of where an attempt went.
+pub(crate) async fn commit_placed(
+    store: &dyn Store,
+    record: &mut TaskRecord,
+    when: Timestamp,
+    events: Vec<Event>,
+    placement: Option<Placement>,
+) -> u64 {
     let expected = record.version;
     let events = record_events(record, when, events);
-    match store.commit(expected, record, events, node).await.unwrap() {
+    match store.commit(expected, record, events, placement).await.unwrap() {
         Commit::Done { seq } => seq,
         Commit::Conflict => panic!("conflict at version {expected}"),
     }
@@ -131,6 +143,21 @@ pub(crate) fn failed(record: &TaskRecord, provider: Address) -> Event {
         code: "out_of_memory".into(),
         message: "é \" \u{0} 'quoted'".into(),
         issued_at: record.updated_at,
+    }))
+}
+
+pub(crate) fn submitted(record: &TaskRecord, provider: Address) -> Event {
+    Event::Submitted(signed(ComputeProof {
+        task_id: record.id,
+        provider,
+        attempt: record.attempts,
+        model_hash: ContentHash::UNPINNED,
+        input_hash: ContentHash::UNPINNED,
+        result_hash: ContentHash::UNPINNED,
+        result_cid: "https://results.example/r".parse().unwrap(),
+        started_at: record.updated_at,
+        finished_at: record.updated_at,
+        gpu_name: "NVIDIA A100".into(),
     }))
 }
 

@@ -1,4 +1,4 @@
-//! The store's tests: what every implementation must do, and what SQLite must survive.
+//! The store's tests: what every implementation must do, and what each kind must survive.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -6,4 +6,7 @@ mod conformance;
 mod durability;
 mod fixtures;
 mod hostile;
+mod postgres;
+mod server;
 mod sqlite;
+mod transfer;

@@ -1,58 +1,72 @@
-//! Listings: tasks by any combination of conditions, in pages.
+//! Listings: tasks by any combination of conditions, in pages, as one statement for either database.
 //!
 //! Every index that serves a listing ends in (status, time of creation), with the row's number implied. A listing takes the index of its
 //! narrowest condition, reads one page from it for each status that it wants, and merges those: what a page costs does not
 //! depend on how many tasks there are, only on how many the further conditions leave out on the way. A page that begins within a
 //! second skips the tasks of that second that came before it.
 
-use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
 use taskmarket::Status;
 
-use super::tasks::{TASK_COLUMNS, stored_task};
-use super::to_sql;
-use crate::{Cursor, Page, StoreError, TaskFilter};
+use crate::row::to_sql;
+use crate::value::Value;
+use crate::{Cursor, Page, StoredTask, TaskFilter};
 
 /// A page to read.
-pub(super) struct Listing {
-    pub(super) filter: TaskFilter,
-    pub(super) cursor: Option<Cursor>,
-    pub(super) limit: usize,
-    pub(super) order: Order,
+pub(crate) struct Listing {
+    pub(crate) filter: TaskFilter,
+    pub(crate) cursor: Option<Cursor>,
+    pub(crate) limit: usize,
+    pub(crate) order: Order,
 }
 
 /// Time of creation and row: what listings are ordered by.
 type Place = (u64, u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     NewestFirst,
     OldestFirst,
 }
 
-impl Listing {
-    pub(super) fn page(&self, connection: &Connection) -> Result<Page, StoreError> {
-        let (sql, values) = self.query();
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(params_from_iter(values))?;
-        let mut tasks = Vec::new();
-        let mut last = None;
-        while let Some(row) = rows.next()? {
-            if tasks.len() == self.limit {
-                return Ok(Page { tasks, next: last });
-            }
-            last = Some(Cursor { row: row.get(0)?, created_at: row.get(1)? });
-            tasks.push(stored_task(row)?);
+/// Whose SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+impl Dialect {
+    /// The place of a parameter, from 1.
+    fn parameter(self, number: usize) -> String {
+        match self {
+            Self::Sqlite => format!("?{number}"),
+            Self::Postgres => format!("${number}"),
         }
-        Ok(Page { tasks, next: None })
+    }
+}
+
+/// The columns that a listing reads, and a task's row is read from, of a table called `tasks`.
+pub(crate) const TASK_COLUMNS: &str =
+    "tasks.id, tasks.created_at, tasks.task_id, tasks.owner, tasks.node, tasks.record";
+
+impl Listing {
+    /// The page that the statement's rows make, each as its cursor and task.
+    pub(crate) fn page(&self, rows: Vec<(Cursor, StoredTask)>) -> Page {
+        let more = rows.len() > self.limit;
+        let (cursors, tasks): (Vec<_>, Vec<_>) = rows.into_iter().take(self.limit).unzip();
+        Page { next: cursors.last().copied().filter(|_| more), tasks }
     }
 
     /// The statement and its parameters. It reads one row more than the page has, to know whether there is a next page.
-    fn query(&self) -> (String, Vec<Value>) {
+    pub(crate) fn query(&self, dialect: Dialect) -> (String, Vec<Value>) {
         let mut values = Vec::new();
-        let (index, conditions) = self.conditions(&mut values);
-        values.push(to_sql((self.limit as u64).saturating_add(1)).into());
-        let limit = values.len();
+        let (index, conditions) = self.conditions(dialect, &mut values);
+        let hint = match dialect {
+            Dialect::Sqlite => format!("INDEXED BY {index}"),
+            Dialect::Postgres => String::new(),
+        };
+        values.push(Value::Int(to_sql((self.limit as u64).saturating_add(1))));
+        let limit = dialect.parameter(values.len());
         let order = match self.order {
             Order::NewestFirst => "created_at DESC, id DESC",
             Order::OldestFirst => "created_at, id",
@@ -65,29 +79,49 @@ impl Listing {
             .iter()
             .map(|status| {
                 format!(
-                    "SELECT * FROM (SELECT id, created_at FROM tasks INDEXED BY {index}
-                     WHERE status = '{status}'{conditions} ORDER BY {order} LIMIT ?{limit})"
+                    "SELECT * FROM (SELECT id, created_at FROM tasks {hint}
+                     WHERE status = '{status}'{conditions} ORDER BY {order} LIMIT {limit}) AS part"
                 )
             })
             .collect();
-        // Without materialising, SQLite merges the parts through one sorter each, at twenty times the cost. The cross join keeps the
-        // page's order.
+        // Without materialising, SQLite merges the parts through one sorter each, at twenty times the cost. There the cross join keeps
+        // the page's order; PostgreSQL is told it again.
+        let tail = match (dialect, self.order) {
+            (Dialect::Sqlite, _) => "CROSS JOIN tasks ON tasks.id = page.id",
+            (Dialect::Postgres, Order::NewestFirst) => {
+                "JOIN tasks ON tasks.id = page.id ORDER BY page.created_at DESC, page.id DESC"
+            }
+            (Dialect::Postgres, Order::OldestFirst) => {
+                "JOIN tasks ON tasks.id = page.id ORDER BY page.created_at, page.id"
+            }
+        };
         let sql = format!(
             "WITH parts AS MATERIALIZED ({})
-             SELECT {TASK_COLUMNS} FROM (SELECT * FROM parts ORDER BY {order} LIMIT ?{limit}) AS page
-             CROSS JOIN tasks ON tasks.id = page.id",
+             SELECT {TASK_COLUMNS} FROM (SELECT * FROM parts ORDER BY {order} LIMIT {limit}) AS page {tail}",
             parts.join(" UNION ALL ")
         );
         (sql, values)
     }
 
     /// The index to read, and what rows must meet beyond their status.
-    fn conditions(&self, values: &mut Vec<Value>) -> (&'static str, String) {
+    fn conditions(&self, dialect: Dialect, values: &mut Vec<Value>) -> (&'static str, String) {
         let filter = &self.filter;
         let by = [
-            ("provider", "tasks_by_provider", filter.provider.map(|provider| provider.to_vec().into())),
-            ("requester", "tasks_by_requester", filter.requester.map(|requester| requester.to_vec().into())),
-            ("gpu_type", "tasks_by_gpu_type", filter.gpu_type.as_ref().map(|gpu| gpu.to_lowercase().into())),
+            (
+                "provider",
+                "tasks_by_provider",
+                filter.provider.map(|provider| Value::Bytes(provider.to_vec())),
+            ),
+            (
+                "requester",
+                "tasks_by_requester",
+                filter.requester.map(|requester| Value::Bytes(requester.to_vec())),
+            ),
+            (
+                "gpu_type",
+                "tasks_by_gpu_type",
+                filter.gpu_type.as_ref().map(|gpu| Value::Text(gpu.to_lowercase())),
+            ),
         ];
         let mut index = None;
         let mut conditions = String::new();
@@ -95,15 +129,15 @@ impl Listing {
             if let Some(value) = value {
                 index = index.or(Some(its_index));
                 values.push(value);
-                conditions += &format!(" AND {column} = ?{}", values.len());
+                conditions += &format!(" AND {column} = {}", dialect.parameter(values.len()));
             }
         }
         let (above, below) = self.bounds();
         for (sign, bound) in [(">", above), ("<", below)] {
             if let Some((created_at, row)) = bound {
-                values.extend([to_sql(created_at).into(), to_sql(row).into()]);
-                conditions +=
-                    &format!(" AND (created_at, id) {sign} (?{}, ?{})", values.len() - 1, values.len());
+                values.extend([Value::Int(to_sql(created_at)), Value::Int(to_sql(row))]);
+                let [at, row] = [values.len() - 1, values.len()].map(|number| dialect.parameter(number));
+                conditions += &format!(" AND (created_at, id) {sign} ({at}, {row})");
             }
         }
         (index.unwrap_or("tasks_by_status"), conditions)
@@ -124,6 +158,7 @@ impl Listing {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::params_from_iter;
     use taskmarket::{Address, Timestamp};
 
     use super::*;
@@ -154,7 +189,7 @@ mod tests {
         std::fs::File::create(&path).unwrap();
         let connection = schema::open_writer(&path).unwrap();
         for listing in listings() {
-            let (sql, values) = listing.query();
+            let (sql, values) = listing.query(Dialect::Sqlite);
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let steps: Vec<String> = plan
                 .query_map(params_from_iter(values), |row| row.get(3))

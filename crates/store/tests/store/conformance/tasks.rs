@@ -1,13 +1,11 @@
-//! What every [`Store`] must do. Each case gets an empty one.
+//! Tasks and their histories.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use store::{
-    ArtifactMeta, Commit, EventFilter, KeyId, NewSession, Page, Published, SUPERSEDED, Store, StoreError,
-    StoredTask, TaskFilter,
-};
-use taskmarket::{ContentHash, Event, NodeStatus, Status, TaskId, TaskRecord};
+use store::{Commit, EventFilter, KeyId, Page, Published, Store, StoreError, StoredTask, TaskFilter};
+use taskmarket::{Event, Status, TaskId, TaskRecord};
 
 use crate::fixtures::{
     accepted, address, at, cancelled, commit, failed, node, owner, publish, published, record_events, task,
@@ -122,6 +120,21 @@ pub(crate) async fn events_are_found_by_sequence_task_and_requester(store: Arc<d
     assert_eq!(seqs(1, None, Some(address(1)), 10).await, [3, 4]);
     assert_eq!(seqs(0, Some(first.id), Some(address(2)), 10).await, [0; 0]);
     assert_eq!(store.last_seq().await.unwrap(), 4);
+}
+
+pub(crate) async fn a_follower_is_woken(store: Arc<dyn Store>) {
+    let soon = Duration::from_millis(20);
+    assert!(!store.wait_for_events(0, soon).await.unwrap());
+    let follower = {
+        let store = store.clone();
+        tokio::spawn(async move { store.wait_for_events(1, Duration::from_secs(60)).await.unwrap() })
+    };
+    let mut record = publish(&*store, task(1), at(0)).await;
+    assert!(store.wait_for_events(0, soon).await.unwrap(), "what is there is not waited for");
+    let cancel = cancelled(&record);
+    commit(&*store, &mut record, at(1), vec![cancel], None).await;
+    assert!(follower.await.unwrap());
+    assert!(!store.wait_for_events(2, soon).await.unwrap());
 }
 
 async fn ids(store: &dyn Store, filter: TaskFilter) -> Vec<TaskId> {
@@ -286,88 +299,6 @@ pub(crate) async fn the_host_stays_with_its_attempt(store: Arc<dyn Store>) {
     let accept = accepted(&record, address(7), at(600));
     commit(&*store, &mut record, at(3), vec![accept], None).await;
     assert_eq!(host(record.id).await, None, "nobody said which host has the new one");
-}
-
-fn session(session_id: &str, provider: u8, host: u8, relay_id: &str, seconds: u64) -> NewSession {
-    NewSession {
-        session_id: session_id.into(),
-        provider: address(provider),
-        node_id: node(host),
-        relay_id: relay_id.into(),
-        metadata_json: format!(r#"{{"session":"{session_id}"}}"#),
-        at: at(seconds),
-    }
-}
-
-pub(crate) async fn generations_count_each_hosts_sessions(store: Arc<dyn Store>) {
-    assert_eq!(store.open_session(session("a", 1, 1, "hz-1", 0)).await.unwrap(), 1);
-    assert_eq!(store.open_session(session("b", 1, 2, "hz-1", 1)).await.unwrap(), 1);
-    assert_eq!(store.open_session(session("c", 2, 1, "hz-1", 2)).await.unwrap(), 1);
-    assert_eq!(store.open_session(session("d", 1, 1, "jp-2", 3)).await.unwrap(), 2);
-
-    let sessions = store.sessions(address(1), 10).await.unwrap();
-    let view: Vec<_> = sessions
-        .iter()
-        .map(|s| (s.session_id.as_str(), s.generation, s.connected_at, s.ended.clone()))
-        .collect();
-    let superseded = Some((at(3), SUPERSEDED.to_owned()));
-    assert_eq!(view, [("d", 2, at(3), None), ("b", 1, at(1), None), ("a", 1, at(0), superseded)]);
-    let newest = &store.sessions(address(1), 1).await.unwrap()[0];
-    assert_eq!((newest.relay_id.as_str(), newest.node_id), ("jp-2", node(1)));
-    assert_eq!(newest.metadata_json, r#"{"session":"d"}"#);
-
-    // What was superseded keeps its reason when its connection ends at last.
-    assert!(!store.close_session("a", at(9), "lost").await.unwrap());
-    assert!(store.close_session("d", at(9), "lost").await.unwrap());
-    assert!(!store.close_session("d", at(10), "again").await.unwrap());
-    assert!(!store.close_session("unknown", at(9), "lost").await.unwrap());
-    assert_eq!(store.open_session(session("e", 1, 1, "hz-1", 11)).await.unwrap(), 3);
-    let sessions = store.sessions(address(1), 10).await.unwrap();
-    assert_eq!(sessions[1].ended, Some((at(9), "lost".to_owned())));
-    assert_eq!(sessions[3].ended, Some((at(3), SUPERSEDED.to_owned())));
-}
-
-pub(crate) async fn a_relay_ends_the_sessions_that_it_left_open(store: Arc<dyn Store>) {
-    for (id, host, relay) in [("a", 1, "hz-1"), ("b", 2, "hz-1"), ("c", 3, "jp-2"), ("d", 4, "hz-1")] {
-        store.open_session(session(id, 1, host, relay, 0)).await.unwrap();
-    }
-    store.close_session("d", at(1), "goodbye").await.unwrap();
-    assert_eq!(store.close_sessions_of("hz-1", at(5), "relay_restarted").await.unwrap(), 2);
-    assert_eq!(store.close_sessions_of("hz-1", at(6), "relay_restarted").await.unwrap(), 0);
-    let sessions = store.sessions(address(1), 10).await.unwrap();
-    let reasons: Vec<_> = sessions.iter().map(|s| s.ended.as_ref().map(|(_, why)| why.as_str())).collect();
-    assert_eq!(reasons, [Some("goodbye"), None, Some("relay_restarted"), Some("relay_restarted")]);
-}
-
-pub(crate) async fn only_a_newer_host_status_counts(store: Arc<dyn Store>) {
-    let set = async |host, status, seconds| {
-        store.set_node_status(address(1), node(host), status, at(seconds)).await.unwrap()
-    };
-    let status = async |host| store.node_status(address(1), node(host)).await.unwrap();
-    assert_eq!(status(1).await, None);
-    assert!(set(1, NodeStatus::Draining, 5).await);
-    assert!(!set(1, NodeStatus::Online, 5).await, "a replay");
-    assert!(!set(1, NodeStatus::Online, 4).await);
-    assert_eq!(status(1).await, Some(NodeStatus::Draining));
-    assert!(set(1, NodeStatus::Online, 6).await);
-    assert!(set(2, NodeStatus::Offline, 1).await);
-    assert_eq!((status(1).await, status(2).await), (Some(NodeStatus::Online), Some(NodeStatus::Offline)));
-}
-
-pub(crate) async fn the_first_word_on_an_artifact_stays(store: Arc<dyn Store>) {
-    let digest = ContentHash(node(5).0);
-    assert_eq!(store.artifact(digest).await.unwrap(), None);
-    store.add_artifact(digest, 1 << 40, owner(), at(1)).await.unwrap();
-    store.add_artifact(digest, 1 << 40, KeyId::of_api_key("other"), at(2)).await.unwrap();
-    let meta = ArtifactMeta { digest, size: 1 << 40, owner: owner(), created_at: at(1) };
-    assert_eq!(store.artifact(digest).await.unwrap(), Some(meta));
-}
-
-pub(crate) async fn secrets_are_made_once(store: Arc<dyn Store>) {
-    let secret = store.secret("attempt tokens").await.unwrap();
-    assert_eq!(store.secret("attempt tokens").await.unwrap(), secret);
-    assert_ne!(store.secret("other").await.unwrap(), secret);
-    assert_ne!(secret, [0; 32]);
 }
 
 pub(crate) async fn a_closed_store_refuses(store: Arc<dyn Store>) {

@@ -1,0 +1,121 @@
+//! The sessions of providers' hosts.
+
+use async_trait::async_trait;
+use taskmarket::{Address, Bytes32, NodeStatus, Timestamp};
+use tokio_postgres::Row;
+
+use super::Postgres;
+use super::row::RowExt;
+use crate::row::to_sql;
+use crate::sessions::{SUPERSEDED, parse_node_status};
+use crate::{NewSession, Sessions, StoreError, StoredSession};
+
+#[async_trait]
+impl Sessions for Postgres {
+    async fn open_session(&self, session: NewSession) -> Result<u64, StoreError> {
+        let rows = self
+            .write(
+                "SELECT open_session($1, $2, $3, $4, $5, $6, $7)",
+                &[
+                    &session.session_id,
+                    &session.provider.as_slice(),
+                    &session.node_id.0.as_slice(),
+                    &session.relay_id,
+                    &session.metadata_json,
+                    &to_sql(session.at.unix()),
+                    &SUPERSEDED,
+                ],
+            )
+            .await?;
+        rows.first().map_or(Err(StoreError::corrupt("open_session answers nothing")), |row| row.number(0))
+    }
+
+    async fn update_session_metadata(
+        &self,
+        session_id: &str,
+        metadata_json: &str,
+    ) -> Result<bool, StoreError> {
+        let sql = "UPDATE sessions SET metadata = $2 WHERE session_id = $1 AND ended_at IS NULL";
+        Ok(self.execute(sql, &[&session_id, &metadata_json]).await? > 0)
+    }
+
+    async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError> {
+        let sql = "UPDATE sessions SET ended_at = $2, reason = $3 WHERE session_id = $1 AND ended_at IS NULL";
+        Ok(self.execute(sql, &[&session_id, &to_sql(at.unix()), &reason]).await? > 0)
+    }
+
+    async fn close_sessions_of(
+        &self,
+        relay_id: &str,
+        at: Timestamp,
+        reason: &str,
+    ) -> Result<u64, StoreError> {
+        let sql = "UPDATE sessions SET ended_at = $2, reason = $3 WHERE relay_id = $1 AND ended_at IS NULL";
+        self.execute(sql, &[&relay_id, &to_sql(at.unix()), &reason]).await
+    }
+
+    async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM sessions WHERE provider = $1 ORDER BY id DESC LIMIT $2");
+        let rows = self.query(&sql, &[&provider.as_slice(), &to_sql(limit as u64)]).await?;
+        rows.iter().map(|row| session(provider, row)).collect()
+    }
+
+    async fn sessions_since(
+        &self,
+        provider: Address,
+        since: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<StoredSession>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM sessions WHERE provider = $1 AND (ended_at IS NULL OR ended_at >= $2)
+             ORDER BY id DESC LIMIT $3"
+        );
+        let rows =
+            self.query(&sql, &[&provider.as_slice(), &to_sql(since.unix()), &to_sql(limit as u64)]).await?;
+        rows.iter().map(|row| session(provider, row)).collect()
+    }
+
+    async fn set_node_status(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+        status: NodeStatus,
+        issued_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let sql =
+            "INSERT INTO node_statuses AS kept (provider, node_id, status, issued_at) VALUES ($1, $2, $3, $4)
+                   ON CONFLICT (provider, node_id)
+                   DO UPDATE SET status = excluded.status, issued_at = excluded.issued_at
+                   WHERE excluded.issued_at > kept.issued_at";
+        let values: super::Params<'_> =
+            &[&provider.as_slice(), &node_id.0.as_slice(), &status.as_str(), &to_sql(issued_at.unix())];
+        Ok(self.execute(sql, values).await? > 0)
+    }
+
+    async fn node_status(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+    ) -> Result<Option<NodeStatus>, StoreError> {
+        let sql = "SELECT status FROM node_statuses WHERE provider = $1 AND node_id = $2";
+        let row = self.query_opt(sql, &[&provider.as_slice(), &node_id.0.as_slice()]).await?;
+        row.map(|row| parse_node_status(row.column(0)?)).transpose()
+    }
+}
+
+const COLUMNS: &str = "session_id, node_id, relay_id, metadata, generation, connected_at, ended_at, reason";
+
+/// Reads a row of [`COLUMNS`].
+fn session(provider: Address, row: &Row) -> Result<StoredSession, StoreError> {
+    let reason: Option<String> = row.column(7)?;
+    Ok(StoredSession {
+        session_id: row.column(0)?,
+        provider,
+        node_id: row.bytes32(1)?,
+        relay_id: row.column(2)?,
+        metadata_json: row.column(3)?,
+        generation: row.number(4)?,
+        connected_at: row.time(5)?,
+        ended: row.opt_time(6)?.map(|at| (at, reason.unwrap_or_default())),
+    })
+}

@@ -1,0 +1,44 @@
+//! What every [`Store`](store::Store) must do. Each case gets an empty one.
+
+pub(crate) mod calls;
+pub(crate) mod sessions;
+pub(crate) mod tasks;
+
+/// Hands all cases to a macro that makes a test of each.
+macro_rules! each_case {
+    ($conforms:ident) => {
+        $conforms! {
+            tasks::a_publication_counts_once
+            tasks::an_unknown_task_is_none
+            tasks::of_two_commits_on_one_version_one_wins
+            tasks::events_must_lead_to_the_record
+            tasks::histories_keep_their_order_and_each_status
+            tasks::events_are_found_by_sequence_task_and_requester
+            tasks::a_follower_is_woken
+            tasks::listings_filter_by_any_combination
+            tasks::pages_neither_repeat_nor_skip_while_tasks_are_added
+            tasks::open_and_held_tasks_come_oldest_first
+            tasks::counts_follow_the_commits
+            tasks::due_tasks_come_most_overdue_first
+            tasks::the_host_stays_with_its_attempt
+            tasks::a_closed_store_refuses
+            sessions::generations_count_each_hosts_sessions
+            sessions::a_relay_ends_the_sessions_that_it_left_open
+            sessions::metadata_is_refreshed_while_a_session_lasts
+            sessions::reports_find_the_sessions_of_a_time
+            sessions::commits_keep_attempts_and_how_they_end
+            sessions::each_attempt_at_a_task_is_kept
+            sessions::only_a_newer_host_status_counts
+            sessions::the_first_word_on_an_artifact_stays
+            sessions::secrets_are_made_once
+            calls::keys_are_kept_listed_and_revoked
+            calls::use_adds_up_by_key_and_day
+            calls::a_request_is_carried_out_once
+            calls::a_lost_request_may_begin_again
+            calls::webhooks_walk_their_tasks_history
+            calls::a_delivery_is_one_callers_until_it_lapses
+            calls::a_failing_webhook_is_given_up_and_replayed
+        }
+    };
+}
+pub(crate) use each_case;
