@@ -123,6 +123,7 @@ fn task_body(wallet: &wallet::Wallet, publisher: u8, number: u16) -> rpc::tasks:
         task: signed.message,
         signature: signed.signature,
         verifying_contract: Address::ZERO,
+        callback_url: None,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::http::{Job, Place, Progress, Web, put_error};
 use crate::manifest::{
     FolderEntry, FolderError, FolderManifest, MAX_MANIFEST_BYTES, ManifestError, check_path,
 };
+use crate::outbound::system_tls;
 use crate::policy::{FetchPolicy, Origin};
 use crate::reference::{Reference, ReferenceKind};
 
@@ -60,19 +61,7 @@ impl Fetcher {
     /// # Errors
     /// `io` if the TLS library cannot be set up.
     pub fn new(policy: FetchPolicy, store: BlobStore) -> Result<Self, FetchError> {
-        let mut roots = rustls::RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        let (added, ignored) = roots.add_parsable_certificates(found.certs);
-        if added == 0 || ignored > 0 || !found.errors.is_empty() {
-            tracing::warn!(added, ignored, errors = ?found.errors, "certificate authorities are missing");
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(setup_failed)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = system_tls().map_err(setup_failed)?;
         Self::with_tls(policy, store, &tls)
     }
 

@@ -16,7 +16,8 @@ use url::Url;
 use crate::blobs::{BlobStore, Partial, PutError};
 use crate::digest::Digest;
 use crate::error::FetchError;
-use crate::guard::{AddressClass, AddressRule, ForbiddenAddress, GuardedResolver};
+use crate::guard::{AddressClass, ForbiddenAddress};
+use crate::outbound::{GuardedClient, RefusedUrl, unguarded};
 use crate::policy::{FetchPolicy, Origin};
 
 /// The longest pause between two tries, also when a server asks for a longer one.
@@ -28,11 +29,8 @@ pub(crate) type Progress<'a> = &'a (dyn Fn(u64, Option<u64>) + Send + Sync);
 /// The HTTP clients, one for each rule about addresses, so that no connection is shared between rules.
 #[derive(Debug)]
 pub(crate) struct Web {
-    /// For `https`: to public hosts, and private ones where the policy says so.
-    https: Client,
-    https_rule: AddressRule,
-    /// For plain `http`, to private hosts only.
-    http: Client,
+    /// For URLs that strangers name.
+    guarded: GuardedClient,
     /// For the relay that the operator chose; unguarded.
     origin: Client,
 }
@@ -74,24 +72,8 @@ enum Failure {
 
 impl Web {
     pub(crate) fn new(policy: &FetchPolicy, tls: &rustls::ClientConfig) -> Result<Self, reqwest::Error> {
-        let https_rule =
-            if policy.allow_private_addresses { AddressRule::PublicOrPrivate } else { AddressRule::Public };
-        // Proxies from the environment would resolve and connect on our behalf, past the guard.
-        let builder = || {
-            Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .user_agent(concat!("zorai-compute/", env!("CARGO_PKG_VERSION")))
-        };
-        Ok(Self {
-            https: builder().dns_resolver(GuardedResolver(https_rule)).build()?,
-            https_rule,
-            http: builder().dns_resolver(GuardedResolver(AddressRule::Private)).build()?,
-            origin: builder().build()?,
-        })
+        let guarded = GuardedClient::with_tls(policy.allow_private_addresses, tls)?;
+        Ok(Self { guarded, origin: unguarded(tls).build()? })
     }
 
     /// Downloads a file into the store's temporary area; the caller puts it in its place by
@@ -175,7 +157,7 @@ impl Web {
         };
         for _ in 0..=policy.max_redirects {
             let mut request = match &job.place {
-                Place::Url(_) => self.client_for(policy, job.name, &url)?.get(url.clone()),
+                Place::Url(_) => self.client_for(job.name, &url)?.get(url.clone()),
                 Place::Origin(origin, _) => {
                     self.origin.get(url.clone()).header(AUTHORIZATION, origin.authorization())
                 }
@@ -202,27 +184,16 @@ impl Web {
         Err(Failure::Final(FetchError::TooManyRedirects { reference, limit }))
     }
 
-    /// The client whose rule fits the URL, if the policy permits the URL at all.
-    fn client_for(&self, policy: &FetchPolicy, name: &str, url: &Url) -> Result<&Client, Failure> {
-        let forbidden = |e| Failure::Final(forbidden_error(name, e));
-        match url.scheme() {
-            "https" => {
-                self.https_rule.check_literal(url).map_err(forbidden)?;
-                Ok(&self.https)
-            }
-            "http" if policy.allow_private_addresses => {
-                AddressRule::Private.check_literal(url).map_err(forbidden)?;
-                Ok(&self.http)
-            }
-            "http" => {
-                self.https_rule.check_literal(url).map_err(forbidden)?;
-                Err(Failure::Final(plain_http(name)))
-            }
-            scheme => {
+    /// The client for the URL, if the policy permits the URL at all.
+    fn client_for(&self, name: &str, url: &Url) -> Result<&Client, Failure> {
+        self.guarded.client_for(url).map_err(|refused| match refused {
+            RefusedUrl::Address(address) => Failure::Final(forbidden_error(name, address.0)),
+            RefusedUrl::PlainHttp => Failure::Final(plain_http(name)),
+            RefusedUrl::Scheme { scheme } => {
                 let reason = format!("it leads to a {scheme}: URL; only https is followed");
-                Err(Failure::Final(FetchError::NotAllowed { reference: name.to_owned(), reason }))
+                Failure::Final(FetchError::NotAllowed { reference: name.to_owned(), reason })
             }
-        }
+        })
     }
 }
 

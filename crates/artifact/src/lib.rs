@@ -13,6 +13,7 @@ mod fetch;
 mod guard;
 mod http;
 mod manifest;
+mod outbound;
 mod policy;
 mod reference;
 
@@ -22,5 +23,6 @@ pub use error::FetchError;
 pub use fetch::{Fetcher, LocalFile, LocalFolder};
 pub use guard::AddressClass;
 pub use manifest::{FolderEntry, FolderError, FolderManifest, ManifestError};
+pub use outbound::{GuardedClient, RefusedAddress, RefusedUrl};
 pub use policy::{FetchPolicy, Origin};
 pub use reference::{ParseReferenceError, Reference, ReferenceKind};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use artifact::{Digest, FolderEntry, FolderManifest};
+use artifact::{Digest, FolderEntry, FolderManifest, ReferenceKind};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::ProgressBar;
 use reqwest::Body;
@@ -23,8 +23,164 @@ const UPLOADS: usize = 4;
 const READ_BYTES: usize = 256 * 1024;
 /// What begins a WebAssembly module.
 const WASM_MAGIC: &[u8] = b"\0asm";
-/// What a folder with an embedding model has.
-const EMBED_FILES: [&str; 2] = ["config.json", "model.safetensors"];
+/// The files that the `embed` runtime needs of a model's folder.
+pub(crate) const EMBED_NEEDS: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
+/// The files that it reads where they are there.
+pub(crate) const EMBED_READS: [&str; 3] = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+
+/// What the user named, looked at but not read through: enough to refuse what cannot run before anything is hashed.
+#[derive(Debug)]
+pub(crate) struct Named {
+    flag: &'static str,
+    text: String,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Stdin,
+    Reference(artifact::Reference),
+    File { bytes: u64, is_wasm: bool },
+    Folder,
+}
+
+impl Named {
+    /// Looks at what the user wrote: a reference, a local file or folder, or `-` for standard input. `flag` names it in errors.
+    pub(crate) async fn look(flag: &'static str, text: &str) -> Outcome<Self> {
+        let place = if text == "-" {
+            Place::Stdin
+        } else if text.contains("://") {
+            Place::Reference(text.parse().or_usage(flag)?)
+        } else {
+            let metadata = std::fs::metadata(text).map_err(|error| {
+                Failure::usage(format_args!("{flag}: {text}: {error}")).hint(
+                    "give a file, a folder, - for standard input, or a reference: https://, artifact://, file://",
+                )
+            })?;
+            if metadata.is_dir() {
+                Place::Folder
+            } else {
+                Place::File { bytes: metadata.len(), is_wasm: begins_as_wasm(Path::new(text)).await }
+            }
+        };
+        Ok(Self { flag, text: text.to_owned(), place })
+    }
+
+    /// What executes it as a model, where that is certain.
+    pub(crate) fn runtime(&self) -> Option<Runtime> {
+        match &self.place {
+            Place::Folder => Some(Runtime::Embed),
+            Place::File { is_wasm: true, .. } => Some(Runtime::Wasm),
+            Place::File { .. } => self.text.ends_with(".wasm").then_some(Runtime::Wasm),
+            Place::Reference(reference) => {
+                let path = reference.as_str().split(['?', '#']).next().unwrap_or_default();
+                path.ends_with(".wasm").then_some(Runtime::Wasm)
+            }
+            Place::Stdin => None,
+        }
+    }
+
+    /// Refuses what is no model for this runtime.
+    pub(crate) fn check_model(&self, runtime: Runtime) -> Outcome {
+        let (flag, text) = (self.flag, &self.text);
+        match (&self.place, runtime) {
+            (Place::Folder, Runtime::Wasm) => {
+                Err(Failure::usage(format_args!("{flag}: {text} is a folder; wasm takes a file")))
+            }
+            (Place::Folder, Runtime::Embed) => {
+                let lacks = |name: &&str| !Path::new(text).join(name).is_file();
+                let missing: Vec<&str> = EMBED_NEEDS.into_iter().filter(lacks).collect();
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                Err(Failure::usage(format_args!("{flag}: {text} has no {}", missing.join(", no ")))
+                    .hint(format_args!("embed takes a folder with {}", EMBED_NEEDS.join(", "))))
+            }
+            (Place::File { is_wasm: false, .. }, Runtime::Wasm) => Err(not_wasm(flag, text)),
+            (Place::File { .. } | Place::Stdin, Runtime::Embed) => {
+                Err(Failure::usage(format_args!("{flag}: {text} is no folder; embed takes one"))
+                    .hint(format_args!("it holds {}", EMBED_NEEDS.join(", "))))
+            }
+            (Place::File { is_wasm: true, .. } | Place::Stdin | Place::Reference(_), _) => Ok(()),
+        }
+    }
+
+    /// Refuses what no runtime takes as an input.
+    pub(crate) fn check_input(&self, runtime: Runtime) -> Outcome {
+        let is_folder = match &self.place {
+            Place::Folder => true,
+            Place::Reference(reference) => reference.is_folder(),
+            Place::File { .. } | Place::Stdin => false,
+        };
+        if is_folder {
+            let (flag, text) = (self.flag, &self.text);
+            return Err(Failure::usage(format_args!("{flag}: {text} is a folder; {runtime} takes a file")));
+        }
+        Ok(())
+    }
+
+    /// Warns of references that can be signed but that compute nodes do not fetch.
+    pub(crate) fn warn(&self, ui: &Ui) {
+        let Place::Reference(reference) = &self.place else { return };
+        let scheme = match reference.kind() {
+            ReferenceKind::Ipfs { .. } => "ipfs",
+            ReferenceKind::Oci { .. } => "oci",
+            ReferenceKind::Artifact { .. } | ReferenceKind::Web { .. } | ReferenceKind::File { .. } => return,
+        };
+        ui.warn(format_args!("{}: compute nodes of this version do not fetch {scheme}://", self.flag));
+    }
+
+    /// Reads and hashes it, for a relay that takes files of so many bytes; `runtime` is what it is a model for, if it is one.
+    pub(crate) async fn content(self, runtime: Option<Runtime>, limit: u64) -> Outcome<Content> {
+        let Self { flag, text, place } = self;
+        match place {
+            Place::Stdin => {
+                let (content, is_wasm) = Content::of_stdin(flag, limit).await?;
+                if runtime == Some(Runtime::Wasm) && !is_wasm {
+                    return Err(not_wasm(flag, "standard input"));
+                }
+                Ok(content)
+            }
+            Place::Reference(reference) => {
+                let reference: Reference = reference.as_str().parse().or_usage(flag)?;
+                Ok(Content { hash: reference.artifact(), reference, uploads: Vec::new(), _kept: None })
+            }
+            Place::File { bytes, .. } => {
+                check_size(flag, &text, bytes, limit)?;
+                let path = PathBuf::from(&text);
+                let (digest, bytes) = Digest::of_file(&path).await.or_usage(format_args!("{flag}: {text}"))?;
+                Content::of_blob(digest, bytes, Source::File(path))
+            }
+            Place::Folder => {
+                let path = Path::new(&text);
+                let manifest = match runtime {
+                    Some(Runtime::Embed) => embed_manifest(path).await.or_usage(format_args!("{flag}: {text}"))?,
+                    Some(Runtime::Wasm) | None => FolderManifest::of_dir(path).await.or_usage(flag)?,
+                };
+                for FolderEntry { path: name, size, .. } in manifest.entries() {
+                    check_size(flag, &path.join(name).display().to_string(), *size, limit)?;
+                }
+                Content::of_folder(path, &manifest)
+            }
+        }
+    }
+}
+
+/// Lists the files of a folder that the `embed` runtime reads.
+///
+/// # Errors
+/// One that it needs cannot be read.
+pub(crate) async fn embed_manifest(folder: &Path) -> Result<FolderManifest, String> {
+    let mut entries = Vec::new();
+    for name in EMBED_NEEDS.iter().chain(&EMBED_READS) {
+        match Digest::of_file(&folder.join(name)).await {
+            Ok((digest, size)) => entries.push(FolderEntry { path: (*name).to_owned(), size, digest }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && EMBED_READS.contains(name) => {}
+            Err(error) => return Err(format!("{name}: {error}")),
+        }
+    }
+    FolderManifest::new(entries).map_err(|error| error.to_string())
+}
 
 /// A model or an input, ready to be named in a task.
 #[derive(Debug)]
@@ -33,8 +189,6 @@ pub(crate) struct Content {
     pub(crate) reference: Reference,
     /// Its SHA-256, where it is known for certain.
     pub(crate) hash: Option<ContentHash>,
-    /// What executes it, where its kind is certain.
-    pub(crate) runtime: Option<Runtime>,
     /// What must be at the relay before the task is published.
     uploads: Vec<Upload>,
     /// Keeps standard input's copy until it is uploaded.
@@ -55,34 +209,9 @@ enum Source {
 }
 
 impl Content {
-    /// Takes what the user wrote: a reference, a local file or folder, or `-` for standard input. `flag` names it in errors.
-    pub(crate) async fn of(flag: &str, text: &str) -> Outcome<Self> {
-        if text == "-" {
-            return Self::of_stdin(flag).await;
-        }
-        if text.contains("://") {
-            return Self::of_reference(text.parse().or_usage(flag)?);
-        }
-        let path = Path::new(text);
-        let metadata = std::fs::metadata(path).map_err(|error| {
-            Failure::usage(format_args!("{flag}: {text}: {error}")).hint(
-                "give a file, a folder, - for standard input, or a reference: ipfs://, https://, artifact://, oci://, file://",
-            )
-        })?;
-        if metadata.is_dir() {
-            let manifest = FolderManifest::of_dir(path).await.or_usage(flag)?;
-            return Self::of_folder(path, &manifest);
-        }
-        let (digest, bytes) = Digest::of_file(path).await.or_usage(format_args!("{flag}: {text}"))?;
-        let is_wasm =
-            path.extension().is_some_and(|extension| extension == "wasm") || begins_as_wasm(path).await;
-        Self::of_blob(digest, bytes, Source::File(path.to_owned()), is_wasm)
-    }
-
     /// These bytes.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Outcome<Self> {
-        let source = Source::Memory(bytes.to_vec());
-        Self::of_blob(Digest::of(bytes), bytes.len() as u64, source, bytes.starts_with(WASM_MAGIC))
+        Self::of_blob(Digest::of(bytes), bytes.len() as u64, Source::Memory(bytes.to_vec()))
     }
 
     /// The files of a folder that a manifest lists.
@@ -98,17 +227,16 @@ impl Content {
         let list = manifest.to_bytes();
         let digest = manifest.digest();
         uploads.insert(digest, Upload { digest, bytes: list.len() as u64, source: Source::Memory(list) });
-        let is_embed = EMBED_FILES.iter().all(|name| manifest.get(name).is_some());
         Ok(Self {
             reference: format!("artifact://{digest}/").parse().map_err(Failure::failed)?,
             hash: Some(hash_of(digest)),
-            runtime: is_embed.then_some(Runtime::Embed),
             uploads: uploads.into_values().collect(),
             _kept: None,
         })
     }
 
-    async fn of_stdin(flag: &str) -> Outcome<Self> {
+    /// Standard input, and whether it begins as a WebAssembly module.
+    async fn of_stdin(flag: &str, limit: u64) -> Outcome<(Self, bool)> {
         let mut kept = NamedTempFile::new().or_failed(flag)?;
         let mut hasher = artifact::Hasher::new();
         let mut stdin = tokio::io::stdin();
@@ -121,32 +249,20 @@ impl Content {
             }
             is_wasm |= hasher.is_empty() && piece[..read].starts_with(WASM_MAGIC);
             hasher.update(&piece[..read]);
+            check_size(flag, "standard input", hasher.len(), limit)?;
             kept.write_all(&piece[..read]).or_failed(flag)?;
         }
         let source = Source::File(kept.path().to_owned());
-        let mut content = Self::of_blob(hasher.digest(), hasher.len(), source, is_wasm)?;
+        let mut content = Self::of_blob(hasher.digest(), hasher.len(), source)?;
         content._kept = Some(kept);
-        Ok(content)
+        Ok((content, is_wasm))
     }
 
-    fn of_blob(digest: Digest, bytes: u64, source: Source, is_wasm: bool) -> Outcome<Self> {
+    fn of_blob(digest: Digest, bytes: u64, source: Source) -> Outcome<Self> {
         Ok(Self {
             reference: format!("artifact://{digest}").parse().map_err(Failure::failed)?,
             hash: Some(hash_of(digest)),
-            runtime: is_wasm.then_some(Runtime::Wasm),
             uploads: vec![Upload { digest, bytes, source }],
-            _kept: None,
-        })
-    }
-
-    fn of_reference(reference: Reference) -> Outcome<Self> {
-        let path = reference.as_str().split(['?', '#']).next().unwrap_or_default();
-        let is_wasm = path.ends_with(".wasm");
-        Ok(Self {
-            hash: reference.artifact(),
-            runtime: is_wasm.then_some(Runtime::Wasm),
-            reference,
-            uploads: Vec::new(),
             _kept: None,
         })
     }
@@ -213,6 +329,20 @@ async fn put(relay: &Relay, upload: &Upload, bar: &ProgressBar) -> Outcome {
     relay.put(&upload.digest, upload.bytes, body).await
 }
 
+fn not_wasm(flag: &str, what: &str) -> Failure {
+    Failure::usage(format_args!("{flag}: {what} is no WebAssembly program: it does not begin with \\0asm"))
+        .hint("compile it first; a text (.wat) with wat2wasm")
+}
+
+fn check_size(flag: &str, what: &str, bytes: u64, limit: u64) -> Outcome {
+    if bytes <= limit {
+        return Ok(());
+    }
+    let (bytes, limit) = (size(bytes), size(limit));
+    Err(Failure::usage(format_args!("{flag}: {what} is more than the relay takes: {bytes}, of {limit} at most"))
+        .hint("publish it at an https:// URL and give that"))
+}
+
 async fn begins_as_wasm(path: &Path) -> bool {
     let mut head = [0; WASM_MAGIC.len()];
     let Ok(mut file) = tokio::fs::File::open(path).await else { return false };
@@ -228,6 +358,10 @@ pub(crate) fn hash_of(digest: Digest) -> ContentHash {
 mod tests {
     use super::*;
 
+    async fn content(text: &str) -> Content {
+        Named::look("--input", text).await.unwrap().content(None, u64::MAX).await.unwrap()
+    }
+
     #[tokio::test]
     async fn runtimes_are_inferred_only_where_certain() {
         let folder = tempfile::tempdir().unwrap();
@@ -235,15 +369,54 @@ mod tests {
         std::fs::write(path("program"), b"\0asm\x01\0\0\0").unwrap();
         std::fs::write(path("text"), b"words").unwrap();
         std::fs::create_dir(path("model")).unwrap();
-        std::fs::write(path("model/config.json"), b"{}").unwrap();
-        let runtime = async |text: &str| Content::of("--model", text).await.unwrap().runtime;
+        let runtime = async |text: &str| Named::look("--model", text).await.unwrap().runtime();
         assert_eq!(runtime(&path("program")).await, Some(Runtime::Wasm));
         assert_eq!(runtime(&path("text")).await, None);
-        assert_eq!(runtime(&path("model")).await, None);
-        std::fs::write(path("model/model.safetensors"), b"x").unwrap();
         assert_eq!(runtime(&path("model")).await, Some(Runtime::Embed));
         assert_eq!(runtime("https://a.example/p.wasm?sig=1").await, Some(Runtime::Wasm));
-        assert_eq!(runtime("ipfs://bafy/model").await, None);
+        assert_eq!(runtime("https://a.example/model").await, None);
+    }
+
+    #[tokio::test]
+    async fn what_a_runtime_cannot_take_is_refused_unread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("text.wasm"), b"words").unwrap();
+        std::fs::write(path("program"), b"\0asm\x01\0\0\0").unwrap();
+        std::fs::create_dir(path("model")).unwrap();
+        std::fs::write(path("model/config.json"), b"{}").unwrap();
+        for (name, runtime, reason) in [
+            ("text.wasm", Runtime::Wasm, "is no WebAssembly program"),
+            ("program", Runtime::Embed, "is no folder; embed takes one"),
+            ("model", Runtime::Wasm, "is a folder; wasm takes a file"),
+            ("model", Runtime::Embed, "has no tokenizer.json, no model.safetensors"),
+        ] {
+            let named = Named::look("--model", &path(name)).await.unwrap();
+            let failure = named.check_model(runtime).unwrap_err();
+            assert!(failure.message().contains(reason), "{name}: {failure:?}");
+        }
+        let place = format!("artifact://{}/", "ab".repeat(32));
+        for input in [path("model"), place] {
+            let named = Named::look("--input", &input).await.unwrap();
+            let failure = named.check_input(Runtime::Wasm).unwrap_err();
+            assert_eq!(failure.message(), format!("--input: {input} is a folder; wasm takes a file"));
+        }
+        let named = Named::look("--input", &path("text.wasm")).await.unwrap();
+        named.check_input(Runtime::Wasm).unwrap();
+        let failure = named.content(None, 4).await.unwrap_err();
+        assert!(failure.message().ends_with("5 B, of 4 B at most"), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn of_an_embedding_model_only_what_is_read_is_uploaded() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in EMBED_NEEDS.iter().chain(&["README.md", "modules.json"]) {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let named = Named::look("--model", folder.path().to_str().unwrap()).await.unwrap();
+        named.check_model(Runtime::Embed).unwrap();
+        let content = named.content(Some(Runtime::Embed), u64::MAX).await.unwrap();
+        assert_eq!(content.uploads.len(), 5, "four files and their list");
     }
 
     #[tokio::test]
@@ -252,7 +425,7 @@ mod tests {
         for name in ["a", "b", "same"] {
             std::fs::write(folder.path().join(name), if name == "same" { "a" } else { name }).unwrap();
         }
-        let content = Content::of("--model", folder.path().to_str().unwrap()).await.unwrap();
+        let content = content(folder.path().to_str().unwrap()).await;
         let manifest = FolderManifest::of_dir(folder.path()).await.unwrap();
         assert_eq!(content.reference.to_string(), format!("artifact://{}/", manifest.digest()));
         assert_eq!(content.hash, Some(hash_of(manifest.digest())));
@@ -261,12 +434,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_hash_is_a_failed_verification_and_references_may_be_unpinned() {
-        let content = Content::of_bytes(b"abc").unwrap();
         let other = ContentHash(B256::repeat_byte(1));
-        let failure = content.pin("--input-hash", Some(other)).unwrap_err();
-        assert_eq!(failure.exit(), crate::failure::Exit::Unverified);
-        assert_eq!(content.pin("--input-hash", None).unwrap(), content.hash.unwrap());
-        let remote = Content::of("--input", "https://a.example/x").await.unwrap();
+        let here = Content::of_bytes(b"abc").unwrap();
+        let stored = content(&format!("artifact://{}", Digest::of(b"abc"))).await;
+        for content in [here, stored] {
+            let failure = content.pin("--input-hash", Some(other)).unwrap_err();
+            assert_eq!(failure.exit(), crate::failure::Exit::Unverified);
+            assert_eq!(content.pin("--input-hash", None).unwrap(), content.hash.unwrap());
+        }
+        let remote = content("https://a.example/x").await;
         assert_eq!(remote.pin("--input-hash", None).unwrap(), ContentHash::UNPINNED);
         assert_eq!(remote.pin("--input-hash", Some(other)).unwrap(), other);
     }

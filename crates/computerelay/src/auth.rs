@@ -1,47 +1,175 @@
-//! Who may ask: API keys, kept as hashes only, and the attempt tokens that open one task's artifacts to whoever holds its attempt.
+//! Who may ask: the holders of API keys, and of the attempt tokens that open one task's artifacts to whoever holds its attempt.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
 
-use daemon::{Secret, constant_time_eq};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use hmac::{Hmac, KeyInit, Mac};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use sha2::{Digest as _, Sha256};
+use rpc::error::ErrorCode;
+use sha2::Sha256;
 use store::KeyId;
-use taskmarket::{B256, TaskId};
+use taskmarket::{B256, TaskId, Timestamp};
+
+use crate::api::App;
+use crate::error::ApiError;
+use crate::keys::{ApiKeys, Caller, Presented};
+use crate::limits::{Buckets, Standing, network};
 
 /// What every attempt token begins with: it tells people and secret scanners what they look at.
 const TOKEN_PREFIX: &str = "zat_";
+/// Who has no good key, as a refusal calls them.
+const ANONYMOUS: &str = "without a good API key an address";
 /// The name under which the store keeps the key of attempt tokens.
 pub(crate) const TOKEN_SECRET: &str = "attempt-token";
 
-/// The API keys that are taken. Only hashes are kept.
-pub(crate) struct ApiKeys {
-    keys: Vec<([u8; 32], KeyId)>,
-}
+/// What a request's key says of who asks. Every request carries it among its extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity(Result<Caller, ApiError>);
 
-impl ApiKeys {
-    /// These keys.
-    pub(crate) fn new<'a>(keys: impl IntoIterator<Item = &'a Secret>) -> Self {
-        let keys =
-            keys.into_iter().map(|key| (sha256(key.expose()), KeyId::of_api_key(key.expose()))).collect();
-        Self { keys }
+impl Identity {
+    /// Who asks.
+    ///
+    /// # Errors
+    /// 401 where the request carries no key, or one that is not good; 503 where that could not be found out.
+    pub(crate) fn caller(&self) -> Result<&Caller, ApiError> {
+        self.0.as_ref().map_err(Clone::clone)
     }
 
-    /// Which key this is, if it is one. Takes the same time whichever it is, and wherever a wrong one differs.
-    pub(crate) fn find(&self, candidate: &str) -> Option<KeyId> {
-        let hash = sha256(candidate);
-        let matching = |found: Option<KeyId>, (known, id): &([u8; 32], KeyId)| {
-            if constant_time_eq(known, &hash) { Some(id.clone()) } else { found }
+    /// Who asks, if they sent a good key.
+    pub(crate) fn maybe(&self) -> Option<&Caller> {
+        self.0.as_ref().ok()
+    }
+
+    fn none() -> Self {
+        let how = "an API key is needed: send it as `Authorization: Bearer <key>`";
+        Self(Err(ApiError::new(ErrorCode::InvalidApiKey, how).with_param("authorization")))
+    }
+}
+
+/// Where a request's connection comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Who may ask, and how often.
+pub(crate) struct Access {
+    /// The API keys.
+    pub(crate) keys: ApiKeys,
+    tokens: AttemptTokens,
+    by_key: Buckets<KeyId>,
+    by_address: Buckets<IpAddr>,
+    /// Requests a minute without a good key from one address; `None` for no limit.
+    anonymous_per_minute: Option<u32>,
+}
+
+impl Access {
+    /// Access by these keys and attempt tokens. `anonymous_per_minute` is how often one address may ask without either.
+    pub(crate) fn new(keys: ApiKeys, tokens: AttemptTokens, anonymous_per_minute: Option<u32>) -> Self {
+        Self {
+            keys,
+            tokens,
+            by_key: Buckets::default(),
+            by_address: Buckets::default(),
+            anonymous_per_minute,
+        }
+    }
+
+    /// Finds out who asks, and takes the request out of what they may ask.
+    async fn admit(&self, headers: &HeaderMap, peer: IpAddr, now: Timestamp) -> Admission {
+        let Some(token) = bearer(headers) else { return self.anonymous(peer, Identity::none()) };
+        if self.tokens.check(token).is_some() {
+            return Admission { identity: Identity::none(), standing: None, refused: None };
+        }
+        let key = Presented::new(token);
+        let caller = match self.keys.recall(&key, now) {
+            Some(caller) => Ok(caller),
+            None => {
+                // Who has guessed too often guesses no more; a key that was good goes on to be looked up.
+                if !self.keys.is_familiar(&key)
+                    && let Err(refused) = self.may_guess(peer)
+                {
+                    return Admission { identity: Identity::none(), standing: None, refused: Some(refused) };
+                }
+                self.keys.find(&key, now).await
+            }
         };
-        self.keys.iter().fold(None, matching)
+        match caller {
+            Err(refused) => self.anonymous(peer, Identity(Err(refused))),
+            Ok(caller) => {
+                let standing = self.take(&caller);
+                let refused = standing.and_then(|standing| standing.check("this API key").err());
+                if refused.is_none() {
+                    self.keys.count(&caller.id, now);
+                }
+                Admission { identity: Identity(Ok(caller)), standing, refused }
+            }
+        }
+    }
+
+    fn anonymous(&self, peer: IpAddr, identity: Identity) -> Admission {
+        let limit = self.anonymous_per_minute;
+        let standing = limit.map(|limit| self.by_address.take(network(peer), limit, Instant::now()));
+        let refused = standing.and_then(|standing| standing.check(ANONYMOUS).err());
+        // Only keys are told where they stand: what is left to an address is its neighbours' too.
+        Admission { identity, standing: None, refused }
+    }
+
+    fn may_guess(&self, peer: IpAddr) -> Result<(), ApiError> {
+        let Some(limit) = self.anonymous_per_minute else { return Ok(()) };
+        self.by_address.peek(network(peer), limit, Instant::now()).check(ANONYMOUS)
+    }
+
+    fn take(&self, caller: &Caller) -> Option<Standing> {
+        let limit = caller.requests_per_minute?;
+        Some(self.by_key.take(caller.id.clone(), limit, Instant::now()))
+    }
+
+    /// Finds out anew who asks on a connection that stays open, and takes a further request out of what they may ask.
+    ///
+    /// # Errors
+    /// 429 where it is one too many.
+    pub(crate) async fn readmit(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<Peer>,
+        now: Timestamp,
+    ) -> Result<Identity, ApiError> {
+        let admission = self.admit(headers, address(peer), now).await;
+        admission.refused.map_or(Ok(admission.identity), Err)
     }
 }
 
-impl fmt::Debug for ApiKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.keys.iter().map(|(_, id)| id)).finish()
+fn address(peer: Option<Peer>) -> IpAddr {
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(peer)| peer)
+}
+
+/// What became of a request at the door.
+struct Admission {
+    identity: Identity,
+    standing: Option<Standing>,
+    refused: Option<ApiError>,
+}
+
+/// Every request passes here: who asks is found out once, and who asks too often is sent away.
+pub(crate) async fn identify(State(app): State<App>, mut request: Request<Body>, next: Next) -> Response {
+    let peer = address(request.extensions().get().copied());
+    let admission = app.access.admit(request.headers(), peer, app.market.now()).await;
+    let mut response = match admission.refused {
+        Some(refused) => refused.into_response(),
+        None => {
+            request.extensions_mut().insert(admission.identity);
+            next.run(request).await
+        }
+    };
+    if let Some(standing) = admission.standing {
+        standing.tell(response.headers_mut());
     }
+    response
 }
 
 /// What a request carries as `Authorization: Bearer …`.
@@ -102,25 +230,9 @@ impl fmt::Debug for AttemptTokens {
     }
 }
 
-fn sha256(text: &str) -> [u8; 32] {
-    Sha256::digest(text.as_bytes()).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_keys_and_nothing_else() {
-        let (one, two) = (Secret::new("key-one"), Secret::new("key-two"));
-        let keys = ApiKeys::new([&one, &two]);
-        assert_eq!(keys.find("key-one"), Some(KeyId::of_api_key("key-one")));
-        assert_eq!(keys.find("key-two"), Some(KeyId::of_api_key("key-two")));
-        for wrong in ["", "key-on", "key-one ", "KEY-ONE"] {
-            assert_eq!(keys.find(wrong), None, "{wrong:?}");
-        }
-        assert!(!format!("{keys:?}").contains("key-one"));
-    }
 
     #[test]
     fn a_token_opens_its_own_attempt_only() {

@@ -8,6 +8,8 @@ use anyhow::{Context, bail};
 use daemon::{LogArgs, Secret, ShutdownArgs, parse_listen, read_secret_file};
 use url::Url;
 
+use crate::location::StoreLocation;
+
 /// The longest relay id, in bytes.
 const MAX_ID_BYTES: usize = 64;
 /// The longest of the times that can be set, in seconds.
@@ -17,24 +19,9 @@ const MIN_BODY_BYTES: i64 = 128 * 1024;
 /// The largest JSON body limit, in bytes: bodies are held in memory.
 const MAX_BODY_BYTES: i64 = 64 << 20;
 
-/// The public gateway of the ZORAI compute market.
-///
-/// Requesters publish signed tasks here by HTTP. Machines with GPUs connect from
-/// behind NAT by WebSocket and get the tasks pushed; results and their proofs come
-/// back the same way. The relay holds no wallet key, runs no task and holds no money.
-///
-/// A relay to try, on this machine only:
-///
-///   export ZORAI_AI_API_KEY=$(openssl rand -hex 32)
-///   compute-relay --listen 127.0.0.1:8787 --store ./relay
-///
-/// A public one:
-///
-///   compute-relay --tls-listen :443 --tls-cert relay.crt --tls-key relay.key \
-///     --relay-id hz-1 --public-url wss://relay.example \
-///     --store /var/lib/zorai/relay --api-key-file /etc/zorai/api-key
+/// What a relay can be told as it starts.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "compute-relay", version, verbatim_doc_comment)]
+#[command(name = "compute-relay", version)]
 pub struct Args {
     /// Where to serve HTTP without TLS: ADDRESS:PORT, or :PORT for every address.
     #[arg(long, env = "ZORAI_RELAY_LISTEN", default_value = ":8787", value_name = "ADDR", value_parser = parse_listen)]
@@ -67,15 +54,21 @@ pub struct Args {
     #[arg(long = "public-url", env = "ZORAI_RELAY_PUBLIC_URL", value_name = "URL", value_delimiter = ',')]
     pub public_urls: Vec<Url>,
 
-    /// The folder that tasks, histories, sessions and artifacts are kept in. [default: a folder of the user's data]
-    #[arg(long, env = "ZORAI_RELAY_STORE", value_name = "DIR")]
-    pub store: Option<PathBuf>,
+    /// Where tasks, histories, sessions and keys are kept: a folder, or a PostgreSQL database such as postgres://zorai@db.example/zorai,
+    /// which several relays can share. Its password belongs into PGPASSWORD. [default: a folder of the user's data]
+    #[arg(long, env = "ZORAI_RELAY_STORE", hide_env_values = true, value_name = "DIR|URL")]
+    pub store: Option<StoreLocation>,
 
-    /// The API key that requesters must send. Other users of this machine can see a flag: prefer the environment or a file.
+    /// The folder of the artifacts' bytes. [default: `blobs` in the store's folder, or in a folder of the user's data]
+    #[arg(long, env = "ZORAI_RELAY_BLOBS", value_name = "DIR")]
+    pub blobs: Option<PathBuf>,
+
+    /// An API key with every scope, `admin` among them. Further keys come from `compute-relay keys create`. Other users of this machine
+    /// can see a flag: prefer the environment or a file.
     #[arg(long, env = "ZORAI_AI_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<Secret>,
 
-    /// A file, of mode 0600, that holds an API key.
+    /// A file, of mode 0600, that holds such an API key.
     #[arg(long, env = "ZORAI_RELAY_API_KEY_FILE", value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
 
@@ -113,6 +106,11 @@ pub struct Args {
     #[arg(long, env = "ZORAI_RELAY_MAX_ARTIFACT_BYTES", default_value_t = 4 << 30, value_name = "BYTES")]
     pub max_artifact_bytes: u64,
 
+    /// Whether tasks' events may be sent to this machine and to private networks, by http too: for a relay that only such networks can
+    /// reach. Otherwise they are sent to public hosts by https.
+    #[arg(long, env = "ZORAI_RELAY_ALLOW_PRIVATE_WEBHOOKS")]
+    pub allow_private_webhooks: bool,
+
     /// How many connections are served at once; further ones wait to be accepted.
     #[arg(
         long,
@@ -122,6 +120,16 @@ pub struct Args {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub max_connections: u32,
+
+    /// How many requests a minute are taken from one address (of IPv6, one /64 network) without a good API key; 0 for any number. Behind
+    /// a reverse proxy all come from one address: let the proxy limit them.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_ANONYMOUS_REQUESTS_PER_MINUTE",
+        default_value_t = 6_000,
+        value_name = "N"
+    )]
+    pub anonymous_requests_per_minute: u32,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
@@ -147,10 +155,14 @@ pub struct Config {
     pub relay_id: String,
     /// The URLs under which providers reach it.
     pub public_urls: Vec<Url>,
-    /// The folder of its durable state.
-    pub store: PathBuf,
-    /// The API keys that it takes, at least one.
+    /// Where its durable state is.
+    pub store: StoreLocation,
+    /// The folder of the artifacts' bytes.
+    pub blobs: PathBuf,
+    /// API keys with every scope, besides those of the store. Without any, the store must have one.
     pub api_keys: Vec<Secret>,
+    /// Requests a minute from one address without a good API key; `None` for any number.
+    pub anonymous_requests_per_minute: Option<u32>,
     /// How long a lost session keeps its attempts.
     pub session_grace: Duration,
     /// How often providers report at least.
@@ -165,6 +177,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// The largest artifact, in bytes.
     pub max_artifact_bytes: u64,
+    /// Whether tasks' events may be sent to private networks.
+    pub allow_private_webhooks: bool,
     /// How many connections are served at once, on each listener.
     pub max_connections: usize,
 }
@@ -182,14 +196,17 @@ pub struct TlsConfig {
 
 impl Config {
     /// A relay on one address without TLS, with the defaults of everything else.
-    pub fn new(listen: SocketAddr, store: impl Into<PathBuf>, api_key: Secret) -> Self {
+    pub fn new(listen: SocketAddr, store: impl Into<StoreLocation>, api_key: Secret) -> Self {
+        let store = store.into();
         Self {
             listen,
             tls: None,
             relay_id: "relay".to_owned(),
             public_urls: Vec::new(),
-            store: store.into(),
+            blobs: store.blobs(),
+            store,
             api_keys: vec![api_key],
+            anonymous_requests_per_minute: None,
             session_grace: Duration::from_secs(15),
             heartbeat: Duration::from_secs(10),
             heartbeat_timeout: Duration::from_secs(5),
@@ -197,6 +214,7 @@ impl Config {
             drain: Duration::from_secs(10),
             max_body_bytes: 256 * 1024,
             max_artifact_bytes: 4 << 30,
+            allow_private_webhooks: false,
             max_connections: 10_000,
         }
     }
@@ -204,7 +222,7 @@ impl Config {
     /// Checks what `clap` cannot, and reads the key file.
     ///
     /// # Errors
-    /// No API key, an API key that cannot be sent in a header, a relay id or URL of the wrong form, or an unreadable key file.
+    /// An API key that cannot be sent in a header, a relay id or URL of the wrong form, or an unreadable key file.
     pub fn from_args(args: &Args) -> anyhow::Result<Self> {
         let tls = match (args.tls_listen, &args.tls_cert, &args.tls_key) {
             (Some(listen), Some(cert), Some(key)) => {
@@ -212,6 +230,7 @@ impl Config {
             }
             (None | Some(_), _, _) => None,
         };
+        let store = args.store.clone().unwrap_or_default();
         check_id(&args.relay_id)?;
         for url in &args.public_urls {
             check_url(url)?;
@@ -221,8 +240,11 @@ impl Config {
             tls,
             relay_id: args.relay_id.clone(),
             public_urls: args.public_urls.clone(),
-            store: args.store.clone().unwrap_or_else(|| daemon::default_data_dir("relay")),
+            blobs: args.blobs.clone().unwrap_or_else(|| store.blobs()),
+            store,
             api_keys: api_keys(args)?,
+            anonymous_requests_per_minute: Some(args.anonymous_requests_per_minute)
+                .filter(|limit| *limit > 0),
             session_grace: Duration::from_secs(args.session_grace_secs),
             heartbeat: Duration::from_secs(args.heartbeat_secs),
             heartbeat_timeout: Duration::from_secs(args.heartbeat_timeout_secs),
@@ -230,6 +252,7 @@ impl Config {
             drain: Duration::from_secs(args.drain_secs),
             max_body_bytes: usize::try_from(args.max_body_bytes).context("--max-body-bytes")?,
             max_artifact_bytes: args.max_artifact_bytes,
+            allow_private_webhooks: args.allow_private_webhooks,
             max_connections: usize::try_from(args.max_connections).context("--max-connections")?,
         })
     }
@@ -238,12 +261,6 @@ impl Config {
 fn api_keys(args: &Args) -> anyhow::Result<Vec<Secret>> {
     let from_file = args.api_key_file.as_deref().map(read_secret_file).transpose()?;
     let keys: Vec<Secret> = args.api_key.clone().into_iter().chain(from_file).collect();
-    if keys.is_empty() {
-        bail!(
-            "without an API key anybody could publish tasks here\n\
-             hint: set ZORAI_AI_API_KEY, or give --api-key-file FILE; `openssl rand -hex 32` makes a good key"
-        );
-    }
     for key in &keys {
         let text = key.expose();
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -327,12 +344,5 @@ mod tests {
         ] {
             assert!(config(wrong).is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn a_missing_key_is_refused_with_a_hint() {
-        let args = Args { api_key: None, api_key_file: None, ..Args::parse_from(["compute-relay"]) };
-        let error = Config::from_args(&args).unwrap_err().to_string();
-        assert!(error.contains("hint: set ZORAI_AI_API_KEY"), "{error}");
     }
 }

@@ -6,7 +6,8 @@ use std::io;
 use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderValue};
 use http::{HeaderName, StatusCode};
-use rpc::error::{ErrorBody, ErrorCode};
+use jsonrpsee::types::ErrorObjectOwned;
+use rpc::error::{CallErrorData, ErrorBody, ErrorCode};
 use store::StoreError;
 use taskmarket::{Domain, Rejection, SignatureError, Status, TaskId};
 
@@ -98,6 +99,19 @@ impl ApiError {
         self
     }
 
+    /// The same error, found in a part of a whole: the field that was wrong is named from there.
+    #[must_use]
+    pub(crate) fn within(mut self, whole: &str) -> Self {
+        let (glue, field) = match self.param {
+            Some(field) if field.starts_with('[') => ("", field),
+            Some(field) => (".", field),
+            None => (": ", String::new()),
+        };
+        self.message = format!("{whole}{glue}{}", self.message);
+        self.param = Some(if field.is_empty() { whole.to_owned() } else { format!("{whole}{glue}{field}") });
+        self
+    }
+
     /// There is no such thing.
     pub(crate) fn not_found(what: impl fmt::Display) -> Self {
         Self::new(ErrorCode::NotFound, format!("there is no {what}"))
@@ -117,6 +131,16 @@ impl From<ApiError> for ErrorBody {
         body.error.param = error.param;
         body.error.status = error.status;
         body
+    }
+}
+
+/// The error as JSON-RPC has it.
+impl From<ApiError> for ErrorObjectOwned {
+    fn from(error: ApiError) -> Self {
+        let code = error.code.rpc_code();
+        let body: ErrorBody = error.into();
+        let message = body.error.message.clone();
+        Self::owned(code, message, Some(CallErrorData::from(body.error)))
     }
 }
 

@@ -8,14 +8,23 @@
 
 mod api;
 mod auth;
+mod availability;
+mod commands;
 mod config;
 mod error;
 mod hub;
+mod idempotency;
+mod keys;
+mod limits;
+mod location;
 mod market;
 mod metrics;
 mod relay;
 mod server;
 mod tls;
+mod webhooks;
 
+pub use commands::Cli;
 pub use config::{Args, Config, TlsConfig};
+pub use location::StoreLocation;
 pub use relay::{Relay, build, serve};

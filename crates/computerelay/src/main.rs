@@ -1,8 +1,8 @@
-//! `compute-relay`: parses the flags and serves.
+//! `compute-relay`: parses the command line and does what it says.
 
 use clap::Parser;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    computerelay::serve(computerelay::Args::parse()).await
+    computerelay::Cli::parse().run().await
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use artifact::{BlobStore, Digest};
-use rpc::tasks::Progress;
-use store::{Commit, KeyId, Published, Store, StoredTask};
+use rpc::tasks::{Entry, EventView, Progress};
+use store::{Commit, KeyId, Placement, Published, Store, StoredEvent, StoredTask};
 use taskmarket::{
     Bytes32, ComputeProof, Domain, Event, Mutation, Recorded, Rejection, ReleaseReason, Task, TaskId,
     TaskRecord, Timestamp, Verified,
@@ -40,6 +40,13 @@ pub(crate) struct Change {
     pub(crate) node: Option<Bytes32>,
     /// The event.
     pub(crate) recorded: Recorded,
+}
+
+/// An event as it is shown.
+pub(crate) fn event_view(event: StoredEvent) -> EventView {
+    let word = event.recorded.event.word();
+    let entry = Entry::Recorded { word, recorded: Box::new(event.recorded) };
+    EventView { id: Some(event.seq), task_id: event.task_id, status: event.status, entry }
 }
 
 /// What a provider says of a running attempt, as it is told to followers.
@@ -153,7 +160,19 @@ impl Market {
         mutation: Mutation,
         node: Option<Bytes32>,
     ) -> Result<Arc<TaskRecord>, MarketError> {
-        self.change(mutation.task_id(), node, Cause::Signed(&mutation)).await
+        self.place(mutation, node.map(Placement::from)).await
+    }
+
+    /// As [`Market::mutate`], with all that is known of where an accepted attempt runs.
+    ///
+    /// # Errors
+    /// As of [`Market::mutate`].
+    pub(crate) async fn place(
+        &self,
+        mutation: Mutation,
+        placement: Option<Placement>,
+    ) -> Result<Arc<TaskRecord>, MarketError> {
+        self.change(mutation.task_id(), placement, Cause::Signed(&mutation)).await
     }
 
     /// Releases an attempt by this relay's word, if it is still the one held.
@@ -222,7 +241,7 @@ impl Market {
     async fn change(
         &self,
         id: TaskId,
-        node: Option<Bytes32>,
+        placement: Option<Placement>,
         cause: Cause<'_>,
     ) -> Result<Arc<TaskRecord>, MarketError> {
         for _ in 0..MAX_ROUNDS {
@@ -236,7 +255,7 @@ impl Market {
             let Some(event) = self.decide(&stored.record, now, cause).await? else {
                 return Ok(Arc::new(stored.record));
             };
-            if let Some(record) = self.commit(stored, now, event, node).await? {
+            if let Some(record) = self.commit(stored, now, event, placement.clone()).await? {
                 return Ok(record);
             }
         }
@@ -267,14 +286,21 @@ impl Market {
         before: StoredTask,
         now: Timestamp,
         event: Event,
-        node: Option<Bytes32>,
+        placement: Option<Placement>,
     ) -> Result<Option<Arc<TaskRecord>>, MarketError> {
         let mut record = before.record;
         let expected = record.version;
         let attempt = (record.attempts, record.provider);
+        // The wait in milliseconds is known only to who saw the task become open; in seconds it is known from the record.
+        let waited_ms = now.since(record.updated_at).saturating_mul(1000);
+        let placement = placement.map(|placement| Placement {
+            dispatch_ms: placement.dispatch_ms.or(Some(waited_ms)),
+            ..placement
+        });
+        let node = placement.as_ref().map(|placement| placement.node_id);
         taskmarket::apply(&mut record, now, &event);
         let recorded = Recorded { version: record.version, at: now, event };
-        match self.store.commit(expected, &record, vec![recorded.clone()], node).await? {
+        match self.store.commit(expected, &record, vec![recorded.clone()], placement).await? {
             Commit::Done { seq } => {
                 let kept = before.node.filter(|_| attempt == (record.attempts, record.provider));
                 let record = Arc::new(record);

@@ -6,20 +6,23 @@ use std::time::Duration;
 
 use anyhow::Context;
 use artifact::BlobStore;
-use store::{Secrets, Sqlite, Store};
+use store::{Postgres, Sqlite, Store};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{App, Attempts, BodyLimits, Shared, router};
-use crate::auth::{ApiKeys, AttemptTokens, TOKEN_SECRET};
+use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::config::{Args, Config};
 use crate::hub::{Hub, HubConfig};
+use crate::keys::{self, ApiKeys};
+use crate::location::{StoreLocation, with_password};
 use crate::market::{DOMAINS, Market};
 use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::tls::Certificate;
+use crate::webhooks::Webhooks;
 
 /// How long connections that were dropped may take to notice, before the relay ends without them.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
@@ -58,7 +61,6 @@ pub async fn serve(args: Args) -> anyhow::Result<()> {
 /// # Errors
 /// The store or the certificate cannot be read, or an address cannot be bound.
 pub async fn build(config: Config) -> anyhow::Result<Relay> {
-    anyhow::ensure!(!config.api_keys.is_empty(), "a relay needs at least one API key");
     let tls = match &config.tls {
         Some(tls) => Some(bind_tls(tls).await?),
         None => None,
@@ -66,13 +68,25 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
     let listener = daemon::bind(config.listen).await?;
     let local_addr = listener.local_addr().context("the listener has no address")?;
     let (market, store) = open(&config).await?;
+    anyhow::ensure!(
+        !config.api_keys.is_empty() || keys::any_usable(&*store, market.now()).await?,
+        "without an API key nobody could publish tasks here\n\
+         hint: set ZORAI_AI_API_KEY, or give --api-key-file FILE (`openssl rand -hex 32` makes a good key), or make one \
+         with `compute-relay keys create`"
+    );
+    let keys = ApiKeys::new(Arc::clone(&store), &config.api_keys);
+    let access = Access::new(keys, market.tokens().clone(), config.anonymous_requests_per_minute);
     let hub = Hub::new(Arc::clone(&market), hub_config(&config));
+    let webhooks = Webhooks::new(Arc::clone(&market), config.allow_private_webhooks)
+        .context("webhooks cannot be set up")?;
     let app = App::new(Shared {
         relay_id: config.relay_id,
-        keys: ApiKeys::new(&config.api_keys),
+        access,
+        requests: TaskTracker::new(),
         metrics: Metrics::new(market.commits()),
         market,
         hub,
+        webhooks,
         attempts: Attempts::new(config.max_artifact_bytes),
         limits: BodyLimits {
             max_body_bytes: config.max_body_bytes,
@@ -86,18 +100,30 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
 }
 
 async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> {
-    let store = Sqlite::open(&config.store)
-        .await
-        .with_context(|| format!("cannot open the store {}", config.store.display()))?;
-    let folder = config.store.join("blobs");
+    let store = open_store(&config.store).await?;
+    let folder = &config.blobs;
     let blobs = {
         let folder = folder.clone();
         tokio::task::spawn_blocking(move || BlobStore::open(folder)).await?
     };
     let blobs = blobs.with_context(|| format!("cannot open the blob store {}", folder.display()))?;
     let tokens = AttemptTokens::new(store.secret(TOKEN_SECRET).await?);
-    let store: Arc<dyn Store> = Arc::new(store);
     Ok((Market::new(Arc::clone(&store), blobs, tokens), store))
+}
+
+/// Opens a store, and makes it where there is none.
+///
+/// # Errors
+/// It cannot be opened; the message says where it is, without a password.
+pub(crate) async fn open_store(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
+    let failed = || format!("cannot open the store {location}");
+    Ok(match location {
+        StoreLocation::Folder(folder) => Arc::new(Sqlite::open(folder).await.with_context(failed)?),
+        StoreLocation::Postgres(url) => {
+            let url = with_password(url, std::env::var("PGPASSWORD").ok());
+            Arc::new(Postgres::connect(url.expose()).await.with_context(failed)?)
+        }
+    })
 }
 
 async fn bind_tls(config: &crate::config::TlsConfig) -> anyhow::Result<Tls> {
@@ -156,6 +182,8 @@ impl Relay {
             server.tasks.spawn(reload_on_hangup(tls.certificate, stopping.clone()));
             server.tasks.spawn(server.clone().listen(tls.listener, Some(tls.acceptor), self.max_connections));
         }
+        server.tasks.spawn(Arc::clone(&self.app.webhooks).run(stopping.clone()));
+        server.tasks.spawn(keys::look_after(self.app.clone(), stopping.clone()));
         let hub = Arc::clone(&self.app.hub);
         let mut hub = tokio::spawn({
             let stopping = stopping.clone();
@@ -171,12 +199,15 @@ impl Relay {
             server.dropping.cancel();
             daemon::drain("dropped connections", DROP_DEADLINE, server.tasks.wait()).await;
         }
+        self.app.requests.close();
+        daemon::drain("requests of clients that left", DROP_DEADLINE, self.app.requests.wait()).await;
         let result = match ended {
             None => hub.await.context("looking after providers failed"),
             Some(ended) => ended
                 .context("looking after providers failed")
                 .and_then(|()| anyhow::bail!("looking after providers ended by itself")),
         };
+        keys::write_down(&self.app.access.keys).await;
         self.store.close().await;
         result
     }

@@ -20,6 +20,8 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::Instrument;
 
+use crate::auth::Peer;
+
 /// How long a client may take for the TLS handshake.
 const TLS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client may take to send a request's head, and how long an HTTP/1.1 connection may idle.
@@ -61,7 +63,7 @@ impl Server {
         let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         while let Some((place, socket, peer)) = self.accept(&listener, &places).await {
             let span = tracing::info_span!("connection", %peer, tls = tls.is_some());
-            let connection = self.clone().connection(place, socket, tls.clone());
+            let connection = self.clone().connection(place, socket, peer, tls.clone());
             self.tasks.spawn(connection.instrument(span));
         }
     }
@@ -88,15 +90,21 @@ impl Server {
         self.stopping.run_until_cancelled(next).await?
     }
 
-    async fn connection(self, _place: OwnedSemaphorePermit, socket: TcpStream, tls: Option<TlsAcceptor>) {
+    async fn connection(
+        self,
+        _place: OwnedSemaphorePermit,
+        socket: TcpStream,
+        peer: SocketAddr,
+        tls: Option<TlsAcceptor>,
+    ) {
         // Without it small messages wait some 40 ms behind delayed acknowledgements.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        let Some(acceptor) = tls else { return self.serve(TokioIo::new(socket)).await };
+        let Some(acceptor) = tls else { return self.serve(TokioIo::new(socket), peer).await };
         let handshake = tokio::time::timeout(TLS_DEADLINE, acceptor.accept(socket));
         match self.stopping.run_until_cancelled(handshake).await {
-            Some(Ok(Ok(stream))) => self.serve(TokioIo::new(stream)).await,
+            Some(Ok(Ok(stream))) => self.serve(TokioIo::new(stream), peer).await,
             Some(Ok(Err(error))) => tracing::debug!(%error, "the TLS handshake failed"),
             Some(Err(_)) => tracing::debug!("the TLS handshake took too long"),
             None => {}
@@ -104,12 +112,13 @@ impl Server {
     }
 
     /// Serves one connection until it ends, finishing what is under way when the relay is to end.
-    async fn serve(self, io: impl Read + Write + Unpin + Send + 'static) {
+    async fn serve(self, io: impl Read + Write + Unpin + Send + 'static, peer: SocketAddr) {
         let spoke = Arc::new(AtomicBool::new(false));
         let service = {
             let (router, spoke) = (self.router, Arc::clone(&spoke));
-            hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
                 spoke.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(Peer(peer.ip()));
                 router.clone().oneshot(request.map(Body::new))
             })
         };

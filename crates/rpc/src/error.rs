@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// An error's JSON body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// The error.
     pub error: ErrorDetail,
@@ -11,6 +12,7 @@ pub struct ErrorBody {
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorDetail {
     /// For people: what was wrong and what to do.
     pub message: String,
@@ -25,6 +27,26 @@ pub struct ErrorDetail {
     /// The task's status, where that forbids the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<taskmarket::Status>,
+}
+
+/// The `data` of a JSON-RPC error: what the same error says in REST, apart from its message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CallErrorData {
+    /// A stable word for programs: one of [`ErrorCode`].
+    pub code: String,
+    /// The parameter, or the field in it, that was wrong, where one was.
+    #[serde(default)]
+    pub param: Option<String>,
+    /// The task's status, where that forbids the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<taskmarket::Status>,
+}
+
+impl From<ErrorDetail> for CallErrorData {
+    fn from(error: ErrorDetail) -> Self {
+        Self { code: error.code, param: error.param, status: error.status }
+    }
 }
 
 impl ErrorBody {

@@ -4,10 +4,17 @@
 //! - [`relay`]: what a relay says of itself, of its providers and of the market.
 //! - [`link`]: the handshake of a provider's connection, and what the relay asks over it.
 //! - [`node`]: the compute node's API on its provider's host.
+//! - `market`: the market's JSON-RPC methods; with the features `client` and `server`.
+//! - [`evidence`]: a task's history as a document for others, and its check.
+//! - [`keys`]: API keys and their use.
 //! - [`error`]: the one shape of an error.
 
 pub mod error;
+pub mod evidence;
+pub mod keys;
 pub mod link;
+#[cfg(any(feature = "client", feature = "server"))]
+pub mod market;
 pub mod node;
 pub mod relay;
 pub mod tasks;

@@ -75,6 +75,7 @@ pub struct Welcome {
 
 /// What a host offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeMetadata {
     /// The agent's version.
     pub agent_version: String,
@@ -92,6 +93,7 @@ pub struct NodeMetadata {
 
 /// A GPU, or a CPU that stands in for one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeviceView {
     /// `gpu` or `cpu`.
     pub kind: DeviceKind,
@@ -106,6 +108,7 @@ pub struct DeviceView {
 
 /// What a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// A GPU.

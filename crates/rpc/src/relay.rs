@@ -7,6 +7,7 @@ use crate::link::NodeMetadata;
 
 /// The answer of `GET /v1/info`: all that an independent client needs to sign.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Info {
     /// The relay's id, which providers register with.
     pub relay_id: String,
@@ -26,6 +27,7 @@ pub struct Info {
 
 /// An EIP-712 domain, all its fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DomainView {
     /// `ZORAI Compute Market`.
     pub name: String,
@@ -35,6 +37,7 @@ pub struct DomainView {
     pub chain_id: u64,
     /// The escrow, or zero.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub verifying_contract: Address,
 }
 
@@ -51,6 +54,7 @@ impl From<Domain> for DomainView {
 
 /// The body of `POST /v1/providers/{address}/registration`: an open session's host says anew what it offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RefreshNode {
     /// The registration, with the session's own id and nonce.
@@ -63,6 +67,7 @@ pub struct RefreshNode {
 
 /// What a relay takes at most.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Limits {
     /// A JSON body, in bytes.
     pub max_body_bytes: u64,
@@ -76,6 +81,7 @@ pub struct Limits {
 
 /// The answer of `GET /v1/providers`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProviderList {
     /// Each host that is connected now.
     pub providers: Vec<ProviderView>,
@@ -83,9 +89,11 @@ pub struct ProviderList {
 
 /// A connected host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProviderView {
     /// Whose host.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub provider: Address,
     /// Which host.
     pub node_id: Bytes32,
@@ -105,13 +113,31 @@ pub struct ProviderView {
 
 /// The answer of `GET /v1/providers/{address}/sessions`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionList {
     /// Its sessions, newest first.
     pub sessions: Vec<SessionView>,
+    /// Where the next page begins; absent on the last.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
+}
+
+/// The query of `GET /v1/providers/{address}/sessions`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SessionQuery {
+    /// How many at most: 100 by default, 1,000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Where the last page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// One connection of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionView {
     /// The session's id.
     pub session_id: String,
@@ -129,10 +155,117 @@ pub struct SessionView {
     /// Why it ended.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Attempts that were begun before it and that the host brought with it.
+    #[serde(default)]
+    pub resumed_attempts: u64,
+    /// Attempts that were lost with it: its host did not come back in time, or came back without them.
+    #[serde(default)]
+    pub lost_attempts: u64,
+}
+
+/// The answer of `GET /v1/providers/{address}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ProviderReport {
+    /// The provider.
+    #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
+    pub provider: Address,
+    /// Its hosts that are connected now.
+    pub providers: Vec<ProviderView>,
+    /// When the report was made: the end of each of its windows.
+    pub as_of: Timestamp,
+    /// The last hour, the last 24 hours and the last 30 days.
+    pub windows: Vec<ReportWindow>,
+}
+
+/// What a provider did in a window of time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ReportWindow {
+    /// Its length, in seconds: 3,600, 86,400 or 2,592,000.
+    pub window_secs: u64,
+    /// Whether all that is known of the window was counted. `false` if there was too much of it: then the newest part was.
+    pub complete: bool,
+    /// When the provider was up: while any of its hosts was connected.
+    pub uptime: Uptime,
+    /// Sessions that began.
+    pub connects: u64,
+    /// Of those, the ones of hosts that had been connected before.
+    pub reconnects: u64,
+    /// Its attempts.
+    pub attempts: AttemptCounts,
+    /// From when a task could be taken until it was, over the attempts accepted in the window, in milliseconds.
+    #[serde(default)]
+    pub dispatch_ms: Option<Spread>,
+    /// From acceptance to proof, over the attempts proven in the window, in seconds.
+    #[serde(default)]
+    pub run_secs: Option<Spread>,
+    /// Each host by itself.
+    pub hosts: Vec<HostUptime>,
+}
+
+/// How long somebody was up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Uptime {
+    /// Seconds connected.
+    pub up_secs: u64,
+    /// Seconds of the window since the first connection that is known.
+    pub observed_secs: u64,
+    /// The share of the two, in basis points, rounded down; 0 where nothing was observed.
+    pub uptime_bps: u32,
+}
+
+/// A host's share in a [`ReportWindow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HostUptime {
+    /// Which host.
+    pub node_id: Bytes32,
+    /// When it was connected.
+    pub uptime: Uptime,
+    /// Its sessions that began.
+    pub connects: u64,
+    /// Of those, the ones after its first ever.
+    pub reconnects: u64,
+}
+
+/// Attempts by what became of them. Each that ended is counted in the window in which it ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AttemptCounts {
+    /// Begun.
+    pub accepted: u64,
+    /// Ended with a proof.
+    pub proven: u64,
+    /// Given up by the provider.
+    pub failed: u64,
+    /// Ended without a proof by the end of the lease or the deadline.
+    pub timed_out: u64,
+    /// Lost with a session, or dropped by the host.
+    pub lost: u64,
+    /// Ended with the task's withdrawal.
+    pub cancelled: u64,
+    /// Under way at the end of the window.
+    pub running: u64,
+}
+
+/// How a quantity is spread. The p-th percentile of n values is the one at place ⌈p·n/100⌉ in their order (nearest rank).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Spread {
+    /// How many values.
+    pub count: u64,
+    /// The 50th percentile.
+    pub median: u64,
+    /// The 99th percentile.
+    pub p99: u64,
 }
 
 /// The answer of `GET /v1/stats` and `zor_getMarketStats`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MarketStats {
     /// Tasks by status, every status named.
     pub tasks: std::collections::BTreeMap<String, u64>,

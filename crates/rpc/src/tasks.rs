@@ -8,6 +8,7 @@ use taskmarket::{
 
 /// The body of `POST /v1/tasks`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PublishTask {
     /// The task.
@@ -16,16 +17,44 @@ pub struct PublishTask {
     pub signature: Signature,
     /// The contract it is signed for; absent for an unsettled task.
     #[serde(default = "zero_address", with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub verifying_contract: Address,
+    /// Where the relay sends each of the task's events, signed by a secret that the answer tells. Not part of what the requester signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_url: Option<String>,
+}
+
+/// The answer of `POST /v1/tasks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PublishedTask {
+    /// The task.
+    #[serde(flatten)]
+    pub task: TaskView,
+    /// What deliveries to `callback_url` are signed with, where the request named one. It is told here and nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_secret: Option<String>,
 }
 
 fn zero_address() -> Address {
     Address::ZERO
 }
 
+/// A contract's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(transparent)]
+pub struct Contract(
+    /// The address.
+    #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
+    pub Address,
+);
+
 /// The body of `POST /v1/tasks/{id}/{cancel,accept,fail,proof,approve,dispute,resolve}`, and the shape in which signed mutations
 /// travel everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SignedMutation<M> {
     /// The message.
@@ -48,6 +77,7 @@ impl<M> From<Signed<M>> for SignedMutation<M> {
 
 /// A task as the relay shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TaskView {
     /// The EIP-712 digest of `task`.
     pub task_id: TaskId,
@@ -57,6 +87,7 @@ pub struct TaskView {
     pub attempt: u32,
     /// Who holds, or last held, the task.
     #[serde(default, with = "optional_address")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<taskmarket::Provider>"))]
     pub provider: Option<Address>,
     /// The task: whole to those who may read it, its requirements and money to others.
     pub task: ShownTask,
@@ -64,6 +95,7 @@ pub struct TaskView {
     pub chain_id: u64,
     /// The contract that it is signed for; zero for an unsettled task.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub verifying_contract: Address,
     /// The requester's signature, to those who see the whole task.
     #[serde(default)]
@@ -148,6 +180,7 @@ impl TaskView {
 
 /// A task as somebody may see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum ShownTask {
     /// All of it: to the key that published it, its requester, its provider, and admins.
@@ -158,13 +191,16 @@ pub enum ShownTask {
 
 /// A task's requirements and money.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields are those of taskmarket::Task")]
 pub struct PublicTask {
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub requester: Address,
     pub config: PublicConfig,
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub token: Address,
     pub budget: Amount,
     pub provider_stake: Amount,
@@ -173,11 +209,13 @@ pub struct PublicTask {
     pub dispute_window: u64,
     pub arbiter_window: u64,
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub arbiter: Address,
 }
 
 /// A task's requirements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields are those of taskmarket::TaskConfig")]
 pub struct PublicConfig {
@@ -215,6 +253,7 @@ impl From<&Task> for PublicTask {
 
 /// A proof with its signature beside its fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProofView {
     /// The signed fields.
     #[serde(flatten)]
@@ -225,6 +264,7 @@ pub struct ProofView {
 
 /// Why an attempt ended without a proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FailureView {
     /// A stable word.
     pub code: String,
@@ -234,6 +274,7 @@ pub struct FailureView {
 
 /// What an attempt is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Progress {
     /// Which attempt.
     pub attempt: u32,
@@ -246,6 +287,7 @@ pub struct Progress {
 
 /// What happens inside an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Model and input are being fetched and checked.
@@ -278,13 +320,16 @@ impl Phase {
 
 /// The query of `GET /v1/tasks`. Every condition narrows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TaskQuery {
     /// Published by this address.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_address")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<taskmarket::Provider>"))]
     pub requester: Option<Address>,
     /// Held, or last held, by this address.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_address")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<taskmarket::Provider>"))]
     pub provider: Option<Address>,
     /// In this status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -300,18 +345,40 @@ pub struct TaskQuery {
     pub cursor: Option<String>,
 }
 
+/// Which of the open tasks, for `zor_getOpenTasks`. Every condition narrows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct OpenTasksFilter {
+    /// Published by this address.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_address")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<taskmarket::Provider>"))]
+    pub requester: Option<Address>,
+    /// With exactly this `gpu_type`, in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_type: Option<String>,
+    /// How many at most: 100 by default, 1,000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
 /// A page of tasks, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TaskPage {
     /// The tasks.
     pub tasks: Vec<TaskView>,
     /// Where the next page begins; absent on the last.
     #[serde(default)]
     pub next_cursor: Option<String>,
+    /// What was committed up to this event is in the page. Who follows `GET /v1/events` after it, of the first page, misses nothing.
+    #[serde(default)]
+    pub last_event_id: u64,
 }
 
 /// One entry of a task's history, or, on a live stream, what happens inside an attempt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EventView {
     /// The relay's commit order over all tasks; what `Last-Event-ID` resumes from. Absent for progress, which is not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -327,6 +394,7 @@ pub struct EventView {
 
 /// What an [`EventView`] tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Entry {
     /// A durable change, and whose word it is.
@@ -346,6 +414,7 @@ pub enum Entry {
 
 /// The answer of `GET /v1/tasks/{id}/events`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TaskHistory {
     /// The task.
     pub task_id: TaskId,
@@ -353,8 +422,82 @@ pub struct TaskHistory {
     pub events: Vec<EventView>,
 }
 
+/// The query of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct EventQuery {
+    /// Whose tasks.
+    #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
+    pub requester: Address,
+    /// Follow from after this event; the header `Last-Event-ID` goes before it. Without either, from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event_id: Option<u64>,
+}
+
+/// The answer of `GET /v1/tasks/{id}/webhooks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct WebhookList {
+    /// The task's webhooks, in the order in which they were added.
+    pub webhooks: Vec<WebhookView>,
+}
+
+/// Where a task's events are sent to, and how far that has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct WebhookView {
+    /// Where to.
+    pub url: String,
+    /// How it stands.
+    pub state: WebhookState,
+    /// When it was added.
+    pub created_at: Timestamp,
+    /// The last event that was delivered, by its id; 0 before the first.
+    pub delivered_event_id: u64,
+    /// Deliveries of the next event that failed.
+    pub tries: u32,
+    /// When the next delivery is due.
+    #[serde(default)]
+    pub next_try: Option<Timestamp>,
+    /// Since when deliveries of the next event fail.
+    #[serde(default)]
+    pub failing_since: Option<Timestamp>,
+    /// When it was given up.
+    #[serde(default)]
+    pub dead_at: Option<Timestamp>,
+    /// Why the last delivery failed, until one goes well.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// How a webhook stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookState {
+    /// Everything that happened was delivered.
+    Idle,
+    /// Deliveries are under way.
+    Sending,
+    /// The last delivery failed and is to be tried again.
+    Retrying,
+    /// It was given up; `POST /v1/tasks/{id}/webhooks/replay` begins again.
+    Dead,
+}
+
+/// The answer of `POST /v1/tasks/{id}/webhooks/replay`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct WebhookReplay {
+    /// How many webhooks begin again from the first event.
+    pub webhooks: u64,
+}
+
 /// The answer of `GET /v1/tasks/{id}/explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// The task.
     pub task_id: TaskId,
@@ -368,9 +511,11 @@ pub struct Explanation {
 
 /// What keeps a task from a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProviderFit {
     /// Whose host.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
     pub provider: Address,
     /// Which host.
     pub node_id: Bytes32,
@@ -443,7 +588,12 @@ mod tests {
 
     #[test]
     fn a_published_body_reads_with_and_without_a_contract() {
-        let body = PublishTask { task: task(), signature: signature(), verifying_contract: Address::ZERO };
+        let body = PublishTask {
+            task: task(),
+            signature: signature(),
+            verifying_contract: Address::ZERO,
+            callback_url: None,
+        };
         let mut json = serde_json::to_value(&body).unwrap();
         assert_eq!(json["task"]["deadline"], "2026-01-31T12:00:00Z");
         assert_eq!(json["task"]["budget"], "10000000000000000");

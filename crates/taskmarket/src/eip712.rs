@@ -108,12 +108,14 @@ mod sol {
 
 /// The signing domain: where a signature is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Domain {
     /// The EIP-155 chain id.
     pub chain_id: u64,
     /// The escrow contract, or zero.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub verifying_contract: Address,
 }
 
@@ -366,6 +368,7 @@ serde_as_string!(Signature);
 
 /// A message with a signature that nobody has checked yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Signed<M> {
     /// What was signed.

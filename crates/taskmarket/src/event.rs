@@ -15,6 +15,7 @@ use crate::record::{
 
 /// One thing that happened to a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
     /// The requester offered it.
@@ -59,6 +60,7 @@ pub enum Event {
 
 /// Why a relay released an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseReason {
     /// The provider's session stayed lost beyond its grace.
@@ -79,6 +81,7 @@ impl ReleaseReason {
 
 /// What the chain said of a settled task, once final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChainFact {
     /// The transaction.
     pub tx: Bytes32,
@@ -90,6 +93,7 @@ pub struct ChainFact {
 
 /// What a transaction of the escrow did to a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum ChainChange {
     /// The budget was paid in.
@@ -98,6 +102,7 @@ pub enum ChainChange {
     Accepted {
         /// Who.
         #[serde(with = "eip55")]
+        #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
         provider: Address,
         /// Which attempt, by the chain's count.
         attempt: u32,
@@ -131,6 +136,7 @@ pub enum ChainChange {
 
 /// Whose word a statement of a history is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Word {
     /// A signature's: it can be checked by anybody.
@@ -184,6 +190,7 @@ impl Event {
 
 /// An event in its place in a task's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Recorded {
     /// The record's version after the event; counts from 1.
     pub version: u64,

@@ -28,6 +28,8 @@ mod messages;
 pub mod params;
 mod primitives;
 mod record;
+#[cfg(feature = "schema")]
+mod schema;
 
 pub use alloy_primitives::{Address, B256, U256, keccak256};
 pub use decide::{

@@ -8,6 +8,7 @@ use crate::primitives::{Amount, Bytes32, ContentHash, Reference, TaskId, Timesta
 
 /// What a task needs of the machine that runs it, and for how long it may run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TaskConfig {
     /// What executes the task.
@@ -28,10 +29,12 @@ pub struct TaskConfig {
 
 /// A task as its requester signs it. Its EIP-712 digest is the task's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Task {
     /// Who asks for the work, and signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub requester: Address,
     /// Where the model (or program) is.
     pub model_cid: Reference,
@@ -45,6 +48,7 @@ pub struct Task {
     pub config: TaskConfig,
     /// The token that pays; zero for the native coin, and in unsettled tasks.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub token: Address,
     /// What the requester offers for the work, in the token's smallest unit.
     pub budget: Amount,
@@ -60,6 +64,7 @@ pub struct Task {
     pub arbiter_window: u64,
     /// Who resolves disputes; zero for nobody.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub arbiter: Address,
     /// Tells apart tasks that are otherwise alike.
     pub salt: Bytes32,
@@ -67,6 +72,7 @@ pub struct Task {
 
 /// The requester withdraws a task that nobody holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CancelTask {
     /// The task.
@@ -77,12 +83,14 @@ pub struct CancelTask {
 
 /// A provider binds itself to run an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AcceptTask {
     /// The task.
     pub task_id: TaskId,
     /// Who accepts, and signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// Which attempt: one more than the last.
     pub attempt: u32,
@@ -92,12 +100,14 @@ pub struct AcceptTask {
 
 /// A provider gives an attempt up, and says why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FailTask {
     /// The task.
     pub task_id: TaskId,
     /// Who held it, and signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// The attempt given up.
     pub attempt: u32,
@@ -111,12 +121,14 @@ pub struct FailTask {
 
 /// A provider states what it computed from what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ComputeProof {
     /// The task.
     pub task_id: TaskId,
     /// Who computed, and signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// The attempt that this ends.
     pub attempt: u32,
@@ -138,12 +150,14 @@ pub struct ComputeProof {
 
 /// The requester takes a result as good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ApproveResult {
     /// The task.
     pub task_id: TaskId,
     /// Whose result.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// Of which attempt.
     pub attempt: u32,
@@ -155,12 +169,14 @@ pub struct ApproveResult {
 
 /// The requester disputes a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DisputeTask {
     /// The task.
     pub task_id: TaskId,
     /// Whose result.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// Of which attempt.
     pub attempt: u32,
@@ -176,6 +192,7 @@ pub struct DisputeTask {
 
 /// The arbiter ends a dispute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResolveDispute {
     /// The task.
@@ -190,10 +207,12 @@ pub struct ResolveDispute {
 
 /// A provider's host registers a session at a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegisterNode {
     /// Whose host, and who signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// The host, as it calls itself; one provider may run many.
     pub node_id: Bytes32,
@@ -213,10 +232,12 @@ pub struct RegisterNode {
 
 /// A provider says whether a host takes work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UpdateNodeStatus {
     /// Whose host, and who signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// The host.
     pub node_id: Bytes32,
@@ -228,6 +249,7 @@ pub struct UpdateNodeStatus {
 
 /// Whether a host takes work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NodeStatus {
     /// It takes tasks.
@@ -251,12 +273,14 @@ impl NodeStatus {
 
 /// A provider states what one inference request took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InferenceReceipt {
     /// The relay's id of the request.
     pub request_id: String,
     /// Who served it, and signs.
     #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
     pub provider: Address,
     /// On which host.
     pub node_id: Bytes32,

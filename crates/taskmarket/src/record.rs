@@ -151,6 +151,7 @@ impl State {
 
 /// The word for where the work stands, for lists and filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "each is documented at its State")]
 pub enum Status {
@@ -268,6 +269,7 @@ pub struct Dispute {
 
 /// How a dispute ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Resolution {
     /// The arbiter decided.

@@ -6,7 +6,7 @@ use artifact::{BlobStore, FetchError, FetchPolicy, Fetcher, Reference};
 use serde_json::json;
 
 use crate::cli::Global;
-use crate::content::Content;
+use crate::content::Named;
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::ui::{Ui, size};
 
@@ -39,7 +39,8 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     match &args.command {
         Command::Put { path } => {
             let relay = global.relay(ui)?;
-            let content = Content::of("PATH", path).await?;
+            let named = Named::look("PATH", path).await?;
+            let content = named.content(None, relay.limits().await?.max_artifact_bytes).await?;
             content.upload(&relay, ui).await?;
             if ui.json {
                 return ui.print_json(&json!({ "reference": content.reference, "hash": content.hash }));

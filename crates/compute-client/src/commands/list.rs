@@ -43,8 +43,11 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let relay = global.relay(ui)?;
     let mut cursor = None;
     let mut collected = Vec::new();
+    let mut last_event_id = None;
     loop {
         let page = page(&relay, args, cursor.as_deref()).await?;
+        // Of the first page: the later ones may have newer tasks left out.
+        last_event_id.get_or_insert(page.last_event_id);
         if ui.json {
             collected.extend(page.tasks);
         } else {
@@ -56,7 +59,8 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
         }
     }
     if ui.json {
-        return ui.print_json(&TaskPage { tasks: collected, next_cursor: cursor });
+        let last_event_id = last_event_id.unwrap_or_default();
+        return ui.print_json(&TaskPage { tasks: collected, next_cursor: cursor, last_event_id });
     }
     if cursor.is_some() {
         ui.say("there are more: --limit N, or --all");

@@ -1,7 +1,10 @@
-//! `providers`: who is online, and a provider's connections.
+//! `providers`: who is online; of one provider, when it was here, what became of what it took, and its connections.
 
 use rpc::link::{DeviceKind, DeviceView};
-use rpc::relay::{ProviderList, ProviderView, SessionList};
+use rpc::relay::{
+    ProviderList, ProviderReport, ProviderView, ReportWindow, SessionList, SessionView, Spread, Uptime,
+};
+use serde_json::json;
 use taskmarket::Address;
 
 use crate::cli::{Global, parse_address};
@@ -18,7 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Show one provider's connections, newest first
+    /// Show how one provider did over the last hour, 24 hours and 30 days, and its connections, newest first
     Show {
         /// Its address
         #[arg(value_name = "ADDRESS", value_parser = parse_address)]
@@ -41,10 +44,12 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
             list.providers.iter().try_for_each(|view| ui.print(row(view)))
         }
         Some(Command::Show { provider }) => {
+            let report: ProviderReport = relay.get(&format!("v1/providers/{provider}")).await?;
             let list: SessionList = relay.get(&format!("v1/providers/{provider}/sessions")).await?;
             if ui.json {
-                return ui.print_json(&list);
+                return ui.print_json(&json!({ "report": report, "sessions": list.sessions }));
             }
+            report.windows.iter().try_for_each(|window| show_window(window, ui))?;
             for session in &list.sessions {
                 let end = match (session.disconnected_at, &session.reason) {
                     (Some(at), Some(reason)) => format!("until {at} ({})", clean(reason)),
@@ -52,10 +57,76 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
                     (None, _) => "online".to_owned(),
                 };
                 let (generation, since) = (session.generation, session.connected_at);
-                ui.print(format_args!("{}  #{generation}  since {since}  {end}", session.node_id))?;
+                let carried = carried(session);
+                ui.print(format_args!("{}  #{generation}  since {since}  {end}{carried}", session.node_id))?;
+            }
+            if list.next_cursor.is_some() {
+                ui.say("there are older connections");
             }
             Ok(())
         }
+    }
+}
+
+/// What a provider did in a window of time, in three lines and one for each host where it has several.
+fn show_window(window: &ReportWindow, ui: &Ui) -> Outcome {
+    let name = match window.window_secs {
+        3600 => "last hour".to_owned(),
+        86_400 => "last 24 h".to_owned(),
+        2_592_000 => "last 30 d".to_owned(),
+        secs => format!("last {secs} s"),
+    };
+    let partly = if window.complete { "" } else { "  (not all of it was counted)" };
+    let (connects, reconnects) = (window.connects, window.reconnects);
+    ui.print(format_args!(
+        "{name}  up {}  {connects} connections, {reconnects} of them again{partly}",
+        share(&window.uptime)
+    ))?;
+    let counts = &window.attempts;
+    ui.print(format_args!(
+        "  attempts: {} accepted, {} proven, {} failed, {} timed out, {} lost, {} cancelled, {} running",
+        counts.accepted,
+        counts.proven,
+        counts.failed,
+        counts.timed_out,
+        counts.lost,
+        counts.cancelled,
+        counts.running
+    ))?;
+    ui.print(format_args!(
+        "  dispatch: {}; run: {}",
+        spread(window.dispatch_ms, "ms"),
+        spread(window.run_secs, "s")
+    ))?;
+    if window.hosts.len() > 1 {
+        for host in &window.hosts {
+            let (node, again) = (host.node_id, host.reconnects);
+            ui.print(format_args!(
+                "  host {node}  up {}  connected again {again} times",
+                share(&host.uptime)
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+fn share(uptime: &Uptime) -> String {
+    let (whole, part) = (uptime.uptime_bps / 100, uptime.uptime_bps % 100);
+    format!("{whole}.{part:02} % ({} of {} s)", uptime.up_secs, uptime.observed_secs)
+}
+
+fn spread(spread: Option<Spread>, unit: &str) -> String {
+    match spread {
+        Some(Spread { median, p99, .. }) => format!("median {median} {unit}, p99 {p99} {unit}"),
+        None => "none".to_owned(),
+    }
+}
+
+/// What became of attempts with a session, where there is anything to say.
+fn carried(session: &SessionView) -> String {
+    match (session.resumed_attempts, session.lost_attempts) {
+        (0, 0) => String::new(),
+        (resumed, lost) => format!("  {resumed} attempts resumed, {lost} lost"),
     }
 }
 

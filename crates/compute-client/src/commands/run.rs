@@ -227,8 +227,8 @@ pub(crate) async fn publish(
     }
     let Signed { message, signature } = wallet.sign(task, &Domain::UNSETTLED).map_err(Failure::failed)?;
     let id = message.id(&Domain::UNSETTLED);
-    let body =
-        PublishTask { task: message, signature, verifying_contract: Domain::UNSETTLED.verifying_contract };
+    let verifying_contract = Domain::UNSETTLED.verifying_contract;
+    let body = PublishTask { task: message, signature, verifying_contract, callback_url: None };
     let view = relay.publish(&body).await?;
     if view.task_id != id {
         return Err(Failure::unverified(format_args!(

@@ -1,9 +1,10 @@
 //! `verify`: what of a task's history is proven, and whose word each statement is. Nothing is taken on the relay's word that a
-//! signature can prove.
+//! signature can prove. A file with evidence is checked offline, by the same rules.
 
 use std::path::{Path, PathBuf};
 
 use artifact::Digest;
+use rpc::evidence::{self, Evidence, EvidenceEvent};
 use rpc::tasks::{Entry, TaskHistory, TaskView};
 use serde_json::json;
 use taskmarket::{Recorded, TaskId, TaskRecord, Word, apply, replay};
@@ -13,7 +14,7 @@ use crate::content::hash_of;
 use crate::failure::{Context as _, Failure, Outcome};
 use crate::follow::{describe, has_result, whose};
 use crate::proof;
-use crate::ui::Ui;
+use crate::ui::{Ui, clean};
 
 /// The largest file with a history that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -23,9 +24,11 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 #[command(after_help = "Examples:\n  \
     zorai-compute verify 0xTASK\n  \
     zorai-compute events 0xTASK --json > history.json\n  \
-    zorai-compute verify history.json --result result.bin     (offline)")]
+    zorai-compute verify history.json --result result.bin     (offline)\n  \
+    zorai-compute verify evidence.json                        (offline)\n\n\
+    Evidence is the answer of GET /v1/tasks/0xTASK/evidence at the relay.")]
 pub(crate) struct Args {
-    /// The task: 0x and 64 hex digits; or a file with a history, as `events --json` prints it
+    /// The task: 0x and 64 hex digits; or a file with evidence, or with a history, as `events --json` prints it
     #[arg(value_name = "TASK_ID|FILE")]
     subject: String,
     /// Check this file against the proof, in place of the result at the relay
@@ -38,7 +41,12 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let online = args.subject.parse::<TaskId>();
     let history = match &online {
         Ok(id) => global.relay(ui)?.history(*id).await?,
-        Err(error) => read(Path::new(&args.subject), error)?,
+        Err(error) => match read(Path::new(&args.subject), error)? {
+            Document::History(history) => *history,
+            Document::Evidence(evidence) => {
+                return check_evidence(&evidence, args.result.as_deref(), ui).await;
+            }
+        },
     };
     let asked = online.as_ref().copied().unwrap_or(history.task_id);
     let (record, recorded) = replayed(&history, asked)?;
@@ -61,17 +69,72 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     tell(&record, &recorded, checked.is_some(), ui)
 }
 
-fn read(path: &Path, not_an_id: &taskmarket::ParseError) -> Outcome<TaskHistory> {
+/// What a file holds.
+enum Document {
+    History(Box<TaskHistory>),
+    Evidence(Box<Evidence>),
+}
+
+/// Checks a file with evidence, and says what it states and whose word each statement is.
+async fn check_evidence(evidence: &Evidence, result: Option<&Path>, ui: &Ui) -> Outcome {
+    let report = evidence::verify(evidence)
+        .map_err(|error| Failure::unverified(format_args!("the evidence: {error}")))?;
+    if let Some(file) = result {
+        let recorded: Vec<Recorded> = evidence.events.iter().map(EvidenceEvent::recorded).collect();
+        let record = replay(&recorded).map_err(Failure::unverified)?;
+        check_file(&record, file).await?;
+    }
+    if ui.json {
+        return ui.print_json(&json!({
+            "task_id": report.task_id,
+            "verified": true,
+            "status": report.status,
+            "result_checked": result.is_some(),
+            "statements": report.statements,
+        }));
+    }
+    for statement in &report.statements {
+        let whose = match (statement.word, statement.signer) {
+            (Word::Signature, Some(signer)) => format!("signed by {signer}"),
+            (Word::Signature, None) => "signed".to_owned(),
+            (Word::Time, _) => "by the dates that were signed, and the relay's clock".to_owned(),
+            (Word::Relay, _) => "the relay's word alone".to_owned(),
+            (Word::Chain, _) => "the chain's word, by the relay's account".to_owned(),
+        };
+        ui.print(format_args!("{}  {}  [{whose}]", statement.at, clean(&statement.text)))?;
+    }
+    let bytes = if result.is_some() { "; these are the bytes of its result" } else { "" };
+    ui.print(format_args!(
+        "every signature and every step holds: task {} is {}{bytes}",
+        report.task_id, report.status
+    ))
+}
+
+fn read(path: &Path, not_an_id: &taskmarket::ParseError) -> Outcome<Document> {
     let metadata = std::fs::metadata(path).map_err(|error| {
         Failure::usage(format_args!("{}: {error}", path.display()))
-            .hint(format_args!("give a task id ({not_an_id}) or a file with a history"))
+            .hint(format_args!("give a task id ({not_an_id}) or a file with evidence or a history"))
     })?;
     if metadata.len() > MAX_FILE_BYTES {
         return Err(Failure::usage(format_args!("{} is too large for a history", path.display())));
     }
     let bytes = std::fs::read(path).or_usage(path.display())?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Failure::usage(format_args!("{} holds no history: {error}", path.display()))
+    /// What tells evidence from a history.
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        format: Option<String>,
+    }
+    let is_evidence = serde_json::from_slice::<Kind>(&bytes).is_ok_and(|kind| kind.format.is_some());
+    if is_evidence {
+        // It says that it is evidence: what of it cannot be read does not hold.
+        return serde_json::from_slice(&bytes)
+            .map(|evidence| Document::Evidence(Box::new(evidence)))
+            .map_err(|error| {
+                Failure::unverified(format_args!("{} holds no sound evidence: {error}", path.display()))
+            });
+    }
+    serde_json::from_slice(&bytes).map(|history| Document::History(Box::new(history))).map_err(|error| {
+        Failure::usage(format_args!("{} holds no evidence and no history: {error}", path.display()))
             .hint("write one: zorai-compute events TASK_ID --json > FILE")
     })
 }

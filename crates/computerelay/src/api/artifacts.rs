@@ -11,7 +11,7 @@ use http::header::{ETAG, EXPECT};
 use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode};
 use rpc::error::ErrorCode;
-use store::KeyId;
+use store::{KeyId, Scope};
 use taskmarket::{B256, ContentHash};
 
 use super::App;
@@ -36,8 +36,12 @@ impl FromRequestParts<App> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let refused = match require_key(&parts.headers, app) {
-            Ok(key) => return Ok(Self::Key(key)),
+        let refused = match require_key(&parts.extensions) {
+            Ok(key) => {
+                let scope = if parts.method.is_safe() { Scope::TasksRead } else { Scope::TasksWrite };
+                key.require(scope)?;
+                return Ok(Self::Key(key.id));
+            }
             Err(refused) => refused,
         };
         let token = bearer(&parts.headers).ok_or(refused)?;

@@ -1,9 +1,12 @@
-//! A task's history, once or followed live.
+//! Histories, once or followed live: of one task, or of all tasks of a requester.
+//!
+//! A follower is fed from the store, in its order of commits, a page at a time; what happens only says when to look. So nothing is left
+//! out, whatever is told late, twice or not at all, and a follower takes no more memory than a page.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
@@ -12,23 +15,29 @@ use futures_util::Stream;
 use http::header::{ACCEPT, CACHE_CONTROL};
 use http::{HeaderMap, HeaderName, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::tasks::{Entry, EventView, TaskHistory};
+use rpc::tasks::{Entry, EventQuery, EventView, TaskHistory};
+use serde_json::json;
 use store::{EventFilter, StoredEvent, StoredTask};
-use taskmarket::{Status, TaskId};
+use taskmarket::{Address, Status, TaskId};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::extract::{Key, TaskPath};
+use super::extract::{Key, Query, TaskPath};
 use super::tasks::find_owned;
 use crate::error::ApiError;
-use crate::market::{Change, Market, Report};
+use crate::keys::Caller;
+use crate::market::{Change, Market, Report, event_view};
 
 /// How often a silent stream shows that it lives, and looks into the store in case it missed something.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Events that are read from the store at a time.
 const READ_EVENTS: usize = 500;
+/// How long a follower may take over one event before it is cut off, to come back later from where it was.
+const TOO_SLOW: Duration = Duration::from_secs(30);
+/// Tasks of which a follower remembers whether it may see them.
+const REMEMBERED_TASKS: usize = 1024;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Proxies that buffer would hold events back.
@@ -43,7 +52,7 @@ pub(super) async fn events(
 ) -> Result<Response, ApiError> {
     let task = find_owned(&app, id, &key).await?;
     if wants_stream(&headers) {
-        return follow(&app, &task, last_event_id(&headers)?).await;
+        return follow_task(&app, &task, last_event_id(&headers)?.unwrap_or(0)).await;
     }
     let history = app.market.store().history(id).await?;
     let events = history.into_iter().map(event_view).collect();
@@ -57,112 +66,237 @@ fn wants_stream(headers: &HeaderMap) -> bool {
     })
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<u64, ApiError> {
-    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(0) };
-    value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(None) };
+    value.to_str().ok().and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| {
         ApiError::new(ErrorCode::MalformedRequest, "last-event-id: expected the id of an event")
             .with_param("last-event-id")
     })
 }
 
-async fn follow(app: &App, task: &StoredTask, after: u64) -> Result<Response, ApiError> {
+/// `GET /v1/events?requester=`
+pub(super) async fn requester_events(
+    State(app): State<App>,
+    Key(key): Key,
+    Query(query): Query<EventQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     // The subscription comes before the reading, so that nothing falls between the two.
+    let live = app.market.subscribe();
+    let newest = app.market.store().last_seq().await?;
+    let asked = last_event_id(&headers)?.or(query.last_event_id);
     let mut follower = Follower {
-        live: Some(app.market.subscribe()),
-        reports: app.market.subscribe_reports(),
-        market: Arc::clone(&app.market),
-        task_id: task.record.id,
-        status: task.record.status(),
-        last_seq: after,
         waiting: VecDeque::new(),
+        feed: Feed::Requester { requester: query.requester, caller: key, seen: HashMap::new() },
+        live: Some(live),
+        reports: None,
+        market: Arc::clone(&app.market),
+        last_seq: asked.unwrap_or(newest),
+        is_behind: true,
+        told_at: None,
+        too_slow: TOO_SLOW,
+        stopping: app.stopping.clone(),
+    };
+    // Who asks from now on learns where that is, and so can come back there before anything happened.
+    follower.waiting.push_back(Told::Following { last_event_id: follower.last_seq });
+    Ok(answer(follower))
+}
+
+fn answer(follower: Follower) -> Response {
+    let stream = Sse::new(follower.into_stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    ([NO_BUFFERING, (CACHE_CONTROL, "no-store")], stream).into_response()
+}
+
+async fn follow_task(app: &App, task: &StoredTask, after: u64) -> Result<Response, ApiError> {
+    let mut follower = Follower {
+        // The subscription comes before the reading, so that nothing falls between the two.
+        live: Some(app.market.subscribe()),
+        reports: Some(app.market.subscribe_reports()),
+        feed: Feed::Task { task_id: task.record.id, status: task.record.status() },
+        market: Arc::clone(&app.market),
+        last_seq: after,
+        is_behind: true,
+        waiting: VecDeque::new(),
+        told_at: None,
+        too_slow: TOO_SLOW,
         stopping: app.stopping.clone(),
     };
     follower.read_store().await?;
-    if follower.waiting.is_empty() && follower.status.is_final() {
+    if follower.waiting.is_empty() && follower.is_over() {
         // Says to a browser's EventSource that there is no use in coming back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let stream = Sse::new(follower.into_stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    Ok(([NO_BUFFERING, (CACHE_CONTROL, "no-store")], stream).into_response())
+    Ok(answer(follower))
 }
 
-/// One client's place in a task's history.
+/// What a follower is told.
+enum Told {
+    /// An event.
+    Event(Box<EventView>),
+    /// The first of a requester's stream: from where it follows.
+    Following { last_event_id: u64 },
+    /// The last of a stream whose follower was too slow: where it is to come back.
+    Cut { last_event_id: u64 },
+}
+
+/// What is followed.
+enum Feed {
+    /// One task, to its end. `status` is the one after the last event that was read.
+    Task { task_id: TaskId, status: Status },
+    /// All tasks of a requester that the caller may see whole; those that were looked at lately are remembered.
+    Requester { requester: Address, caller: Caller, seen: HashMap<TaskId, bool> },
+}
+
+/// One client's place in what it follows.
 struct Follower {
     market: Arc<Market>,
-    task_id: TaskId,
-    /// The task's status after the last event that was read.
-    status: Status,
+    feed: Feed,
     /// The last durable event that was read.
     last_seq: u64,
-    waiting: VecDeque<EventView>,
+    /// Whether the store has more to read.
+    is_behind: bool,
+    waiting: VecDeque<Told>,
     /// `None` once the stream is to end.
     live: Option<broadcast::Receiver<Arc<Change>>>,
-    reports: broadcast::Receiver<Report>,
+    /// What happens inside attempts, where that is followed.
+    reports: Option<broadcast::Receiver<Report>>,
+    /// When the last event was handed out.
+    told_at: Option<Instant>,
+    too_slow: Duration,
     stopping: CancellationToken,
 }
 
 impl Follower {
     fn into_stream(self) -> impl Stream<Item = Result<SseEvent, Infallible>> + Send {
         futures_util::stream::unfold(self, async |mut follower| {
-            let view = follower.next().await?;
-            Some((Ok(sse_event(&view)), follower))
+            let told = follower.next().await?;
+            follower.told_at = Some(Instant::now());
+            Some((Ok(sse_event(&told)), follower))
         })
     }
 
-    /// The next event; `None` after the last one of a task that is final, and when the relay ends.
-    async fn next(&mut self) -> Option<EventView> {
+    /// Whether the last event that can ever come was read.
+    fn is_over(&self) -> bool {
+        match &self.feed {
+            Feed::Task { status, .. } => status.is_final(),
+            Feed::Requester { .. } => false,
+        }
+    }
+
+    /// What comes next; `None` after the last event of a task that is final, and when the relay ends.
+    async fn next(&mut self) -> Option<Told> {
+        if let Some(cut) = self.cut() {
+            return Some(cut);
+        }
         loop {
-            if let Some(view) = self.waiting.pop_front() {
-                return Some(view);
+            if let Some(told) = self.waiting.pop_front() {
+                return Some(told);
             }
-            if self.status.is_final() {
+            if self.is_over() || self.live.is_none() {
                 return None;
             }
-            let live = self.live.as_mut()?;
-            let is_missing = tokio::select! {
-                () = self.stopping.cancelled() => return None,
-                change = live.recv() => match change {
-                    Ok(change) => change.record.id == self.task_id && change.seq > self.last_seq,
-                    Err(RecvError::Lagged(_)) => true,
-                    Err(RecvError::Closed) => return None,
-                },
-                report = self.reports.recv() => {
-                    if let Ok(report) = report && report.task_id == self.task_id {
-                        self.waiting.push_back(progress_view(report, self.status));
-                    }
-                    false
-                }
-                () = tokio::time::sleep(KEEP_ALIVE) => true,
-            };
+            let is_missing = self.is_behind || self.wait().await?;
             // Always by the store: commits may be told in another order than they were made in.
             if is_missing && let Err(error) = self.read_store().await {
-                tracing::warn!(task_id = %self.task_id, message = ?error, "a stream of events broke off");
+                tracing::warn!(message = ?error, "a stream of events broke off");
                 self.live = None;
             }
         }
     }
 
-    /// Reads what the store has after the last event.
+    /// Ends the stream of a client that took too long over what it was told last, if there is more to tell.
+    fn cut(&mut self) -> Option<Told> {
+        let is_slow = self.told_at.is_some_and(|at| at.elapsed() > self.too_slow);
+        let last_event_id = match self.waiting.front()? {
+            Told::Event(view) => view.id.map_or(self.last_seq, |next| next.saturating_sub(1)),
+            Told::Following { last_event_id } | Told::Cut { last_event_id } => *last_event_id,
+        };
+        if !is_slow || self.live.is_none() {
+            return None;
+        }
+        self.waiting.clear();
+        self.live = None;
+        Some(Told::Cut { last_event_id })
+    }
+
+    /// Waits until the store may have something new, and says whether it may; `None` when the relay ends.
+    async fn wait(&mut self) -> Option<bool> {
+        let report = async {
+            match &mut self.reports {
+                Some(reports) => reports.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.stopping.cancelled() => None,
+            change = self.live.as_mut()?.recv() => match change {
+                Ok(change) => Some(self.feed.takes(&change) && change.seq > self.last_seq),
+                Err(RecvError::Lagged(_)) => Some(true),
+                Err(RecvError::Closed) => None,
+            },
+            report = report => {
+                if let (Ok(report), Feed::Task { task_id, status }) = (report, &self.feed)
+                    && report.task_id == *task_id
+                {
+                    self.waiting.push_back(Told::Event(Box::new(progress_view(report, *status))));
+                }
+                Some(false)
+            }
+            () = tokio::time::sleep(KEEP_ALIVE) => Some(true),
+        }
+    }
+
+    /// Reads a page of what the store has after the last event.
     async fn read_store(&mut self) -> Result<(), ApiError> {
-        let filter = EventFilter { task: Some(self.task_id), requester: None };
+        let filter = match &self.feed {
+            Feed::Task { task_id, .. } => EventFilter { task: Some(*task_id), requester: None },
+            Feed::Requester { requester, .. } => EventFilter { task: None, requester: Some(*requester) },
+        };
         loop {
             let events = self.market.store().events_after(self.last_seq, filter, READ_EVENTS).await?;
             let is_end = events.len() < READ_EVENTS;
             for event in events {
-                (self.last_seq, self.status) = (event.seq, event.status);
-                self.waiting.push_back(event_view(event));
+                self.last_seq = event.seq;
+                if self.may_see(&event).await? {
+                    self.waiting.push_back(Told::Event(Box::new(event_view(event))));
+                }
             }
-            if is_end {
+            self.is_behind = !is_end;
+            if is_end || !self.waiting.is_empty() {
                 return Ok(());
             }
         }
     }
+
+    async fn may_see(&mut self, event: &StoredEvent) -> Result<bool, ApiError> {
+        let (caller, seen) = match &mut self.feed {
+            Feed::Task { status, .. } => {
+                *status = event.status;
+                return Ok(true);
+            }
+            Feed::Requester { caller, seen, .. } => (caller, seen),
+        };
+        if let Some(may_see) = seen.get(&event.task_id) {
+            return Ok(*may_see);
+        }
+        let task = self.market.task(event.task_id).await?;
+        let may_see = task.is_some_and(|task| caller.may_read(&task.owner));
+        if seen.len() >= REMEMBERED_TASKS {
+            seen.clear();
+        }
+        seen.insert(event.task_id, may_see);
+        Ok(may_see)
+    }
 }
 
-fn event_view(event: StoredEvent) -> EventView {
-    let word = event.recorded.event.word();
-    let entry = Entry::Recorded { word, recorded: Box::new(event.recorded) };
-    EventView { id: Some(event.seq), task_id: event.task_id, status: event.status, entry }
+impl Feed {
+    /// Whether a change belongs to what is followed.
+    fn takes(&self, change: &Change) -> bool {
+        match self {
+            Self::Task { task_id, .. } => change.record.id == *task_id,
+            Self::Requester { requester, .. } => change.record.task.requester == *requester,
+        }
+    }
 }
 
 fn progress_view(report: Report, status: Status) -> EventView {
@@ -174,18 +308,79 @@ fn progress_view(report: Report, status: Status) -> EventView {
     }
 }
 
-fn sse_event(view: &EventView) -> SseEvent {
-    let name = match &view.entry {
-        Entry::Recorded { recorded, .. } => recorded.event.name(),
-        Entry::Progress { .. } => "progress",
+fn sse_event(told: &Told) -> SseEvent {
+    let written = match told {
+        Told::Event(view) => {
+            let name = match &view.entry {
+                Entry::Recorded { recorded, .. } => recorded.event.name(),
+                Entry::Progress { .. } => "progress",
+            };
+            let event = SseEvent::default().event(name);
+            let event = match view.id {
+                Some(id) => event.id(id.to_string()),
+                None => event,
+            };
+            event.json_data(view)
+        }
+        Told::Following { last_event_id } => SseEvent::default()
+            .event("following")
+            .id(last_event_id.to_string())
+            .json_data(json!({ "last_event_id": last_event_id })),
+        Told::Cut { last_event_id } => SseEvent::default()
+            .event("cut")
+            .id(last_event_id.to_string())
+            .json_data(json!({ "last_event_id": last_event_id, "reason": "too_slow" })),
     };
-    let event = SseEvent::default().event(name);
-    let event = match view.id {
-        Some(id) => event.id(id.to_string()),
-        None => event,
-    };
-    event.json_data(view).unwrap_or_else(|error| {
+    written.unwrap_or_else(|error| {
         tracing::error!(%error, "an event could not be written");
         SseEvent::default().comment("an event could not be written")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use artifact::BlobStore;
+    use rpc::tasks::{Phase, Progress};
+    use store::{Sqlite, Store};
+    use taskmarket::B256;
+
+    use super::*;
+    use crate::auth::AttemptTokens;
+
+    fn told(id: u64) -> Told {
+        Told::Event(Box::new(EventView {
+            id: Some(id),
+            task_id: TaskId(B256::ZERO),
+            status: Status::Open,
+            entry: Entry::Progress {
+                progress: Progress { attempt: 1, phase: Phase::Running, percent: None },
+            },
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_cut_and_told_where_to_come_back() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store: Arc<dyn Store> = Arc::new(Sqlite::open(dir.path().join("store")).await.unwrap());
+        let blobs = BlobStore::open(dir.path().join("blobs")).unwrap();
+        let market = Market::new(store, blobs, AttemptTokens::new([0; 32]));
+        let mut follower = Follower {
+            live: Some(market.subscribe()),
+            reports: None,
+            feed: Feed::Task { task_id: TaskId(B256::ZERO), status: Status::Open },
+            market,
+            last_seq: 9,
+            is_behind: false,
+            waiting: VecDeque::from([told(4), told(7), told(9)]),
+            told_at: None,
+            too_slow: Duration::from_secs(1),
+            stopping: CancellationToken::new(),
+        };
+        assert!(matches!(follower.next().await, Some(Told::Event(view)) if view.id == Some(4)));
+        follower.told_at = Some(Instant::now());
+        assert!(matches!(follower.next().await, Some(Told::Event(view)) if view.id == Some(7)));
+        follower.told_at = Instant::now().checked_sub(Duration::from_secs(2));
+        assert!(matches!(follower.next().await, Some(Told::Cut { last_event_id: 8 })));
+        assert!(follower.next().await.is_none(), "that was the last");
+    }
 }

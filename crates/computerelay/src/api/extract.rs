@@ -8,54 +8,85 @@ use axum::extract::{FromRequest, FromRequestParts, Path};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, Request};
+use http::{Extensions, HeaderMap, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use rpc::error::ErrorCode;
 use serde::de::DeserializeOwned;
-use store::KeyId;
+use store::{KeyId, Scope};
 use taskmarket::TaskId;
 
 use super::App;
-use crate::auth::bearer;
+use crate::auth::Identity;
 use crate::error::ApiError;
+use crate::keys::Caller;
 
 /// How long a client may take to send a JSON body.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The API key of the request. Without a known one the request ends here with 401, before its body is looked at.
-pub(super) struct Key(pub(super) KeyId);
+/// Who asks, by the API key of the request: to read where the method only reads, to write where it does more. Without a good key
+/// that reaches so far the request ends here, before its body is looked at.
+pub(super) struct Key(pub(super) Caller);
 
 impl FromRequestParts<App> for Key {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        require_key(&parts.headers, app).map(Self)
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let scope = if parts.method.is_safe() { Scope::TasksRead } else { Scope::TasksWrite };
+        require_scope(&parts.extensions, scope).map(Self)
     }
 }
 
-/// The API key of the request, if it carries a known one.
-pub(super) struct MaybeKey(pub(super) Option<KeyId>);
+/// Who asks, by the API key of the request, whatever it may be used for.
+pub(super) struct AnyKey(pub(super) Caller);
+
+impl FromRequestParts<App> for AnyKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        require_key(&parts.extensions).map(Self)
+    }
+}
+
+/// An operator of the relay, by the API key of the request.
+pub(super) struct Admin;
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        require_scope(&parts.extensions, Scope::Admin).map(|_| Self)
+    }
+}
+
+/// Who asks, if the request carries a good API key.
+pub(super) struct MaybeKey(pub(super) Option<Caller>);
 
 impl FromRequestParts<App> for MaybeKey {
     type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
-        Ok(Self(bearer(&parts.headers).and_then(|key| app.keys.find(key))))
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Self::Rejection> {
+        Ok(Self(parts.extensions.get::<Identity>().and_then(Identity::maybe).cloned()))
     }
 }
 
-/// The API key that a request carries.
+/// Who asks, by the API key of the request whose extensions these are.
 ///
 /// # Errors
-/// 401 where it carries none, or an unknown one.
-pub(super) fn require_key(headers: &HeaderMap, app: &App) -> Result<KeyId, ApiError> {
-    let Some(key) = bearer(headers) else {
-        let how = "an API key is needed: send it as `Authorization: Bearer <key>`";
-        return Err(ApiError::new(ErrorCode::InvalidApiKey, how).with_param("authorization"));
-    };
-    app.keys.find(key).ok_or_else(|| {
-        ApiError::new(ErrorCode::InvalidApiKey, "this API key is not known here").with_param("authorization")
-    })
+/// 401 where it carries none, or one that is not good.
+pub(super) fn require_key(extensions: &Extensions) -> Result<Caller, ApiError> {
+    let identity = extensions.get::<Identity>();
+    let identity = identity.ok_or_else(|| ApiError::internal(&"a request was not identified"))?;
+    identity.caller().cloned()
+}
+
+/// As [`require_key`], of a key that reaches this far.
+///
+/// # Errors
+/// As of [`require_key`]; 403 where the key has not this scope.
+pub(super) fn require_scope(extensions: &Extensions, scope: Scope) -> Result<Caller, ApiError> {
+    let caller = require_key(extensions)?;
+    caller.require(scope)?;
+    Ok(caller)
 }
 
 /// The task id in the path.
@@ -66,6 +97,21 @@ impl FromRequestParts<App> for TaskPath {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         path_part(parts, app, "task_id").await.map(Self)
+    }
+}
+
+/// The id of an API key in the path.
+pub(super) struct KeyPath(pub(super) KeyId);
+
+impl FromRequestParts<App> for KeyPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let text: String = path_part(parts, app, "id").await?;
+        text.parse().map(Self).map_err(|_| {
+            let message = "id in the path: expected the 16 hex digits of an API key's id";
+            ApiError::new(ErrorCode::MalformedRequest, message).with_param("id")
+        })
     }
 }
 
@@ -106,12 +152,17 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request<Body>, app: &App) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
-        let bytes = read(request, app.limits.max_body_bytes).await?;
+        let (parts, body) = request.into_parts();
+        let bytes = read(&parts.headers, body, app.limits.max_body_bytes).await?;
         parse(&bytes).map(Self)
     }
 }
 
-fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+/// Checks that a body is said to be JSON.
+///
+/// # Errors
+/// 415 where it is not.
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = text.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
@@ -121,13 +172,17 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorCode::UnsupportedMediaType, message).with_param("content-type"))
 }
 
-async fn read(request: Request<Body>, limit: usize) -> Result<Bytes, ApiError> {
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+/// 413 where it is larger, 408 where it takes too long, 400 where it breaks off.
+pub(crate) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let too_large =
         || ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is larger than {limit} bytes"));
-    if declared_length(request.headers()).is_some_and(|length| length > limit as u64) {
+    if declared_length(headers).is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    let body = Limited::new(request.into_body(), limit).collect();
+    let body = Limited::new(body, limit).collect();
     match tokio::time::timeout(BODY_DEADLINE, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
@@ -146,8 +201,11 @@ pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Parses JSON; an error names the field and the position.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// Parses JSON.
+///
+/// # Errors
+/// 400, which names the field and the position.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

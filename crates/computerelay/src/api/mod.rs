@@ -4,12 +4,19 @@ mod artifacts;
 mod attempts;
 mod blob;
 mod events;
+mod evidence;
 mod extract;
+mod jsonrpc;
+mod keys;
 mod mutations;
 mod observe;
+mod openapi;
+mod openrpc;
 mod overview;
 mod providers;
+mod reports;
 mod tasks;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +30,18 @@ use axum::routing::{get, post};
 use rpc::error::ErrorCode;
 use rpc::relay::Limits;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::auth::ApiKeys;
+use crate::auth::{Access, identify};
 use crate::error::ApiError;
 use crate::hub::Hub;
+use crate::idempotency::honour;
 use crate::market::Market;
 use crate::metrics::Metrics;
+use crate::webhooks::Webhooks;
 pub(crate) use attempts::Attempts;
+pub(crate) use extract::read;
+pub(crate) use observe::guarded;
 
 /// How long a request may take until its answer begins, unless it carries an artifact. Bodies have deadlines of their own.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
@@ -44,12 +56,16 @@ pub(crate) struct App(Arc<Shared>);
 pub(crate) struct Shared {
     /// The relay's name.
     pub(crate) relay_id: String,
-    /// The keys that may publish and read.
-    pub(crate) keys: ApiKeys,
+    /// Who may ask.
+    pub(crate) access: Access,
+    /// Owns the requests that are carried out even if their clients leave.
+    pub(crate) requests: TaskTracker,
     /// The tasks.
     pub(crate) market: Arc<Market>,
     /// The providers.
     pub(crate) hub: Arc<Hub>,
+    /// Where tasks' events are sent to.
+    pub(crate) webhooks: Arc<Webhooks>,
     /// What attempt tokens open.
     pub(crate) attempts: Attempts,
     /// What is counted.
@@ -102,6 +118,10 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/tasks", post(tasks::publish).get(tasks::list))
         .route("/v1/tasks/{id}", get(tasks::show))
         .route("/v1/tasks/{id}/events", get(events::events))
+        .route("/v1/tasks/{id}/evidence", get(evidence::evidence))
+        .route("/v1/tasks/{id}/webhooks", get(webhooks::list))
+        .route("/v1/tasks/{id}/webhooks/replay", post(webhooks::replay))
+        .route("/v1/events", get(events::requester_events))
         .route("/v1/tasks/{id}/explain", get(tasks::explain))
         .route("/v1/tasks/{id}/result", get(tasks::result))
         .route("/v1/tasks/{id}/cancel", post(mutations::cancel))
@@ -111,10 +131,13 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/tasks/{id}/approve", post(mutations::approve))
         .route("/v1/tasks/{id}/dispute", post(mutations::dispute))
         .route("/v1/tasks/{id}/resolve", post(mutations::resolve))
+        .route("/v1/keys", post(keys::create).get(keys::list))
+        .route("/v1/keys/{id}", get(keys::show).delete(keys::revoke))
+        .route("/v1/usage", get(keys::usage))
         .route("/v1/info", get(overview::info))
         .route("/v1/providers", get(providers::list))
-        .route("/v1/providers/{address}", get(providers::show))
-        .route("/v1/providers/{address}/sessions", get(providers::sessions))
+        .route("/v1/providers/{address}", get(reports::show))
+        .route("/v1/providers/{address}/sessions", get(reports::sessions))
         .route("/v1/providers/{address}/registration", post(providers::refresh))
         .route("/v1/providers/{address}/status", post(providers::set_status))
         .route(rpc::PROVIDER_CONNECT_PATH, get(providers::connect))
@@ -122,17 +145,22 @@ pub(crate) fn router(app: App) -> Router {
         .route("/healthz", get(overview::healthz))
         .route("/readyz", get(overview::readyz))
         .route("/metrics", get(overview::metrics))
+        .route("/openapi.json", get(openapi::serve))
+        .route("/openrpc.json", get(openrpc::serve))
         .route_layer(from_fn(within_deadline));
     let artifacts = Router::new()
-        .route("/v1/artifacts/{digest}", get(artifacts::get).head(artifacts::head).put(artifacts::put));
+        .route("/v1/artifacts/{sha256}", get(artifacts::get).head(artifacts::head).put(artifacts::put));
     prompt
         .merge(artifacts)
+        .merge(jsonrpc::router(app.clone()))
         .fallback(async || ApiError::not_found("such path; GET /v1/info says what this is"))
         .method_not_allowed_fallback(async || {
             ApiError::new(ErrorCode::MethodNotAllowed, "this path knows no such method; see the Allow header")
         })
         // Every body is bounded where it is read, by limits of its own.
         .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(app.clone(), honour))
+        .layer(from_fn_with_state(app.clone(), identify))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

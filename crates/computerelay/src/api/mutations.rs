@@ -4,7 +4,6 @@ use axum::Json as JsonAnswer;
 use axum::extract::State;
 use rpc::error::ErrorCode;
 use rpc::tasks::{SignedMutation, TaskView};
-use store::KeyId;
 use taskmarket::{
     AcceptTask, ApproveResult, Bytes32, CancelTask, ComputeProof, DisputeTask, FailTask, Message, Mutation,
     ResolveDispute, Signed, TaskId, Verified,
@@ -14,6 +13,7 @@ use super::App;
 use super::extract::{Json, MaybeKey, TaskPath};
 use super::tasks::{find, view};
 use crate::error::ApiError;
+use crate::keys::Caller;
 
 type Answer = Result<JsonAnswer<TaskView>, ApiError>;
 
@@ -27,7 +27,7 @@ macro_rules! handlers {
             TaskPath(id): TaskPath,
             Json(body): Json<SignedMutation<$message>>,
         ) -> Answer {
-            mutate(&app, key, id, body, Mutation::$variant).await
+            mutate(&app, key.as_ref(), id, body, Mutation::$variant).await.map(JsonAnswer)
         }
     )*};
 }
@@ -42,13 +42,17 @@ handlers! {
     "resolve" resolve: ResolveDispute as Resolve;
 }
 
-async fn mutate<M: Message>(
+/// Carries a signed mutation of a task out; answers the task after it, as the holder of this key sees it.
+///
+/// # Errors
+/// There is no such task, the message is not about it, its signature is wrong, or the market refuses it.
+pub(super) async fn mutate<M: Message>(
     app: &App,
-    key: Option<KeyId>,
+    key: Option<&Caller>,
     id: TaskId,
     body: SignedMutation<M>,
     wrap: fn(Verified<M>) -> Mutation,
-) -> Answer {
+) -> Result<TaskView, ApiError> {
     let task = find(app, id).await?;
     let mutation = wrap(Signed::from(body).verify(&task.record.domain)?);
     if mutation.task_id() != id {
@@ -65,7 +69,7 @@ async fn mutate<M: Message>(
         | Mutation::Resolve(_) => None,
     };
     app.market.mutate(mutation, node).await?;
-    Ok(JsonAnswer(view(app, &find(app, id).await?, key.as_ref())))
+    Ok(view(app, &find(app, id).await?, key))
 }
 
 /// The host that an attempt is accepted for: one of the provider's that is connected and fits. A repeated message needs none.

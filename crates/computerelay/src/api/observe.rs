@@ -37,7 +37,7 @@ pub(super) async fn observe(State(app): State<App>, request: Request<Body>, next
 }
 
 /// A panic is the fault of one request: it becomes that request's answer, and the relay goes on.
-async fn guarded(answer: impl Future<Output = Response>) -> Response {
+pub(crate) async fn guarded(answer: impl Future<Output = Response>) -> Response {
     let answer = AssertUnwindSafe(answer).catch_unwind().await;
     answer.unwrap_or_else(|_| ApiError::internal(&"a handler panicked").into_response())
 }

@@ -37,7 +37,11 @@ pub(super) async fn stats(State(app): State<App>) -> Result<axum::Json<MarketSta
     Ok(axum::Json(market_stats(&app, &app.hub.totals()).await?))
 }
 
-async fn market_stats(app: &App, hub: &HubTotals) -> Result<MarketStats, ApiError> {
+/// The market in numbers.
+///
+/// # Errors
+/// The store fails.
+pub(super) async fn market_stats(app: &App, hub: &HubTotals) -> Result<MarketStats, ApiError> {
     let counts = app.market.store().counts().await?;
     Ok(MarketStats {
         tasks: counts.into_iter().map(|(status, count)| (status.to_string(), count)).collect(),

@@ -6,56 +6,17 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::relay::{ProviderList, RefreshNode, SessionList, SessionView};
+use rpc::relay::{ProviderList, RefreshNode};
 use rpc::tasks::SignedMutation;
-use store::StoredSession;
 use taskmarket::{Address, Domain, ParseError, Signed, UpdateNodeStatus, eip55};
 
 use super::App;
 use super::extract::{Json, path_part};
 use crate::error::ApiError;
 
-/// The most sessions of a provider that are listed.
-const MAX_SESSIONS: usize = 100;
-
 /// `GET /v1/providers`
 pub(super) async fn list(State(app): State<App>) -> axum::Json<ProviderList> {
     axum::Json(ProviderList { providers: app.hub.providers() })
-}
-
-/// `GET /v1/providers/{address}`
-pub(super) async fn show(
-    State(app): State<App>,
-    PathAddress(address): PathAddress,
-) -> Result<axum::Json<ProviderList>, ApiError> {
-    let mut providers = app.hub.providers();
-    providers.retain(|provider| provider.provider == address);
-    if providers.is_empty() && app.market.store().sessions(address, 1).await?.is_empty() {
-        return Err(ApiError::not_found(format_args!("provider {address}: it never connected here")));
-    }
-    Ok(axum::Json(ProviderList { providers }))
-}
-
-/// `GET /v1/providers/{address}/sessions`
-pub(super) async fn sessions(
-    State(app): State<App>,
-    PathAddress(address): PathAddress,
-) -> Result<axum::Json<SessionList>, ApiError> {
-    let sessions = app.market.store().sessions(address, MAX_SESSIONS).await?;
-    Ok(axum::Json(SessionList { sessions: sessions.into_iter().map(session_view).collect() }))
-}
-
-fn session_view(session: StoredSession) -> SessionView {
-    let (disconnected_at, reason) = session.ended.unzip();
-    SessionView {
-        session_id: session.session_id,
-        node_id: session.node_id,
-        relay_id: session.relay_id,
-        generation: session.generation,
-        connected_at: session.connected_at,
-        disconnected_at,
-        reason,
-    }
 }
 
 /// `GET /v1/provider/connect`
@@ -70,9 +31,17 @@ pub(super) async fn refresh(
     Json(body): Json<RefreshNode>,
 ) -> Result<StatusCode, ApiError> {
     check_same(address, "registration.provider", body.registration.provider)?;
-    let signed = Signed { message: body.registration, signature: body.signature };
-    app.hub.refresh(&signed.verify(&Domain::UNSETTLED)?, &body.metadata)?;
+    refresh_node(&app, body).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes a host's word of what it offers now.
+///
+/// # Errors
+/// The signature is wrong, the host has no such session, or its metadata are not in order.
+pub(super) async fn refresh_node(app: &App, body: RefreshNode) -> Result<(), ApiError> {
+    let signed = Signed { message: body.registration, signature: body.signature };
+    app.hub.refresh(&signed.verify(&Domain::UNSETTLED)?, &body.metadata).await
 }
 
 /// `POST /v1/providers/{address}/status`
@@ -82,8 +51,19 @@ pub(super) async fn set_status(
     Json(body): Json<SignedMutation<UpdateNodeStatus>>,
 ) -> Result<StatusCode, ApiError> {
     check_same(address, "mutation.provider", body.mutation.provider)?;
-    app.hub.set_status(&Signed::from(body).verify(&Domain::UNSETTLED)?).await?;
+    set_node_status(&app, body).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes a provider's word of whether a host takes work.
+///
+/// # Errors
+/// The signature is wrong, or a newer word is known.
+pub(super) async fn set_node_status(
+    app: &App,
+    body: SignedMutation<UpdateNodeStatus>,
+) -> Result<(), ApiError> {
+    app.hub.set_status(&Signed::from(body).verify(&Domain::UNSETTLED)?).await
 }
 
 fn check_same(path: Address, field: &'static str, said: Address) -> Result<(), ApiError> {
@@ -95,7 +75,7 @@ fn check_same(path: Address, field: &'static str, said: Address) -> Result<(), A
 }
 
 /// The address in the path.
-pub(super) struct PathAddress(Address);
+pub(super) struct PathAddress(pub(super) Address);
 
 impl FromRequestParts<App> for PathAddress {
     type Rejection = ApiError;

@@ -4,13 +4,14 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::tasks::{Explanation, PublishTask, TaskPage, TaskQuery, TaskView};
-use store::{KeyId, StoredTask, TaskFilter};
+use rpc::tasks::{Explanation, PublishTask, PublishedTask, TaskPage, TaskQuery, TaskView};
+use store::{StoredTask, TaskFilter};
 use taskmarket::{Domain, Signed, TaskId};
 
 use super::extract::{Json, Key, Query, TaskPath};
 use super::{App, MAX_PAGE, blob};
 use crate::error::{ApiError, MarketError};
+use crate::keys::Caller;
 use crate::market::DOMAINS;
 
 /// Tasks on a page unless the client says otherwise.
@@ -22,17 +23,43 @@ pub(super) async fn publish(
     Key(key): Key,
     Json(body): Json<PublishTask>,
 ) -> Result<Response, ApiError> {
+    let mut body = body;
+    let callback_url = body.callback_url.take();
+    if let Some(url) = &callback_url {
+        app.webhooks.check_url(url)?;
+    }
+    let (stored, is_new) = take_in(&app, &key, body).await?;
+    let callback_secret = match callback_url {
+        None => None,
+        Some(_) if !key.may_read(&stored.owner) => {
+            let why = "only the API key that published the task can have its events sent";
+            return Err(ApiError::new(ErrorCode::Forbidden, why).with_param("callback_url"));
+        }
+        Some(url) => Some(app.webhooks.add(stored.record.id, url).await?),
+    };
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("/v1/tasks/{}", stored.record.id);
+    let headers = [(http::header::LOCATION, location)];
+    let answer = PublishedTask { task: view(&app, &stored, Some(&key)), callback_secret };
+    Ok((status, headers, axum::Json(answer)).into_response())
+}
+
+/// Takes a signed task in for an API key, or finds it if it is there; the flag says whether it is new.
+///
+/// # Errors
+/// The signature or the domain is wrong, or the market refuses the task.
+pub(super) async fn take_in(
+    app: &App,
+    key: &Caller,
+    body: PublishTask,
+) -> Result<(StoredTask, bool), ApiError> {
     let domain = DOMAINS.iter().find(|domain| domain.verifying_contract == body.verifying_contract);
     let Some(domain) = domain else {
         let asked = Domain { verifying_contract: body.verifying_contract, ..Domain::UNSETTLED };
         return Err(MarketError::UnknownDomain { asked, takes: DOMAINS.to_vec() }.into());
     };
     let task = Signed { message: body.task, signature: body.signature }.verify(domain)?;
-    let (stored, is_new) = app.market.publish(task, key.clone()).await?;
-    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    let location = format!("/v1/tasks/{}", stored.record.id);
-    let headers = [(http::header::LOCATION, location)];
-    Ok((status, headers, axum::Json(view(&app, &stored, Some(&key)))).into_response())
+    Ok(app.market.publish(task, key.id.clone()).await?)
 }
 
 /// `GET /v1/tasks`
@@ -41,6 +68,14 @@ pub(super) async fn list(
     Key(key): Key,
     Query(query): Query<TaskQuery>,
 ) -> Result<axum::Json<TaskPage>, ApiError> {
+    page(&app, &key, query).await.map(axum::Json)
+}
+
+/// A page of the tasks that a query asks for, as the holder of a key sees them.
+///
+/// # Errors
+/// The limit or the cursor is wrong, or the store fails.
+pub(super) async fn page(app: &App, key: &Caller, query: TaskQuery) -> Result<TaskPage, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
         let message = format!("limit: 1 to {MAX_PAGE}");
@@ -55,9 +90,11 @@ pub(super) async fn list(
         created_from: None,
         created_before: None,
     };
+    // Read before the page, so that the page has at least what was committed up to it.
+    let last_event_id = app.market.store().last_seq().await?;
     let page = app.market.store().list(filter, cursor, limit as usize).await?;
-    let tasks = page.tasks.iter().map(|task| view(&app, task, Some(&key))).collect();
-    Ok(axum::Json(TaskPage { tasks, next_cursor: page.next.map(|cursor| cursor.to_string()) }))
+    let tasks = page.tasks.iter().map(|task| view(app, task, Some(key))).collect();
+    Ok(TaskPage { tasks, next_cursor: page.next.map(|cursor| cursor.to_string()), last_event_id })
 }
 
 /// `GET /v1/tasks/{id}`
@@ -105,16 +142,17 @@ pub(super) async fn find(app: &App, id: TaskId) -> Result<StoredTask, ApiError> 
     app.market.task(id).await?.ok_or_else(|| MarketError::NotFound(id).into())
 }
 
-/// The task, if there is one and this key published it.
-pub(super) async fn find_owned(app: &App, id: TaskId, key: &KeyId) -> Result<StoredTask, ApiError> {
+/// The task, if there is one and this caller may see it whole.
+pub(super) async fn find_owned(app: &App, id: TaskId, key: &Caller) -> Result<StoredTask, ApiError> {
     let task = find(app, id).await?;
-    if task.owner == *key {
+    if key.may_read(&task.owner) {
         return Ok(task);
     }
-    Err(ApiError::new(ErrorCode::Forbidden, "only the API key that published the task can read this"))
+    Err(ApiError::new(ErrorCode::Forbidden, "only the API key that published the task, or an admin's, can read this"))
 }
 
-/// A task as the holder of a key sees it: whole if it published the task.
-pub(super) fn view(app: &App, task: &StoredTask, key: Option<&KeyId>) -> TaskView {
-    TaskView::new(&task.record, key == Some(&task.owner), app.market.progress(&task.record))
+/// A task as the holder of a key sees it: whole if the key published the task, or is an admin's.
+pub(super) fn view(app: &App, task: &StoredTask, key: Option<&Caller>) -> TaskView {
+    let is_whole = key.is_some_and(|key| key.may_read(&task.owner));
+    TaskView::new(&task.record, is_whole, app.market.progress(&task.record))
 }

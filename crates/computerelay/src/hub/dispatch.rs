@@ -210,7 +210,9 @@ impl Dispatcher<'_> {
             let hub = &hub;
             stream::iter(forsaken)
                 .for_each_concurrent(CONCURRENT, |(task_id, attempt)| async move {
-                    if !hub.release(task_id, attempt, ReleaseReason::SessionLost).await {
+                    if hub.is_elsewhere(task_id).await {
+                        hub.floor().forsake_again(task_id, Instant::now() + hub.config.grace);
+                    } else if !hub.release(task_id, attempt, ReleaseReason::SessionLost).await {
                         hub.floor().forsake_again(task_id, Instant::now() + RETRY);
                     }
                 })

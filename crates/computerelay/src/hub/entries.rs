@@ -14,6 +14,8 @@ use super::tries::Tries;
 pub(super) struct Waiting {
     pub(super) version: u64,
     pub(super) created_at: Timestamp,
+    /// Since when it can be taken, where this relay saw that.
+    pub(super) since: Option<Instant>,
     pub(super) need: Need,
     pub(super) kind: Kind,
     /// Providers whose lease on it lapsed.
@@ -67,6 +69,8 @@ pub(super) struct Held {
 pub(super) struct Plan {
     pub(super) task_id: TaskId,
     pub(super) live: Arc<Live>,
+    /// Since when the task can be taken, where this relay saw that.
+    pub(super) since: Option<Instant>,
 }
 
 /// An attempt that ended without its host's doing: the host is to stop.

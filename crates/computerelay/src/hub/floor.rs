@@ -264,7 +264,7 @@ impl Floor {
         match &record.state {
             State::Open => {
                 let (call_off, tries) = self.end_attempt(record, word, now);
-                self.wait(record, tries, now);
+                self.wait(record, tries, word.is_some().then_some(now), now);
                 call_off
             }
             State::Accepted { lease } => {
@@ -296,7 +296,8 @@ impl Floor {
     }
 
     /// Puts an open task where it can be placed, with what is known of earlier tries.
-    fn wait(&mut self, record: &TaskRecord, tries: Option<Tries>, now: Instant) {
+    /// `since` is when it became open, where that was seen.
+    fn wait(&mut self, record: &TaskRecord, tries: Option<Tries>, since: Option<Instant>, now: Instant) {
         let lapsed: Vec<Address> = record.lapsed.iter().map(|provider| provider.0).collect();
         if let Some(offering) = self.offering.get_mut(&record.id) {
             offering.waiting.version = record.version;
@@ -304,12 +305,14 @@ impl Floor {
             return;
         }
         let place = (record.created_at, record.id);
-        let known = self.waiting.remove(&place).map(|waiting| waiting.tries);
+        let known = self.waiting.remove(&place);
+        let since = known.as_ref().and_then(|known| known.since).or(since);
+        let known = known.map(|waiting| waiting.tries);
         let tries = tries.or(known).unwrap_or_else(|| Tries::of(record, self.backoff.failed, now));
         let need = Need::of(&record.task);
         let kind = Kind::of(&record.task);
         let waiting =
-            Waiting { version: record.version, created_at: record.created_at, need, kind, lapsed, tries };
+            Waiting { version: record.version, created_at: record.created_at, since, need, kind, lapsed, tries };
         self.waiting.insert(place, waiting);
     }
 
@@ -412,9 +415,10 @@ impl Floor {
         let waiting = self.waiting.remove(&place)?;
         // From here the floor's own count of what each host was given stands for the reservation.
         self.index.release(&key);
+        let since = waiting.since;
         self.offering.insert(task_id, Offering { key, waiting });
         self.give(&key, 1);
-        Some(Plan { task_id, live })
+        Some(Plan { task_id, live, since })
     }
 
     /// Ends an offer that was not taken: the task waits again, with the reason noted against the host.

