@@ -154,7 +154,7 @@ pub fn publish(now: Timestamp, task: &Verified<Task>) -> Result<TaskRecord, Reje
     } else {
         check_unsettled(message)?;
     }
-    Ok(found(task.signed(), task.domain(), now))
+    Ok(found(task, now))
 }
 
 fn check_config(task: &Task) -> Result<(), Rejection> {
@@ -424,7 +424,12 @@ fn dispute(
     let message = dispute.message();
     require_result(record, message.provider, message.attempt, message.result_hash)?;
     match &record.state {
-        State::Disputed { .. } => Ok(None),
+        State::Disputed { dispute, .. }
+            if dispute.reason == message.reason && dispute.evidence == message.evidence.parse().ok() =>
+        {
+            Ok(None)
+        }
+        State::Disputed { .. } => Err(conflict(record, "it is already disputed, in other words")),
         State::Submitted { dispute_until, .. } if now < *dispute_until => {
             fresh(now, message.issued_at)?;
             if message.reason.is_empty() || message.reason.len() > MAX_REASON_BYTES {

@@ -4,11 +4,11 @@ use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
 use crate::decide::{self, Mutation, Rejection};
-use crate::eip712::{Domain, SignatureError, Signed};
+use crate::eip712::{Domain, SignatureError, Signed, Verified};
 use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
-use crate::primitives::{Bytes32, Timestamp, eip55};
+use crate::primitives::{Bytes32, TaskId, Timestamp, eip55};
 use crate::record::{
     Completion, Dispute, Failure, Lease, Provider, Resolution, Settlement, State, Submission, TaskRecord,
 };
@@ -201,12 +201,12 @@ pub struct Recorded {
 }
 
 /// The record that a first event founds.
-pub(crate) fn found(task: &Signed<Task>, domain: Domain, at: Timestamp) -> TaskRecord {
+pub(crate) fn found(task: &Verified<Task>, at: Timestamp) -> TaskRecord {
     TaskRecord {
-        id: task.message.id(&domain),
-        domain,
-        task: task.message.clone(),
-        signature: task.signature,
+        id: TaskId(task.digest()),
+        domain: task.domain(),
+        task: task.message().clone(),
+        signature: task.signed().signature,
         state: State::Open,
         attempts: 0,
         provider: None,

@@ -274,7 +274,7 @@ impl World {
                 .say(ApproveResult { task_id, provider: proven_by, attempt, result_hash, issued_at })
                 .map(Mutation::Approve),
             Cause::Dispute => {
-                let (reason, evidence) = ("it is wrong".to_owned(), String::new());
+                let (reason, evidence) = (format!("it is wrong, word {salt}"), String::new());
                 let provider = proven_by;
                 let dispute =
                     DisputeTask { task_id, provider, attempt, result_hash, reason, evidence, issued_at };
