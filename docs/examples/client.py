@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 import time
+import urllib.error
 import urllib.request
 from datetime import datetime, timezone
 
@@ -77,8 +78,13 @@ class Relay:
         request.add_header("Authorization", f"Bearer {self.key}")
         if body is not None:
             request.add_header("Content-Type", kind)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.read()
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from None
+        except urllib.error.URLError as error:
+            raise SystemExit(f"{method} {path}: {error.reason}") from None
 
     def json(self, method, path, value=None):
         return json.loads(self.call(method, path, None if value is None else json.dumps(value).encode()))
@@ -116,10 +122,13 @@ def publish(relay, account, module, data):
         "arbiter": ZERO,
         "salt": "0x" + secrets.token_hex(32),
     }
-    domain = relay.json("GET", "/v1/info")["domains"][0]
-    signable = typed("Task", task, domain["chain_id"], domain["verifying_contract"])
+    domains = relay.json("GET", "/v1/info")["domains"]
+    # The zero contract: a task that nobody settles on a chain.
+    domain = next(domain for domain in domains if int(domain["verifying_contract"], 16) == 0)
+    contract = domain["verifying_contract"]
+    signable = typed("Task", task, domain["chain_id"], contract)
     signature = "0x" + account.sign_message(signable).signature.hex().removeprefix("0x")
-    answer = relay.json("POST", "/v1/tasks", {"task": task, "signature": signature})
+    answer = relay.json("POST", "/v1/tasks", {"task": task, "signature": signature, "verifying_contract": contract})
     assert answer["task_id"] == digest(signable), "the relay computed another task id"
     return answer["task_id"]
 
@@ -163,6 +172,8 @@ def approve(relay, account, view):
 
 
 def main():
+    if len(sys.argv) != 4 or not os.environ.get("ZORAI_AI_API_KEY"):
+        raise SystemExit(__doc__.strip())
     url, module, given = sys.argv[1:]
     relay = Relay(url, os.environ["ZORAI_AI_API_KEY"])
     account = Account.create()

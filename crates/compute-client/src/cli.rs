@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use daemon::{Secret, read_secret_file};
 use taskmarket::{Address, ParseError, TaskId, eip55};
 
@@ -13,8 +14,9 @@ use crate::ui::Ui;
 
 /// Runs work on other people's GPUs, and checks what comes back.
 ///
-/// A task names a model and an input. It is signed with your key, published at a relay, run by a provider in a sandbox, and comes
-/// back with a signed proof that this program checks before you see the result.
+/// A task names a model and an input. It is signed with your key, published at
+/// a relay, run by a provider in a sandbox, and comes back with a signed proof
+/// that this program checks before you see the result.
 ///
 /// Try it on this machine, with a relay and a provider of its own:
 ///
@@ -31,7 +33,7 @@ use crate::ui::Ui;
     verbatim_doc_comment,
     propagate_version = true,
     after_help = "Exit codes: 0 done; 1 the task or request failed; 2 wrong usage; 3 not authorised; 4 cannot reach the \
-                  relay; 5 a verification failed."
+                  relay; 5 a verification failed; 130 ended by Ctrl-C."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -68,7 +70,7 @@ pub(crate) struct Global {
     #[arg(long, env = "ZORAI_CA_FILE", value_name = "FILE", global = true)]
     pub(crate) ca_file: Option<PathBuf>,
 
-    /// Print JSON on standard output
+    /// Print JSON on standard output. With `run --poll` it is about the result, which itself goes to --output FILE alone
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
@@ -146,6 +148,22 @@ pub(crate) struct TaskArgs {
     pub(crate) id: TaskId,
 }
 
+/// Clap's usage line after an error counts what the environment gives as required; this puts the command's own there.
+pub(crate) fn restore_usage(error: &mut clap::Error, arguments: impl Iterator<Item = String>) {
+    if error.get(ContextKind::Usage).is_none() {
+        return;
+    }
+    let mut root = Cli::command();
+    root.build();
+    let mut command = &mut root;
+    for argument in arguments {
+        if command.find_subcommand(&argument).is_some() {
+            command = command.find_subcommand_mut(&argument).expect("it was found just now");
+        }
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+}
+
 /// Reads an address from the command line.
 pub(crate) fn parse_address(text: &str) -> Result<Address, ParseError> {
     eip55::parse(text)
@@ -154,7 +172,6 @@ pub(crate) fn parse_address(text: &str) -> Result<Address, ParseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_commands_are_well_formed() {

@@ -26,7 +26,8 @@ const WASM_MAGIC: &[u8] = b"\0asm";
 /// The files that the `embed` runtime needs of a model's folder.
 pub(crate) const EMBED_NEEDS: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
 /// The files that it reads where they are there.
-pub(crate) const EMBED_READS: [&str; 3] = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+pub(crate) const EMBED_READS: [&str; 3] =
+    ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
 
 /// What the user named, looked at but not read through: enough to refuse what cannot run before anything is hashed.
 #[derive(Debug)]
@@ -148,13 +149,16 @@ impl Named {
             Place::File { bytes, .. } => {
                 check_size(flag, &text, bytes, limit)?;
                 let path = PathBuf::from(&text);
-                let (digest, bytes) = Digest::of_file(&path).await.or_usage(format_args!("{flag}: {text}"))?;
+                let (digest, bytes) =
+                    Digest::of_file(&path).await.or_usage(format_args!("{flag}: {text}"))?;
                 Content::of_blob(digest, bytes, Source::File(path))
             }
             Place::Folder => {
                 let path = Path::new(&text);
                 let manifest = match runtime {
-                    Some(Runtime::Embed) => embed_manifest(path).await.or_usage(format_args!("{flag}: {text}"))?,
+                    Some(Runtime::Embed) => {
+                        embed_manifest(path).await.or_usage(format_args!("{flag}: {text}"))?
+                    }
                     Some(Runtime::Wasm) | None => FolderManifest::of_dir(path).await.or_usage(flag)?,
                 };
                 for FolderEntry { path: name, size, .. } in manifest.entries() {
@@ -339,8 +343,10 @@ fn check_size(flag: &str, what: &str, bytes: u64, limit: u64) -> Outcome {
         return Ok(());
     }
     let (bytes, limit) = (size(bytes), size(limit));
-    Err(Failure::usage(format_args!("{flag}: {what} is more than the relay takes: {bytes}, of {limit} at most"))
-        .hint("publish it at an https:// URL and give that"))
+    Err(Failure::usage(format_args!(
+        "{flag}: {what} is more than the relay takes: {bytes}, of {limit} at most"
+    ))
+    .hint("publish it at an https:// URL and give that"))
 }
 
 async fn begins_as_wasm(path: &Path) -> bool {

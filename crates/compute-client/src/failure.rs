@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Unreachable = 4,
     /// A verification failed.
     Unverified = 5,
+    /// Ended by Ctrl-C.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -139,8 +141,15 @@ mod tests {
 
     #[test]
     fn the_codes_are_the_documented_ones() {
-        let codes =
-            [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotAuthorised, Exit::Unreachable, Exit::Unverified];
-        assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
+        let codes = [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::NotAuthorised,
+            Exit::Unreachable,
+            Exit::Unverified,
+            Exit::Interrupted,
+        ];
+        assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5, 130]);
     }
 }

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use daemon::{Secret, default_data_dir, read_secret_file};
-use wallet::{KEY_FILE, Wallet, WalletError, default_keystore};
+use wallet::{KEY_FILE, PASSWORD_FILE, Wallet, WalletError, default_keystore};
 
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome};
@@ -50,11 +50,18 @@ pub(crate) async fn load(global: &Global, ui: &Ui, if_missing: IfMissing) -> Out
         .hint("give the key that published the task: --key-file FILE, or ZORAI_KEY_FILE"));
     }
     let folder = default_data_dir(PROGRAM);
+    let kept = folder.join(PASSWORD_FILE);
+    let is_given = password.is_some();
     let work = move || default_keystore(&folder, password.as_ref().map(Secret::expose));
     let (wallet, made) =
         tokio::task::spawn_blocking(work).await.map_err(Failure::failed)?.map_err(refused)?;
     if made {
-        ui.say(format_args!("made a key for you: {} in {}", wallet.address(), default_path().display()));
+        let password = if is_given { "you gave".to_owned() } else { format!("in {}", kept.display()) };
+        let (address, path) = (wallet.address(), default_path());
+        ui.say(format_args!(
+            "made a key for you: {address} in {}, with the password {password}",
+            path.display()
+        ));
     }
     Ok(wallet)
 }

@@ -48,7 +48,8 @@ async fn run() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            cli::restore_usage(&mut error, std::env::args().skip(1));
             // Help and version are data and end well; clap knows which is which.
             let _ = error.print();
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();

@@ -8,6 +8,7 @@ use daemon::Secret;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use rpc::error::{ErrorBody, ErrorCode};
+use rpc::relay::{Info, Limits};
 use rpc::tasks::{Explanation, PublishTask, SignedMutation, TaskHistory, TaskView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +32,9 @@ const MAX_JSON_BYTES: usize = 64 << 20;
 const MAX_TRIES: u32 = 4;
 /// The longest pause that a relay can ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+/// What to do where the relay is out of reach, besides looking at the command line.
+pub(crate) const LOOK_CLOSER: &str = "`zorai-compute doctor` looks closer";
 
 /// A client of one relay. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,6 +83,11 @@ impl Relay {
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Outcome<T> {
         let request = || self.request(Method::GET, path).timeout(PATIENCE);
         self.json(self.send(request).await?).await
+    }
+
+    /// What the relay takes at most.
+    pub(crate) async fn limits(&self) -> Outcome<Limits> {
+        Ok(self.get::<Info>("v1/info").await?.limits)
     }
 
     /// Shows a task.
@@ -224,8 +233,12 @@ impl Relay {
     }
 
     fn unreachable_because(&self, why: &str) -> Failure {
-        Failure::new(Exit::Unreachable, format_args!("cannot reach the relay at {}: {why}", self.url()))
-            .hint("check --relay and the network; `zorai-compute doctor` looks closer")
+        let failure =
+            Failure::new(Exit::Unreachable, format_args!("cannot reach the relay at {}: {why}", self.url()));
+        match tls_hint(self.base.scheme(), why) {
+            Some(hint) => failure.hint(hint),
+            None => failure.hint("check --relay and the network").hint(LOOK_CLOSER),
+        }
     }
 
     /// A refusal in the relay's words.
@@ -233,10 +246,14 @@ impl Relay {
         let status = response.status();
         let body = read(response).await.unwrap_or_default();
         let detail = serde_json::from_slice::<ErrorBody>(&body).ok().map(|body| body.error);
-        let message = detail.as_ref().map_or_else(
-            || format!("HTTP {status}"),
-            |detail| format!("{} ({})", clean(&detail.message), clean(&detail.code)),
-        );
+        let message = match &detail {
+            Some(detail) => format!("{} ({})", clean(&detail.message), clean(&detail.code)),
+            // Answers to HEAD have no body.
+            None if status == StatusCode::UNAUTHORIZED => {
+                format!("an API key that it knows is needed ({})", ErrorCode::InvalidApiKey.as_str())
+            }
+            None => format!("HTTP {status}"),
+        };
         let exit = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Exit::NotAuthorised,
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -262,6 +279,22 @@ impl Relay {
                 .hint("check the id and --relay: a task is known at the relay that it was published at"),
             (Some(_) | None, _) => failure,
         }
+    }
+}
+
+/// What to change, where TLS is the reason that a relay cannot be reached.
+fn tls_hint(scheme: &str, why: &str) -> Option<&'static str> {
+    let says = |words: &str| why.contains(words);
+    match scheme {
+        "https" if says("InvalidContentType") => Some("this port speaks plain HTTP: write http://"),
+        "https" if says("CaUsedAsEndEntity") => Some(
+            "the relay's certificate is a CA certificate; make one with -addext basicConstraints=critical,CA:FALSE",
+        ),
+        "https" if says("UnknownIssuer") => {
+            Some("if the relay has a certificate of a private authority, name that one: --ca-file FILE")
+        }
+        "http" if says("invalid HTTP") => Some("this port speaks TLS: write https://"),
+        _ => None,
     }
 }
 
@@ -351,6 +384,23 @@ mod tests {
             assert!(!format!("{failure:?}").contains("hunter2"));
         }
         assert!(!format!("{:?}", relay("http://localhost:1").unwrap()).contains("\"k\""));
+    }
+
+    #[test]
+    fn mixed_up_tls_has_its_own_hint() {
+        for (scheme, why, hint) in [
+            (
+                "https",
+                "client error (Connect): received corrupt message of type InvalidContentType",
+                "http://",
+            ),
+            ("http", "client error (SendRequest): invalid HTTP version parsed", "https://"),
+            ("https", "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "CA:FALSE"),
+            ("https", "invalid peer certificate: UnknownIssuer", "--ca-file"),
+        ] {
+            assert!(tls_hint(scheme, why).unwrap().contains(hint), "{why}");
+        }
+        assert_eq!(tls_hint("http", "tcp connect error: Connection refused"), None);
     }
 
     #[test]

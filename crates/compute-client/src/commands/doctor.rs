@@ -7,28 +7,30 @@ use taskmarket::CLOCK_TOLERANCE_SECS;
 use crate::cli::Global;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::now;
-use crate::key;
-use crate::relay::Relay;
+use crate::key::{self, IfMissing};
+use crate::relay::{LOOK_CLOSER, Relay};
 use crate::ui::{Style, Ui};
 
 /// Checks one thing after the other; the exit code is that of the first that is wrong.
 pub(crate) async fn run(global: &Global, ui: &Ui) -> Outcome {
     let mut first = None;
+    let mut failed: Vec<String> = Vec::new();
     let mut report = |name: &str, check: Outcome<String>| -> Outcome {
         match check {
             Ok(words) => ui.print(format_args!("{} {name}: {words}", ui.paint(Style::Good, "ok  "))),
             Err(failure) => {
                 ui.print(format_args!("{} {name}: {}", ui.paint(Style::Bad, "FAIL"), failure.message()))?;
-                for hint in failure.hints() {
+                for hint in failure.hints().iter().filter(|hint| *hint != LOOK_CLOSER) {
                     ui.print(format_args!("       {hint}"))?;
                 }
                 first.get_or_insert(failure.exit());
+                failed.push(name.to_owned());
                 Ok(())
             }
         }
     };
     report("version", Ok(env!("CARGO_PKG_VERSION").to_owned()))?;
-    report("key", check_key(global))?;
+    report("key", check_key(global, ui).await)?;
     match global.relay(ui) {
         Err(failure) => report("relay", Err(failure))?,
         Ok(relay) => match relay.get::<Info>("v1/info").await {
@@ -43,14 +45,17 @@ pub(crate) async fn run(global: &Global, ui: &Ui) -> Outcome {
     }
     match first {
         None => Ok(()),
-        Some(exit) => Err(Failure::new(exit, "something is not right")),
+        Some(exit) => Err(Failure::new(exit, format_args!("not as it should be: {}", failed.join(", ")))),
     }
 }
 
-fn check_key(global: &Global) -> Outcome<String> {
+async fn check_key(global: &Global, ui: &Ui) -> Outcome<String> {
     let path = global.key_file.clone().unwrap_or_else(key::default_path);
     match (path.exists(), &global.key_file) {
-        (true, _) => Ok(path.display().to_string()),
+        (true, _) => {
+            let wallet = key::load(global, ui, IfMissing::Refuse).await?;
+            Ok(format!("{} in {}", wallet.address(), path.display()))
+        }
         (false, None) => Ok("none yet; `run` makes one on first use".to_owned()),
         (false, Some(_)) => Err(Failure::usage(format_args!("{} does not exist", path.display()))
             .hint("make one: zorai-compute wallet new --out FILE")),

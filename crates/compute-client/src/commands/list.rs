@@ -1,5 +1,8 @@
 //! `list`: tasks, newest first.
 
+use std::io::IsTerminal as _;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use rpc::tasks::{ShownTask, TaskPage, TaskView};
 use taskmarket::{Address, Status};
 
@@ -7,7 +10,7 @@ use crate::cli::{Global, parse_address};
 use crate::failure::Outcome;
 use crate::follow::ago;
 use crate::relay::Relay;
-use crate::ui::{Ui, clean};
+use crate::ui::{Style, Ui, clean};
 
 /// The largest page that relays give.
 const MAX_PAGE: u32 = 1000;
@@ -24,8 +27,8 @@ pub(crate) struct Args {
     /// Held, or last held, by this address
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     provider: Option<Address>,
-    /// In this status: open, accepted, submitted, completed, disputed, resolved, cancelled, expired or failed
-    #[arg(long)]
+    /// In this status
+    #[arg(long, value_parser = statuses())]
     status: Option<Status>,
     /// Asking for exactly this GPU type, in any case
     #[arg(long, value_name = "NAME")]
@@ -38,12 +41,22 @@ pub(crate) struct Args {
     all: bool,
 }
 
+/// Reads a status, and lets help, completions and errors list them all.
+fn statuses() -> impl TypedValueParser<Value = Status> {
+    PossibleValuesParser::new(Status::ALL.map(Status::as_str)).try_map(|word| word.parse::<Status>())
+}
+
 /// Lists tasks.
 pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let relay = global.relay(ui)?;
     let mut cursor = None;
     let mut collected = Vec::new();
     let mut last_event_id = None;
+    // Programs read the lines as they are; people are told what they see.
+    if !ui.json && std::io::stdout().is_terminal() {
+        let columns = format!("{:<66}  {:<9}  {:<7}  {:<8}  BUDGET  AGE", "TASK", "STATUS", "RUNTIME", "GPU");
+        ui.print(ui.paint(Style::Bold, columns))?;
+    }
     loop {
         let page = page(&relay, args, cursor.as_deref()).await?;
         // Of the first page: the later ones may have newer tasks left out.
@@ -94,5 +107,5 @@ fn row(view: &TaskView) -> String {
     };
     let gpu = if gpu.is_empty() { "any".to_owned() } else { clean(gpu) };
     let (status, age) = (view.status.as_str(), ago(view.created_at));
-    format!("{}  {status:<9}  {runtime:<5}  {gpu:<8}  {budget}  {age}", view.task_id)
+    format!("{}  {status:<9}  {runtime:<7}  {gpu:<8}  {budget}  {age}", view.task_id)
 }

@@ -4,24 +4,25 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::value_parser;
 use rpc::tasks::PublishTask;
 use serde_json::json;
 use taskmarket::params::{Params, WasmParams};
 use taskmarket::{
-    Address, Amount, B256, Bytes32, ContentHash, Domain, Message as _, Runtime, Signed, Status, Task,
-    TaskConfig, TaskId, Timestamp,
+    Address, Amount, B256, Bytes32, ContentHash, Domain, MAX_ATTEMPTS, MAX_DURATION_SECS, MAX_GPU_COUNT,
+    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Signed, Status, Task, TaskConfig, TaskId, Timestamp,
 };
 use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
 use crate::commands::approve::approve;
-use crate::content::Content;
+use crate::content::{Content, Named};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::{Follower, now};
 use crate::key::{self, IfMissing};
 use crate::proof::{self, Checked, Receipt};
 use crate::relay::Relay;
-use crate::ui::{Style, Ui};
+use crate::ui::{Style, Ui, span};
 
 /// How long after a task's deadline the relay may take to say so.
 const DEADLINE_MARGIN_SECS: u64 = 60;
@@ -44,10 +45,10 @@ const DEADLINE_MARGIN_SECS: u64 = 60;
     the result goes there instead. Providers see what they run: do not send them secrets."
 )]
 pub(crate) struct Args {
-    /// The model or program: a reference, a local file or folder, or `-` for standard input
+    /// The model or program: a reference (https://, artifact://, file://), a local file or folder, or `-` for standard input
     #[arg(long, value_name = "REF|PATH")]
     model: String,
-    /// The model's SHA-256 (a folder's digest for a folder); local content is checked against it
+    /// The model's SHA-256 (of a folder, the digest of its list of files); local content is checked against it
     #[arg(long, value_name = "SHA256")]
     model_hash: Option<ContentHash>,
     /// The input: a reference, a local file, or `-` for standard input
@@ -79,7 +80,7 @@ pub(crate) struct Args {
     )]
     gpu_type: String,
     /// GPUs [default: 1 if a GPU is asked for, else 0]
-    #[arg(long, value_name = "N", help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=i64::from(MAX_GPU_COUNT)), help_heading = "Machine")]
     gpu_count: Option<u32>,
     /// Memory of each GPU, in MiB
     #[arg(
@@ -92,22 +93,22 @@ pub(crate) struct Args {
     min_vram: u64,
 
     /// What you offer, in the token's smallest unit
-    #[arg(long, value_name = "AMOUNT", default_value = "0", help_heading = "Terms")]
+    #[arg(long, value_name = "AMOUNT", default_value = "0", allow_hyphen_values = true, value_parser = parse_amount, help_heading = "Terms")]
     budget: Amount,
     /// How long one attempt may run, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = "Terms")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=MAX_DURATION_SECS), help_heading = "Terms")]
     max_duration: u64,
     /// How many attempts are made before the task counts as failed
-    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Terms")]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=i64::from(MAX_ATTEMPTS)), help_heading = "Terms")]
     max_attempts: u32,
     /// When the offer ends: a duration (90s, 15m, 1h, 2d) or RFC 3339
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = Deadline::parse, help_heading = "Terms")]
     deadline: Deadline,
     /// How long you may dispute a result, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, help_heading = "Terms")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = value_parser!(u64).range(..=MAX_WINDOW_SECS), help_heading = "Terms")]
     dispute_window: u64,
     /// How long an arbiter has to resolve a dispute, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 604_800, help_heading = "Terms")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 604_800, value_parser = value_parser!(u64).range(..=MAX_WINDOW_SECS), help_heading = "Terms")]
     arbiter_window: u64,
     /// Who resolves disputes [default: nobody]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address, help_heading = "Terms")]
@@ -178,14 +179,18 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     check_usage(&args, ui)?;
     // Asked for first: nothing is hashed for a relay that is not named.
     let relay = if args.dry_run { None } else { Some(global.relay(ui)?) };
+    let (task, model, input) = prepare(&args, relay.as_ref(), ui).await?;
+    // A key is made for a task that passed all that can be checked here.
     let wallet = key::load(global, ui, IfMissing::Make).await?;
-    let model = Content::of("--model", &args.model).await?;
-    let input = Content::of("--input", &args.input).await?;
-    let task = task_of(&args, &wallet, &model, &input)?;
+    let task = Task { requester: wallet.address(), ..task };
+    check(&task, &wallet)?;
     let Some(relay) = relay else { return show(&task, ui) };
     let started = Instant::now();
     let id = publish(&relay, &wallet, &task, &[&model, &input], ui).await?;
     if !args.poll {
+        ui.say(format_args!("follow it: zorai-compute events {id} --follow, or zorai-compute status {id}"));
+        let window = span(Duration::from_secs(task.dispute_window));
+        ui.say(format_args!("its result may be disputed for {window} after it is submitted"));
         return if ui.json {
             ui.print_json(&json!({ "task_id": id, "status": "open" }))
         } else {
@@ -208,10 +213,42 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     }
     let receipt = Receipt::new(&checked, status, started.elapsed(), output);
     if ui.json {
+        if output.is_none() {
+            ui.say(format_args!(
+                "the result was checked, not written: give --output FILE, or zorai-compute result {id} --output FILE"
+            ));
+        }
         return ui.print_json(&receipt);
     }
     receipt.say(ui);
     Ok(())
+}
+
+/// Looks at what the flags name, then reads and hashes it, and gives the task, of nobody yet.
+async fn prepare(args: &Args, relay: Option<&Relay>, ui: &Ui) -> Outcome<(Task, Content, Content)> {
+    let model = Named::look("--model", &args.model).await?;
+    let input = Named::look("--input", &args.input).await?;
+    let runtime = args.runtime.or(model.runtime()).ok_or_else(|| {
+        let all: Vec<_> = Runtime::ALL.iter().map(|runtime| runtime.as_str()).collect();
+        Failure::usage("what executes this model is not certain")
+            .hint(format_args!("name the runtime: --runtime {}", all.join(" or --runtime ")))
+    })?;
+    model.check_model(runtime)?;
+    input.check_input(runtime)?;
+    let params = params_of(args, runtime)?;
+    for named in [&model, &input] {
+        named.warn(ui);
+    }
+    let limit = match relay {
+        Some(relay) => relay.limits().await?.max_artifact_bytes,
+        None => u64::MAX,
+    };
+    let model = model.content(Some(runtime), limit).await?;
+    let input = input.content(None, limit).await?;
+    let nobody = Wallet::random();
+    let task = task_of(args, runtime, params, nobody.address(), &model, &input)?;
+    check(&task, &nobody)?;
+    Ok((task, model, input))
 }
 
 /// Uploads what the relay has not got, signs the task and publishes it.
@@ -305,29 +342,31 @@ fn check_usage(args: &Args, ui: &Ui) -> Outcome {
 }
 
 fn interrupted(id: TaskId) -> Failure {
-    Failure::failed("stopped waiting; the task goes on")
+    Failure::new(Exit::Interrupted, "stopped waiting; the task goes on")
         .hint(format_args!("follow it: zorai-compute events {id} --follow"))
         .hint(format_args!("get its result, once submitted: zorai-compute result {id} --output FILE"))
         .hint(format_args!("withdraw it while it is open: zorai-compute cancel {id}"))
 }
 
 /// The task that the flags describe, with the documented defaults.
-fn task_of(args: &Args, wallet: &Wallet, model: &Content, input: &Content) -> Outcome<Task> {
-    let runtime = args.runtime.or(model.runtime).ok_or_else(|| {
-        let all: Vec<_> = Runtime::ALL.iter().map(|runtime| runtime.as_str()).collect();
-        Failure::usage("what executes this model is not certain")
-            .hint(format_args!("name the runtime: --runtime {}", all.join(" or --runtime ")))
-    })?;
+fn task_of(
+    args: &Args,
+    runtime: Runtime,
+    params: String,
+    requester: Address,
+    model: &Content,
+    input: &Content,
+) -> Outcome<Task> {
     let wants_gpu = !args.gpu_type.is_empty() || args.min_vram > 0;
-    let task = Task {
-        requester: wallet.address(),
+    Ok(Task {
+        requester,
         model_cid: model.reference.clone(),
         model_hash: model.pin("--model-hash", args.model_hash)?,
         input_cid: input.reference.clone(),
         input_hash: input.pin("--input-hash", args.input_hash)?,
         config: TaskConfig {
             runtime,
-            params: params_of(args, runtime)?,
+            params,
             gpu_type: args.gpu_type.clone(),
             gpu_count: args.gpu_count.unwrap_or(wants_gpu.into()),
             min_vram: args.min_vram,
@@ -343,9 +382,7 @@ fn task_of(args: &Args, wallet: &Wallet, model: &Content, input: &Content) -> Ou
         arbiter_window: args.arbiter_window,
         arbiter: args.arbiter.unwrap_or(Address::ZERO),
         salt: args.salt.map_or_else(random_salt, Ok)?,
-    };
-    check(&task, wallet)?;
-    Ok(task)
+    })
 }
 
 /// A relay would refuse it after the uploads; this says so before.
@@ -383,6 +420,13 @@ pub(crate) fn random_salt() -> Outcome<Bytes32> {
     Ok(Bytes32(B256::from(bytes)))
 }
 
+fn parse_amount(text: &str) -> Result<Amount, String> {
+    text.parse().map_err(|error: ParseError| match text.parse::<f64>() {
+        Ok(_) => "write whole units, such as 10000000000000000".to_owned(),
+        Err(_) => error.to_string(),
+    })
+}
+
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -413,6 +457,15 @@ mod tests {
         for wrong in ["", "h", "1", "1.5h", "-1h", "1é", "99999999999999999999d", "tomorrow"] {
             assert!(Deadline::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn amounts_are_whole() {
+        assert!(parse_amount("10000000000000000").is_ok());
+        for wrong in ["-5", "0.01", "1e18"] {
+            assert_eq!(parse_amount(wrong).unwrap_err(), "write whole units, such as 10000000000000000");
+        }
+        assert!(parse_amount("much").unwrap_err().contains("decimal digits"));
     }
 
     #[test]

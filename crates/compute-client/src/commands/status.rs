@@ -1,7 +1,7 @@
 //! `status`: where a task stands, and why it waits.
 
-use rpc::tasks::{ShownTask, TaskView};
-use taskmarket::Status;
+use rpc::tasks::{Entry, ShownTask, TaskView};
+use taskmarket::{Event, Status};
 
 use crate::cli::{Global, TaskArgs};
 use crate::failure::Outcome;
@@ -16,6 +16,22 @@ pub(crate) async fn run(global: &Global, args: &TaskArgs, ui: &Ui) -> Outcome {
         return ui.print_json(&view);
     }
     show(&view, ui)?;
+    if view.status == Status::Disputed {
+        // As below: that the history is not for everybody is no reason to fail.
+        if let Ok(history) = relay.history(args.id).await {
+            for event in history.events {
+                if let Entry::Recorded { recorded, .. } = event.entry
+                    && let Event::Disputed(dispute) = &recorded.event
+                {
+                    line(
+                        ui,
+                        "dispute",
+                        format_args!("{} (at {})", clean(&dispute.message.reason), recorded.at),
+                    )?;
+                }
+            }
+        }
+    }
     if view.status == Status::Open {
         // Others than the publisher may not ask; the status is the answer all the same.
         if let Ok(explanation) = relay.explain(args.id).await {

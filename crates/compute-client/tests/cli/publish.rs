@@ -1,6 +1,8 @@
 //! Publishing, following, and what comes out.
 
-use crate::support::{RESULT, Relay, Script, code, json, said, stderr, stdout};
+use crate::support::{
+    API_KEY, MAX_ARTIFACT_BYTES, RESULT, Relay, Script, cli, code, json, said, stderr, stdout,
+};
 use taskmarket::Status;
 
 #[tokio::test]
@@ -17,7 +19,7 @@ async fn a_published_task_is_its_id_on_stdout_and_uploads_happen_once() {
 async fn a_folder_is_uploaded_with_its_list() {
     let relay = Relay::start(Script::NobodyThere).await;
     std::fs::create_dir_all(relay.path("model/1_Pooling")).unwrap();
-    for name in ["config.json", "model.safetensors", "1_Pooling/config.json"] {
+    for name in ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json", "README.md"] {
         std::fs::write(relay.path("model").to_owned() + "/" + name, name).unwrap();
     }
     let out = relay.cli(&["run", "--model", &relay.path("model"), "--input", &relay.path("input.txt")]).await;
@@ -28,8 +30,31 @@ async fn a_folder_is_uploaded_with_its_list() {
         assert_eq!(task.model_cid.to_string(), format!("artifact://{}/", task.model_hash));
         let manifest = artifact::FolderManifest::parse(&seen.blobs[&task.model_hash.to_string()]).unwrap();
         assert!(manifest.entries().iter().all(|entry| seen.blobs.contains_key(&entry.digest.to_string())));
-        assert_eq!(manifest.entries().len(), 3);
+        assert_eq!(manifest.entries().len(), 4, "what no runtime reads stays here");
     });
+}
+
+#[tokio::test]
+async fn what_cannot_run_is_refused_before_a_key_is_made_or_anything_is_sent() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    std::fs::create_dir(relay.path("demo")).unwrap();
+    let huge = vec![0; usize::try_from(MAX_ARTIFACT_BYTES).unwrap() + 1];
+    std::fs::write(relay.path("huge"), huge).unwrap();
+    let (program, text) = (relay.path("program.wasm"), relay.path("input.txt"));
+    let environment = [("ZORAI_RELAY", relay.url.as_str()), ("ZORAI_AI_API_KEY", API_KEY)];
+    for (model, input, reason) in [
+        (&program, &relay.path("demo"), "demo is a folder; wasm takes a file"),
+        (&relay.path("demo"), &text, "has no config.json, no tokenizer.json, no model.safetensors"),
+        (&program, &"ipfs://bafy".to_owned(), "--input: not a reference: "),
+        (&program, &relay.path("huge"), "64.00 KiB at most"),
+    ] {
+        let arguments = ["run", "--model", model, "--input", input];
+        let out = cli(relay.home.path(), &arguments, &environment, b"").await;
+        assert_eq!(code(&out), 2, "{}", said(&out));
+        assert!(stderr(&out).contains(reason), "{reason}: {}", said(&out));
+        assert!(!stderr(&out).contains("made a key"), "{}", said(&out));
+    }
+    assert_eq!(relay.seen(|seen| seen.uploads), 0);
 }
 
 #[tokio::test]
@@ -144,6 +169,6 @@ async fn ctrl_c_leaves_the_task_running_and_says_how_to_follow_it() {
         (child.wait().await.unwrap(), rest)
     };
     let (status, rest) = tokio::time::timeout(std::time::Duration::from_secs(60), follow).await.unwrap();
-    assert_eq!(status.code(), Some(1), "{rest}");
+    assert_eq!(status.code(), Some(130), "{rest}");
     assert!(rest.contains("the task goes on") && rest.contains("events 0x"), "{rest}");
 }

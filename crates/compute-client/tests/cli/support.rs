@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use rpc::error::{ErrorBody, ErrorCode};
+use rpc::relay::{Info, Limits};
 use rpc::tasks::{
     Entry, EventView, Explanation, PublishTask, SignedMutation, TaskHistory, TaskPage, TaskView,
 };
@@ -30,6 +31,8 @@ pub(crate) const API_KEY: &str = "zk-a-key-that-nobody-may-see";
 pub(crate) const REQUESTER_KEY: &str = "3333333333333333333333333333333333333333333333333333333333333333";
 /// What every task results in.
 pub(crate) const RESULT: &[u8] = b"THE RESULT\n";
+/// The largest file that the relay takes.
+pub(crate) const MAX_ARTIFACT_BYTES: u64 = 64 << 10;
 /// How long a command may take before its test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -100,6 +103,7 @@ impl Relay {
             .route("/v1/tasks/{id}/result", get(result))
             .route("/v1/tasks/{id}/explain", get(explain))
             .route("/v1/tasks/{id}/{verb}", post(mutate))
+            .route("/v1/info", get(info))
             .layer(middleware::from_fn(authorise))
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -336,10 +340,27 @@ async fn view(State(app): App) -> Response {
     Json(view).into_response()
 }
 
+async fn info() -> Json<Info> {
+    Json(Info {
+        relay_id: "scripted".to_owned(),
+        version: "0".to_owned(),
+        now: now(),
+        domains: vec![Domain::UNSETTLED.into()],
+        limits: Limits {
+            max_body_bytes: 1 << 20,
+            max_artifact_bytes: MAX_ARTIFACT_BYTES,
+            max_page: 1000,
+            session_grace_secs: 15,
+        },
+        runtimes: vec![],
+        providers_online: 0,
+    })
+}
+
 async fn list(State(app): App) -> Json<TaskPage> {
     let seen = app.seen.lock().unwrap();
     let tasks = seen.record.iter().map(|record| TaskView::new(record, true, None)).collect();
-    Json(TaskPage { tasks, next_cursor: None })
+    Json(TaskPage { tasks, next_cursor: None, last_event_id: 0 })
 }
 
 fn views(seen: &Seen) -> Vec<EventView> {

@@ -20,10 +20,7 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
             &["run", "--model", "https://a.example/m", "--input", "https://a.example/i", "--dry-run"],
             "--runtime embed or --runtime wasm",
         ),
-        (
-            &["run", "--model", "https://a.example/m.wasm", "--input", "x://", "--dry-run"],
-            "content reference",
-        ),
+        (&["run", "--model", "https://a.example/m.wasm", "--input", "x://", "--dry-run"], "not a reference"),
         (
             &[
                 "run",
@@ -48,7 +45,7 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
                 "--max-attempts",
                 "0",
             ],
-            "max_attempts",
+            "--max-attempts",
         ),
         (
             &[
@@ -63,6 +60,13 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
             ],
             "is no time",
         ),
+        (&["run", "--budget", "-5"], "write whole units"),
+        (&["run", "--max-duration", "0"], "--max-duration"),
+        (&["list", "--status", "done"], "open, accepted"),
+        (
+            &["dispute", ID, "--relay", "http://127.0.0.1:1"],
+            "Usage: zorai-compute dispute [OPTIONS] --reason <TEXT> <TASK_ID>",
+        ),
         (&["dispute", ID, "--reason", "r", "--relay", "http://127.0.0.1:1"], "there is no key"),
         (&["list", "--requester", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"], "checksum"),
         (&["dev", "--weights", "none"], "--demo"),
@@ -74,6 +78,17 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
         assert!(stderr(&out).contains(reason), "{arguments:?} lacks {reason:?}: {}", said(&out));
         assert!(out.stdout.is_empty(), "{arguments:?}: {}", said(&out));
     }
+}
+
+#[tokio::test]
+async fn a_second_market_in_the_same_folder_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let lock = std::fs::File::create(home.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let out = cli(home.path(), &["dev", "--data", home.path().to_str().unwrap()], &[], b"").await;
+    assert_eq!(code(&out), 1, "{}", said(&out));
+    assert!(stderr(&out).contains("another `zorai-compute dev` runs in "), "{}", said(&out));
+    assert!(stderr(&out).contains("hint: end it, or give --data DIR"), "{}", said(&out));
 }
 
 #[tokio::test]
@@ -97,7 +112,8 @@ async fn a_relay_that_is_not_there_is_4() {
     assert!(stderr(&out).contains(&format!("cannot reach the relay at {url}")), "{}", said(&out));
     let out = cli(home.path(), &["doctor", "--relay", &url], &[], b"").await;
     assert_eq!(code(&out), 4, "{}", said(&out));
-    assert!(stdout(&out).contains("FAIL relay"), "{}", said(&out));
+    assert!(stdout(&out).contains("FAIL relay") && !said(&out).contains("looks closer"), "{}", said(&out));
+    assert!(stderr(&out).contains("not as it should be: relay"), "{}", said(&out));
 }
 
 #[tokio::test]

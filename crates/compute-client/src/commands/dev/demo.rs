@@ -70,6 +70,7 @@ impl Demo {
         let insight = self.insight(&checked)?;
         let receipt = Receipt::new(&checked, status, started.elapsed().max(Duration::from_millis(1)), None);
         if ui.json {
+            ui.say(insight);
             return ui.print_json(&receipt);
         }
         receipt.say(ui);

@@ -2,7 +2,7 @@
 //! this process. Secrets reach them by files that only their owner can read.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,8 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const RELAY_ID: &str = "dev";
 /// The compute node's token, which the node makes and the agent reads.
 const TOKEN_FILE: &str = "compute-token";
+/// Held by the process whose market is in the folder.
+const LOCK_FILE: &str = "lock";
 /// The one variable of this family that the children inherit: the others are meant for this program.
 const KEPT_VARIABLE: &str = "ZORAI_HOME";
 
@@ -43,6 +45,8 @@ pub(crate) struct Market {
     folder: PathBuf,
     relay: Relay,
     api_key: Secret,
+    /// Held as long as the market is up, so that no other one is started in the folder.
+    _lock: File,
     /// In the order in which they end: the agent first, so that it can give up what it holds.
     children: Vec<Child>,
 }
@@ -64,6 +68,7 @@ impl Market {
         std::fs::create_dir_all(folder).or_failed(folder.display())?;
         // Children run in the same folder, but the paths are shown to people who may not.
         let folder = std::fs::canonicalize(folder).or_failed(folder.display())?;
+        let lock = lock(&folder)?;
         let api_key = secret(&folder.join("api-key"), "zk-")?;
         secret(&folder.join("provider.key"), "")?;
         let [relay_port, node_port] = free_ports()?;
@@ -73,17 +78,29 @@ impl Market {
 
         let mut relay_child = Child::relay(&folder, relay_port)?;
         let mut node_child = Child::node(&folder, &node_listen)?;
-        relay_child.until_ready(async || relay.get::<Info>("v1/info").await.is_ok()).await?;
+        relay_child
+            .until_ready(async || match relay.get::<Info>("v1/info").await {
+                Ok(_) => Ok(()),
+                Err(failure) => Err(failure.message().to_owned()),
+            })
+            .await?;
         ui.detail(format_args!("the relay is up at {url}"));
-        node_child.until_ready(async || TcpStream::connect(&node_listen).await.is_ok()).await?;
+        node_child
+            .until_ready(async || match TcpStream::connect(&node_listen).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(format!("cannot reach the compute node at {node_listen}: {error}")),
+            })
+            .await?;
         ui.detail("the compute node is up");
         let mut agent_child = Child::agent(&folder, relay_port, &node_listen)?;
-        let connected = async || {
-            relay.get::<ProviderList>("v1/providers").await.is_ok_and(|list| !list.providers.is_empty())
+        let connected = async || match relay.get::<ProviderList>("v1/providers").await {
+            Ok(list) if list.providers.is_empty() => Err("it is not connected to the relay".to_owned()),
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure.message().to_owned()),
         };
         agent_child.until_ready(connected).await?;
         ui.detail("the agent is connected");
-        Ok(Self { folder, relay, api_key, children: vec![agent_child, node_child, relay_child] })
+        Ok(Self { folder, relay, api_key, _lock: lock, children: vec![agent_child, node_child, relay_child] })
     }
 
     /// A client of the relay, with its API key.
@@ -214,18 +231,20 @@ impl Child {
         Ok(Self { program, process, stdin, log })
     }
 
-    async fn until_ready(&mut self, ready: impl AsyncFn() -> bool) -> Outcome {
+    async fn until_ready(&mut self, ready: impl AsyncFn() -> Result<(), String>) -> Outcome {
         let start = Instant::now();
+        let mut why = String::new();
         while start.elapsed() < START {
             if let Some(status) = self.process.try_wait().transpose() {
                 return Err(self.obituary("ended at its start", status));
             }
-            if ready().await {
-                return Ok(());
+            match ready().await {
+                Ok(()) => return Ok(()),
+                Err(reason) => why = reason,
             }
             sleep(ASK).await;
         }
-        Err(self.obituary("did not come up", Err(io::Error::from(io::ErrorKind::TimedOut))))
+        Err(self.obituary("did not come up", Err(io::Error::new(io::ErrorKind::TimedOut, why))))
     }
 
     /// What happened, with the end of the log.
@@ -239,6 +258,21 @@ impl Child {
             .collect();
         let (name, path) = (self.program.name(), self.log.display());
         Failure::failed(format_args!("the {name} {what} ({status}); the end of {path}:{last}"))
+    }
+}
+
+/// Takes the folder for one market.
+fn lock(folder: &Path) -> Outcome<File> {
+    let path = folder.join(LOCK_FILE);
+    let file = File::options().create(true).append(true).open(&path).or_failed(path.display())?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let folder = folder.display();
+            Err(Failure::failed(format_args!("another `zorai-compute dev` runs in {folder}"))
+                .hint("end it, or give --data DIR"))
+        }
+        Err(TryLockError::Error(error)) => Err(error).or_failed(path.display()),
     }
 }
 
@@ -281,6 +315,16 @@ fn free_port() -> Outcome<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_has_one_market_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).unwrap();
+        let failure = lock(folder.path()).unwrap_err();
+        assert!(failure.message().starts_with("another `zorai-compute dev` runs in "), "{failure:?}");
+        drop(first);
+        lock(folder.path()).unwrap();
+    }
 
     #[test]
     fn ports_differ_and_secrets_stay() {

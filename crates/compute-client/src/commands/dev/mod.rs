@@ -13,7 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::commands::dev::market::Market;
-use crate::failure::{Context as _, Failure, Outcome};
+use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::ui::{Style, Ui};
 
 /// The name of this command's folder below the data root.
@@ -50,14 +50,14 @@ pub(crate) async fn run(args: Args, ui: &Ui) -> Outcome {
     if args.demo {
         return tokio::select! {
             done = Box::pin(run_demo(&args, ui)) => done,
-            () = token.cancelled() => Err(Failure::failed("interrupted")),
+            () = token.cancelled() => Err(interrupted()),
         };
     }
     let folder = args.data.unwrap_or_else(|| default_data_dir(PROGRAM));
     ui.say("starting a relay, an agent and a compute node");
     let mut market = tokio::select! {
         market = Box::pin(Market::start(&folder, ui)) => market?,
-        () = token.cancelled() => return Err(Failure::failed("interrupted")),
+        () = token.cancelled() => return Err(interrupted()),
     };
     announce(&market, ui)?;
     tokio::select! {
@@ -71,6 +71,10 @@ pub(crate) async fn run(args: Args, ui: &Ui) -> Outcome {
             Ok(())
         }
     }
+}
+
+fn interrupted() -> Failure {
+    Failure::new(Exit::Interrupted, "interrupted")
 }
 
 async fn run_demo(args: &Args, ui: &Ui) -> Outcome {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use artifact::{BlobStore, Digest, FetchPolicy, Fetcher, FolderEntry, FolderManifest};
+use artifact::{BlobStore, Digest, FetchPolicy, Fetcher, FolderManifest};
 use daemon::default_data_dir;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -225,10 +225,10 @@ mod tests {
         for name in EMBED_NEEDS {
             std::fs::write(ready.join(name), name).unwrap();
         }
-        assert!(list(&ready).await.is_ok());
+        assert!(embed_manifest(&ready).await.is_ok());
         assert!(place(&ready, models.path()).await.unwrap_err().contains("hash"));
         assert!(!models.path().join(NAME).exists());
         std::fs::remove_file(ready.join("tokenizer.json")).unwrap();
-        assert!(list(&ready).await.unwrap_err().contains("tokenizer.json"));
+        assert!(embed_manifest(&ready).await.unwrap_err().contains("tokenizer.json"));
     }
 }

@@ -1,0 +1,6 @@
+//! `fuzz::handshake` for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    fuzz::handshake(data);
+});

@@ -1,0 +1,6 @@
+//! `fuzz::publish_task` for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    fuzz::publish_task(data);
+});
