@@ -22,7 +22,7 @@ use crate::http_client::{ClientError, client};
 use crate::journal::Journal;
 use crate::node::NodeClient;
 use crate::relay::RelayClient;
-use crate::session::stay_connected;
+use crate::session::{connect_hint, stay_connected};
 
 /// How long the agent's own tasks may take to end once all is over.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -80,6 +80,13 @@ pub enum BuildError {
     Client(#[from] ClientError),
 }
 
+impl BuildError {
+    /// Whether the command line is to blame, rather than the machine.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Tls(daemon::tls::TlsError::CaFile { .. }))
+    }
+}
+
 /// Why an agent stopped of its own accord.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -114,8 +121,19 @@ pub enum RunError {
         message: String,
     },
     /// The relay cannot be reached, and trying again would not change that.
-    #[error("{0}\nhint: check --relay; a relay with a private certificate needs --ca-file")]
+    #[error("{}\nhint: {}", .0, connect_hint(.0))]
     Connect(ConnectError),
+    /// The node sees no GPU, and the operator tells only a part of what is to be announced.
+    #[error(
+        "{given} is given, but the compute node sees no GPU, and {missing} is missing\nhint: give both to announce a GPU on your \
+         word, or neither to announce none"
+    )]
+    PartOfGpu {
+        /// The flag that is given.
+        given: &'static str,
+        /// The other one.
+        missing: &'static str,
+    },
     /// The registration cannot be signed.
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -217,6 +235,9 @@ async fn connect(shared: &Arc<Shared>) -> Result<(), RunError> {
     let known = host.wait_for(|host| host.metadata.is_some());
     if shared.closing.run_until_cancelled(known).await.is_none() {
         return Ok(());
+    }
+    if let Some((given, missing)) = host.borrow().part_of_gpu(&shared.config.gpu) {
+        return Err(RunError::PartOfGpu { given, missing });
     }
     stay_connected(shared).await
 }

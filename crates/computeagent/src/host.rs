@@ -1,6 +1,7 @@
 //! How the compute node is, asked every few seconds, and what is announced of it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rpc::link::{DeviceKind, DeviceView, NodeMetadata};
 use rpc::node::NodeReport;
@@ -36,7 +37,20 @@ impl Host {
     pub(crate) fn runtimes(&self, policy: &Policy) -> Vec<Runtime> {
         self.report.as_ref().map_or_else(Vec::new, |report| offered(report, policy))
     }
+
+    /// The flag that is given and the one that is missing, where the node sees no GPU and the operator tells only a part of one.
+    pub(crate) fn part_of_gpu(&self, gpu: &GpuOverride) -> Option<(&'static str, &'static str)> {
+        let report = self.report.as_ref().filter(|report| !has_gpu(&report.devices));
+        match (report, &gpu.name, gpu.vram_mb) {
+            (Some(_), Some(_), None) => Some(("--gpu-name", "--gpu-vram-mb")),
+            (Some(_), None, Some(_)) => Some(("--gpu-vram-mb", "--gpu-name")),
+            (Some(_), Some(_), Some(_)) | (Some(_), None, None) | (None, _, _) => None,
+        }
+    }
 }
+
+/// How often a node that is waited for is mentioned again.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
 
 /// Asks the node how it is until `closing`, and publishes what changed.
 pub(crate) async fn watch_node(
@@ -48,6 +62,7 @@ pub(crate) async fn watch_node(
     let Timing { node_poll, retry_base, .. } = config.timing;
     let new_backoff = || link::Backoff::with(retry_base, node_poll, rand::random::<f64>);
     let mut backoff = new_backoff();
+    let mut reminded = Instant::now();
     loop {
         let asked = tokio::select! {
             () = closing.cancelled() => return,
@@ -61,14 +76,18 @@ pub(crate) async fn watch_node(
             }
             Err(error) => {
                 let problem = error.to_string();
-                host.send_if_modified(|host| {
+                let changed = host.send_if_modified(|host| {
                     let changed = host.problem.as_ref() != Some(&problem) || host.report.is_some();
                     if changed {
-                        tracing::warn!(url = %config.compute_url, %problem, "waiting for the compute node");
-                        (host.report, host.problem) = (None, Some(problem));
+                        (host.report, host.problem) = (None, Some(problem.clone()));
                     }
                     changed
                 });
+                if changed || reminded.elapsed() >= REMIND_EVERY {
+                    reminded = Instant::now();
+                    let (url, hint) = (&config.compute_url, error.hint());
+                    tracing::warn!(%url, %problem, hint, "waiting for the compute node");
+                }
                 backoff.next_delay()
             }
         };
@@ -125,8 +144,7 @@ fn offered(report: &NodeReport, policy: &Policy) -> Vec<Runtime> {
 
 /// The devices as the operator wants them announced.
 fn devices(reported: &[DeviceView], gpu: &GpuOverride) -> Vec<DeviceView> {
-    if let (false, Some(name)) = (has_gpu(reported), &gpu.name) {
-        let vram_mb = gpu.vram_mb.unwrap_or_default();
+    if let (false, Some(name), Some(vram_mb)) = (has_gpu(reported), &gpu.name, gpu.vram_mb) {
         return vec![DeviceView { kind: DeviceKind::Gpu, name: name.clone(), vram_mb, uuid: None }];
     }
     let mut devices = reported.to_vec();
@@ -144,7 +162,7 @@ fn has_gpu(devices: &[DeviceView]) -> bool {
 }
 
 fn warn_of_invented_gpu(report: &NodeReport, gpu: &GpuOverride) {
-    if let (false, Some(name)) = (has_gpu(&report.devices), &gpu.name) {
+    if let (false, Some(name), Some(_)) = (has_gpu(&report.devices), &gpu.name, gpu.vram_mb) {
         tracing::warn!(name, "the compute node sees no GPU; one is announced on the operator's word");
     }
 }
@@ -168,6 +186,35 @@ mod tests {
         assert_eq!(devices(&gpus, &a100), [renamed.clone(), renamed.clone()]);
         assert_eq!(devices(&cpu, &none), cpu);
         assert_eq!(devices(&cpu, &a100), [renamed]);
-        assert_eq!(devices(&cpu, &GpuOverride { name: None, vram_mb: Some(5) }), cpu);
+    }
+
+    #[test]
+    fn a_part_of_a_gpu_is_not_announced() {
+        let host = |kind| Host {
+            report: Some(NodeReport {
+                version: String::new(),
+                platform: String::new(),
+                devices: vec![device(kind, "Z", 1)],
+                free_vram_mb: Vec::new(),
+                runtimes: Vec::new(),
+                slots: 1,
+                busy: 0,
+                warm_models: Vec::new(),
+                unhealthy: None,
+            }),
+            ..Host::default()
+        };
+        let both = GpuOverride { name: Some("A".to_owned()), vram_mb: Some(5) };
+        let name = GpuOverride { vram_mb: None, ..both.clone() };
+        let vram = GpuOverride { name: None, ..both.clone() };
+        for part in [&name, &vram] {
+            let cpu = [device(DeviceKind::Cpu, "Z", 1)];
+            assert_eq!(devices(&cpu, part), cpu);
+            assert!(host(DeviceKind::Cpu).part_of_gpu(part).is_some());
+            assert_eq!(host(DeviceKind::Gpu).part_of_gpu(part), None);
+            assert_eq!(Host::default().part_of_gpu(part), None);
+        }
+        assert_eq!(host(DeviceKind::Cpu).part_of_gpu(&both), None);
+        assert_eq!(host(DeviceKind::Cpu).part_of_gpu(&GpuOverride::default()), None);
     }
 }

@@ -2,38 +2,30 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
-use computeagent::{Args, build};
-use daemon::{Shutdown, init_logging};
+use clap::Parser as _;
+use computeagent::{Args, RunError, build};
+use daemon::{Failure, Shutdown, init_logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    let wrong = |error: &dyn std::fmt::Display| -> ! {
-        Args::command().error(clap::error::ErrorKind::ValueValidation, error).exit()
-    };
-    if let Err(error) = init_logging(&args.log) {
-        wrong(&error);
-    }
-    let shutdown_args = args.shutdown;
-    let config = match args.into_config(|name| std::env::var(name).ok()) {
-        Ok(config) => config,
-        Err(error) => wrong(&error),
-    };
-    match run(config, shutdown_args).await {
+    match start(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
+        Err(failure) => failure.report(),
     }
 }
 
-async fn run(
-    config: computeagent::Config,
-    shutdown: daemon::ShutdownArgs,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let shutdown = Shutdown::install(shutdown)?;
-    build(config)?.run(shutdown.token()).await?;
-    Ok(())
+async fn start(args: Args) -> Result<(), Failure> {
+    init_logging(&args.log).map_err(Failure::usage)?;
+    let shutdown = args.shutdown;
+    let config = args.into_config(|name| std::env::var(name).ok()).map_err(Failure::usage)?;
+    let shutdown = Shutdown::install(shutdown).map_err(Failure::other)?;
+    let agent = build(config)
+        .map_err(|error| if error.is_usage() { Failure::usage(error) } else { Failure::other(error) })?;
+    agent.run(shutdown.token()).await.map_err(|error| {
+        if matches!(error, RunError::PartOfGpu { .. }) {
+            Failure::usage(error)
+        } else {
+            Failure::other(error)
+        }
+    })
 }

@@ -42,6 +42,18 @@ pub(crate) enum NodeError {
     Refused(Answer),
 }
 
+impl NodeError {
+    /// What an operator can do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "start compute-node as the same user, or give --compute-token-file",
+            Self::Unreachable(_) | Self::Unknown | Self::Refused(_) => {
+                "start compute-node, or check --compute-url"
+            }
+        }
+    }
+}
+
 impl NodeClient {
     /// A client of the node at `base` that reads the token when it needs it.
     pub(crate) fn new(http: reqwest::Client, mut base: Url, token_file: PathBuf) -> Self {

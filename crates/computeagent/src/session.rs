@@ -138,7 +138,27 @@ fn connect_lost(error: ConnectError) -> Loss {
         return Loss::Stop(RunError::Connect(error));
     }
     let asked = if let ConnectError::Refused { retry_after, .. } = &error { *retry_after } else { None };
-    Loss::Retry(error.to_string(), asked.unwrap_or_default().min(MAX_RETRY_AFTER))
+    let why = match tls_error(&error) {
+        Some(_) => format!("{error} ({})", connect_hint(&error)),
+        None => error.to_string(),
+    };
+    Loss::Retry(why, asked.unwrap_or_default().min(MAX_RETRY_AFTER))
+}
+
+/// What an operator can do about a relay that cannot be reached.
+pub(crate) fn connect_hint(error: &ConnectError) -> &'static str {
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(why)) if format!("{why:?}").contains("CaUsedAsEndEntity") => {
+            "the relay's certificate is a CA certificate; make one with -addext basicConstraints=critical,CA:FALSE"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => "this port speaks plain HTTP: write ws://",
+        Some(_) | None => "check --relay; a relay with a private certificate needs --ca-file",
+    }
+}
+
+fn tls_error(error: &ConnectError) -> Option<&rustls::Error> {
+    let ConnectError::Tls { source, .. } = error else { return None };
+    source.get_ref()?.downcast_ref()
 }
 
 fn garbled(what: &str) -> Loss {
@@ -228,5 +248,35 @@ async fn serve(shared: &Arc<Shared>, handshake: Handshake, welcome: Welcome) -> 
 fn call_off(shared: &Shared, keys: &[AttemptKey]) {
     for key in keys.iter().filter(|key| !shared.attempts.is_proven(key)) {
         shared.attempts.call_off(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustls::{CertificateError, InvalidMessage, OtherError};
+
+    use super::*;
+
+    fn hint(error: rustls::Error) -> &'static str {
+        let source = io::Error::new(io::ErrorKind::InvalidData, error);
+        connect_hint(&ConnectError::Tls { address: "relay:443".to_owned(), source })
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("CaUsedAsEndEntity")]
+    struct CaUsedAsEndEntity;
+
+    #[test]
+    fn tls_errors_say_what_to_do() {
+        let other = CertificateError::Other(OtherError(Arc::new(CaUsedAsEndEntity)));
+        assert!(
+            hint(rustls::Error::InvalidCertificate(other)).contains("basicConstraints=critical,CA:FALSE")
+        );
+        assert!(hint(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)).contains("ws://"));
+        assert!(
+            hint(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)).contains("--ca-file")
+        );
     }
 }

@@ -6,10 +6,14 @@ use artifact::{Digest, FetchError, Fetcher, Origin, Reference};
 use taskmarket::{ContentHash, Task};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::{InUse, Kept};
 use crate::runtime::{
     Context, Job, Limits, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Progress, RunCode, RunError,
     Runtime,
 };
+
+/// How often files are fetched that are removed again, to make room, before they can be used.
+const FETCHES: usize = 3;
 
 /// An attempt that can be made.
 pub(crate) struct Attempt {
@@ -17,6 +21,7 @@ pub(crate) struct Attempt {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) origin: Origin,
     pub(crate) fetcher: Fetcher,
+    pub(crate) in_use: InUse,
     pub(crate) limits: Limits,
 }
 
@@ -25,6 +30,8 @@ pub(crate) struct Fetched {
     model: ModelFiles,
     model_digest: Digest,
     input: artifact::LocalFile,
+    /// Keeps the files from being removed.
+    kept: Kept,
 }
 
 /// What an attempt came to.
@@ -73,7 +80,20 @@ impl Attempt {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<Fetched, Failure> {
-        let fetched = cancel.run_until_cancelled(self.fetch_both(progress)).await;
+        let fetching = async {
+            for _ in 0..FETCHES {
+                let (model, model_digest, input) = self.fetch_both(progress).await?;
+                let files = match &model {
+                    ModelFiles::File(path) => vec![path.clone(), input.path.clone()],
+                    ModelFiles::Folder(files) => files.values().chain([&input.path]).cloned().collect(),
+                };
+                if let Some(kept) = self.in_use.keep(files).await {
+                    return Ok(Fetched { model, model_digest, input, kept });
+                }
+            }
+            Err(Failure::new("internal", "there is no room for the fetched files"))
+        };
+        let fetched = cancel.run_until_cancelled(fetching).await;
         fetched.unwrap_or_else(|| Err(RunError::cancelled().into()))
     }
 
@@ -92,10 +112,14 @@ impl Attempt {
             limits: self.limits,
         };
         let output = self.runtime.run(job, &context).await?;
+        drop(fetched.kept);
         Ok(Finished { model: fetched.model_digest, input: fetched.input.digest, result: output.bytes })
     }
 
-    async fn fetch_both(&self, progress: &Progress) -> Result<Fetched, Failure> {
+    async fn fetch_both(
+        &self,
+        progress: &Progress,
+    ) -> Result<(ModelFiles, Digest, artifact::LocalFile), Failure> {
         let (task, origin) = (&self.task, Some(&self.origin));
         let model = reference("model_cid", task.model_cid.as_str())?;
         let input = reference("input_cid", task.input_cid.as_str())?;
@@ -119,7 +143,7 @@ impl Attempt {
                 (ModelFiles::Folder(folder.files), folder.digest)
             }
         };
-        Ok(Fetched { model: files, model_digest, input })
+        Ok((files, model_digest, input))
     }
 }
 

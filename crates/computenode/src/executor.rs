@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::{Attempt, Failure, Finished};
-use crate::cache;
+use crate::cache::{self, InUse};
 use crate::metrics::Metrics;
 use crate::results::{Ended, Record, Results, now};
 use crate::runtime::{Limits, Progress, Runtime};
@@ -53,6 +53,7 @@ struct Inner {
     settings: Settings,
     runtimes: BTreeMap<RuntimeName, Arc<dyn Runtime>>,
     fetcher: Fetcher,
+    in_use: InUse,
     results: Results,
     tasks: Mutex<HashMap<TaskId, Entry>>,
     /// Held while a task is taken, so that no request is answered before its task is on disk.
@@ -115,6 +116,7 @@ impl Executor {
             settings,
             runtimes,
             fetcher,
+            in_use: InUse::default(),
             results,
             tasks: Mutex::new(tasks),
             taking: tokio::sync::Mutex::default(),
@@ -278,11 +280,8 @@ impl Executor {
         if let Err(error) = tokio::task::spawn_blocking(move || executor.sweep()).await {
             tracing::error!(%error, "removing old results failed");
         }
-        // While a task runs its files are in use; there is another time.
-        if self.busy() == 0
-            && let Err(error) =
-                cache::trim(self.0.fetcher.store(), self.0.settings.keep_artifacts_bytes).await
-        {
+        let room = self.0.settings.keep_artifacts_bytes;
+        if let Err(error) = cache::trim(self.0.fetcher.store(), room, &self.0.in_use).await {
             tracing::error!(%error, "cannot remove fetched files");
         }
     }
@@ -340,6 +339,7 @@ impl Executor {
             runtime: Arc::clone(runtime),
             origin,
             fetcher: self.0.fetcher.clone(),
+            in_use: self.0.in_use.clone(),
             limits: Limits {
                 wall: Duration::from_secs(request.task.config.max_duration),
                 memory_bytes: settings.memory_bytes,

@@ -58,6 +58,14 @@ pub enum BuildError {
         /// The address.
         addr: SocketAddr,
     },
+    /// A folder of `--allow-dir` is none.
+    #[error("--allow-dir {}: {reason}\nhint: name a folder that exists, or leave the flag out", path.display())]
+    AllowDir {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -91,6 +99,24 @@ pub enum BuildError {
     },
 }
 
+impl BuildError {
+    /// Whether the command line is to blame, rather than the machine.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Remote { .. } | Self::AllowDir { .. } | Self::Tls(daemon::tls::TlsError::CaFile { .. }) => {
+                true
+            }
+            Self::Listen(_)
+            | Self::Token(_)
+            | Self::InUse(_)
+            | Self::Disk { .. }
+            | Self::Fetch(_)
+            | Self::Tls(daemon::tls::TlsError::Setup(_))
+            | Self::Runtime { .. } => false,
+        }
+    }
+}
+
 impl Node {
     /// Puts a node together and binds its address. Attempts that ran when the last node on this data folder ended become
     /// failed.
@@ -100,6 +126,9 @@ impl Node {
     pub async fn build(config: Config) -> Result<Self, BuildError> {
         if !config.allow_remote && !config.listen.ip().is_loopback() {
             return Err(BuildError::Remote { addr: config.listen });
+        }
+        for path in &config.allowed_dirs {
+            check_folder(path).await?;
         }
         let listener = daemon::bind(config.listen).await?;
         let local_addr =
@@ -195,6 +224,12 @@ impl Parts {
         let service = Service::new(executor.clone(), inventory, token);
         Ok(Self { executor, service, lock })
     }
+}
+
+async fn check_folder(path: &Path) -> Result<(), BuildError> {
+    let wrong = |reason: String| BuildError::AllowDir { path: path.to_owned(), reason };
+    let metadata = tokio::fs::metadata(path).await.map_err(|error| wrong(error.to_string()))?;
+    if metadata.is_dir() { Ok(()) } else { Err(wrong("it is no folder".to_owned())) }
 }
 
 fn runtimes() -> Result<BTreeMap<RuntimeName, Arc<dyn Runtime>>, BuildError> {

@@ -108,7 +108,31 @@ fn help_teaches_and_wrong_use_says_so() {
         assert!(help.contains(expected), "{expected} is missing in {help}");
     }
     assert!(!help.contains("exit-with-stdin"));
-    let remote = program().args(["--listen", "0.0.0.0:0"]).output().unwrap();
-    assert!(!remote.status.success());
-    assert!(String::from_utf8(remote.stderr).unwrap().contains("hint:"));
+    assert!(help.contains("compute-token)\" \\\n"), "the example is one command: {help}");
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_said_in_style() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let data = folder.path().join("data");
+    let missing = folder.path().join("missing");
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["--listen", "0.0.0.0:0"], 2, "--allow-remote"),
+        (&["--listen", &taken], 1, "hint: another program listens there; choose another --listen"),
+        (&["--listen", "127.0.0.1:0", "--allow-dir", missing.to_str().unwrap()], 2, "hint: name a folder"),
+        (&["--listen", "127.0.0.1:0", "--log-level", "link=loud"], 2, "hint: give a level"),
+        (&["--listen", "nowhere"], 2, "hint:"),
+    ];
+    for (flags, status, hint) in cases {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_compute-node"));
+        program.arg("--data").arg(&data).args(flags).env("RUST_BACKTRACE", "1").env_remove("ZORAI_LOG");
+        let output = program.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{flags:?}: {text}");
+        assert!(text.starts_with("error: ") && text.contains(hint), "{flags:?}: {text}");
+        assert!(!text.contains("backtrace") && !text.contains("Caused by"), "{flags:?}: {text}");
+        assert_eq!(text.matches("os error").count(), usize::from(text.contains("os error")), "{text}");
+    }
 }

@@ -136,6 +136,56 @@ async fn what_is_no_program_is_refused() {
 }
 
 #[tokio::test]
+async fn what_would_take_the_compiler_too_long_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = format!("{}{}", "loop ".repeat(25_000), "end ".repeat(25_000));
+    let module = format!(r#"(module (func (export "_start") {} {deep}))"#, "(local i64)".repeat(2000));
+    let started = Instant::now();
+    let job = support::wasm_job(folder.path(), &wat::parse_str(module).unwrap(), b"");
+    let error = run_job(job).await.unwrap_err();
+    assert_eq!((error.code, error.message.contains("nested")), (RunCode::BadModel, true), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compilation_does_not_hold_up_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    // Within all limits, and seconds of work for the compiler.
+    let sums = "(drop (i64.div_s (local.get 0) (i64.add (local.get 0) (i64.const 1))))".repeat(60_000);
+    let module = format!(
+        r#"(module (func (export "_start") unreachable) {})"#,
+        format!("(func (local i64) {sums})").repeat(4)
+    );
+    let mut job = support::wasm_job(folder.path(), &wat::parse_str(module).unwrap(), b"");
+    job.limits.wall = Duration::from_millis(100);
+    let (runtime, context) = (WasmRuntime::new().unwrap(), Context::default());
+    let started = Instant::now();
+    let error = runtime.run(job, &context).await.unwrap_err();
+    let ended = started.elapsed();
+    assert_eq!(error.code, RunCode::TimedOut);
+    assert!(ended < Duration::from_millis(1500), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asking_for_much_randomness_does_not_hold_up_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = |bytes: u32| {
+        let import =
+            r#"(import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))"#;
+        let ask = format!("(loop $l (drop (call $random (i32.const 0) (i32.const {bytes}))) (br $l))");
+        let module =
+            format!(r#"(module {import} (memory (export "memory") 1000) (func (export "_start") {ask}))"#);
+        support::wasm_job(folder.path(), &wat::parse_str(module).unwrap(), b"")
+    };
+    assert_eq!(run_job(program(60_000_000)).await.unwrap_err().code, RunCode::Trapped);
+    let mut job = program(1 << 20);
+    job.limits.wall = Duration::from_millis(300);
+    let started = Instant::now();
+    assert_eq!(run_job(job).await.unwrap_err().code, RunCode::TimedOut);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn params_that_cannot_be_passed_are_refused() {
     for params in [r#"{"args":["a\u0000b"]}"#, r#"{"env":{"A":"\u0000"}}"#, r#"{"fuel":-1}"#, "[]", ""] {
         assert_eq!(fails("upper", params).await.code, RunCode::BadParams, "{params}");

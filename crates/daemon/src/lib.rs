@@ -1,6 +1,7 @@
 //! What the long-running programs and the command line share: logging, an orderly end, secrets in files,
 //! addresses to listen on, and where data lies by default.
 
+pub mod failure;
 pub mod listen;
 pub mod logging;
 pub mod private_file;
@@ -11,6 +12,7 @@ pub mod tls;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub use failure::Failure;
 pub use listen::{ListenError, bind, parse_listen};
 pub use logging::{LogArgs, LogError, LogFormat, init_logging};
 pub use secret::{Secret, SecretFileError, constant_time_eq, read_secret_file};

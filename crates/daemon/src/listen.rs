@@ -15,7 +15,7 @@ pub enum ListenError {
         text: String,
     },
     /// The system refused the address.
-    #[error("cannot listen on {addr}: {source}")]
+    #[error("cannot listen on {addr}: {source}{}", bind_hint(source))]
     Bind {
         /// The address that was asked for.
         addr: SocketAddr,
@@ -36,6 +36,14 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, ListenError> {
         "" => Ok(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)),
         "localhost" => Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)),
         _ => Err(malformed()),
+    }
+}
+
+fn bind_hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        "\nhint: another program listens there; choose another --listen"
+    } else {
+        ""
     }
 }
 
@@ -73,5 +81,6 @@ mod tests {
         let addr = first.local_addr().unwrap();
         let error = bind(addr).await.unwrap_err();
         assert!(error.to_string().contains(&addr.to_string()), "{error}");
+        assert!(error.to_string().contains("hint: another program listens there"), "{error}");
     }
 }

@@ -40,8 +40,9 @@ impl Shutdown {
                 name = signals.next() => name,
                 () = ended(stdin_ended) => "end of standard input",
             };
-            tracing::info!(reason, "shutting down");
+            // First what was asked for: saying so could fail, where nobody reads the log any more.
             cancel.cancel();
+            tracing::info!(reason, "shutting down");
             let name = signals.next().await;
             tracing::warn!(reason = name, "ending at once");
             std::process::exit(INTERRUPTED);

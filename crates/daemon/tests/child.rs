@@ -16,6 +16,8 @@ const ROLE: &str = "DAEMON_TEST_ROLE";
 #[test]
 fn child() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    let log_level = "info".to_owned();
+    daemon::init_logging(&daemon::LogArgs { log_format: daemon::LogFormat::Text, log_level }).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let shutdown = Shutdown::install(ShutdownArgs { exit_with_stdin: role == "stdin" }).unwrap();
@@ -41,8 +43,11 @@ impl Running {
             .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(if role == "deaf" { Stdio::piped() } else { Stdio::inherit() })
             .spawn()
             .unwrap();
+        // Nobody reads the log of the role "deaf" from here on.
+        drop(child.stderr.take());
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut running = Self { child, lines };
         running.wait_for("ready");
@@ -73,6 +78,14 @@ fn either_signal_cancels_the_token() {
         running.wait_for("cancelled");
         assert_eq!(running.end().code(), Some(7));
     }
+}
+
+#[test]
+fn signals_are_heard_when_nobody_reads_the_log() {
+    let mut running = Running::start("deaf");
+    running.signal("TERM");
+    running.wait_for("cancelled");
+    assert_eq!(running.end().code(), Some(7));
 }
 
 #[test]

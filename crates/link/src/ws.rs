@@ -259,7 +259,11 @@ impl AsyncWrite for Metered {
 /// What a Close from the peer means.
 pub(crate) fn closed_by_peer(frame: Option<CloseFrame>) -> Closed {
     match frame {
-        Some(frame) => Closed::Peer { code: frame.code.into(), reason: frame.reason.to_string() },
+        // The reason goes into logs and answers as it is: a control character could forge lines there.
+        Some(frame) => Closed::Peer {
+            code: frame.code.into(),
+            reason: frame.reason.chars().filter(|c| !c.is_control()).collect(),
+        },
         None => Closed::Peer { code: close_code::NO_CODE, reason: String::new() },
     }
 }
@@ -285,4 +289,17 @@ pub(crate) fn closed_by_error(error: Error) -> Closed {
 
 fn truncated(reason: &str) -> String {
     reason[..reason.floor_char_boundary(MAX_REASON)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_reason_is_one_line() {
+        let frame =
+            CloseFrame { code: close_code::NORMAL.into(), reason: "a\n2026 \u{1b}[31mINFO forged\r".into() };
+        let reason = "a2026 [31mINFO forged".to_owned();
+        assert_eq!(closed_by_peer(Some(frame)), Closed::Peer { code: close_code::NORMAL, reason });
+    }
 }

@@ -7,6 +7,7 @@
 
 mod input;
 mod model;
+mod tokenizer;
 
 use std::fs::File;
 use std::io::Read;

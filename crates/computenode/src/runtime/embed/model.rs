@@ -14,8 +14,9 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::bert::{BertModel, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::Tokenizer;
 
+use super::tokenizer;
 use crate::runtime::{Limits, ModelFiles, Progress, RunCode, RunError, Stop};
 
 /// The files without which there is no model.
@@ -28,7 +29,7 @@ const POOLING: &str = "1_Pooling/config.json";
 /// The largest JSON file beside the tokenizer, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The largest tokenizer, in bytes.
-const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
 /// The largest header of the weights, in bytes: some 100,000 tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Bounds of a model's shape: above those of published models.
@@ -40,8 +41,6 @@ const MAX_TOKENS: usize = 8192;
 const BATCH_TOKENS: usize = 2048;
 /// The most attention weights of one batch and layer: 128 MiB.
 const BATCH_ATTENTION: usize = 32 << 20;
-/// The texts that are tokenized between two looks at whether to stop.
-const TOKENIZE_TEXTS: usize = 16;
 /// Keeps a division from failing on a vector of zeros, as PyTorch's `normalize` does.
 const EPSILON: f64 = 1e-12;
 
@@ -150,27 +149,21 @@ impl Embedder {
 
     fn tokenize(&self, texts: &[String], stop: &Stop) -> Result<Vec<Vec<u32>>, RunError> {
         let mut tokens = Vec::with_capacity(texts.len());
-        for chunk in texts.chunks(TOKENIZE_TEXTS) {
+        for text in texts {
             stop.check()?;
-            let chunk: Vec<String> = if self.assembly.lower_case {
-                chunk.iter().map(|text| text.to_lowercase()).collect()
-            } else {
-                chunk.to_vec()
-            };
-            let encodings = self
+            let lowered = self.assembly.lower_case.then(|| text.to_lowercase());
+            let encoding = self
                 .tokenizer
-                .encode_batch(chunk, true)
+                .encode_fast(lowered.as_deref().unwrap_or(text), true)
                 .map_err(|error| bad(format!("the tokenizer fails: {error}")))?;
-            for encoding in encodings {
-                let ids = encoding.get_ids();
-                if ids.is_empty() || ids.len() > self.max_tokens {
-                    return Err(bad(format!("the tokenizer gives {} tokens for a text", ids.len())));
-                }
-                if ids.iter().any(|&id| id as usize >= self.config.vocab_size) {
-                    return Err(bad("the tokenizer gives tokens outside the model's vocabulary"));
-                }
-                tokens.push(ids.to_vec());
+            let ids = encoding.get_ids();
+            if ids.is_empty() || ids.len() > self.max_tokens {
+                return Err(bad(format!("the tokenizer gives {} tokens for a text", ids.len())));
             }
+            if ids.iter().any(|&id| id as usize >= self.config.vocab_size) {
+                return Err(bad("the tokenizer gives tokens outside the model's vocabulary"));
+            }
+            tokens.push(ids.to_vec());
         }
         Ok(tokens)
     }
@@ -300,13 +293,7 @@ fn check_config(config: &Config) -> Result<(), RunError> {
 fn load_tokenizer(files: &ModelFiles, max_tokens: usize) -> Result<Tokenizer, RunError> {
     let bytes = read_bounded(files, "tokenizer.json", MAX_TOKENIZER_BYTES)?
         .ok_or_else(|| bad("there is no tokenizer.json"))?;
-    let unusable = |error: tokenizers::Error| bad(format!("tokenizer.json: {error}"));
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(unusable)?;
-    tokenizer.with_padding(None);
-    tokenizer
-        .with_truncation(Some(TruncationParams { max_length: max_tokens, ..TruncationParams::default() }))
-        .map_err(unusable)?;
-    Ok(tokenizer)
+    tokenizer::load(&bytes, max_tokens)
 }
 
 /// The memory that the largest batch needs beside the weights, in bytes: three times its attention weights and its
@@ -387,6 +374,6 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError>
         .unwrap_or_else(|_| Err(bad("the model makes the inference library fail")))
 }
 
-fn bad(message: impl Into<String>) -> RunError {
+pub(super) fn bad(message: impl Into<String>) -> RunError {
     RunError::new(RunCode::BadModel, message)
 }

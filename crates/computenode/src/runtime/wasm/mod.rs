@@ -5,11 +5,14 @@
 //! clock stands still, the monotonic clock advances by a step with each reading, random bytes come from the task's
 //! seed (the low byte of each word of ChaCha20, its key being the seed in little-endian order), and NaNs are canonical. What bounds it is its fuel, the wall clock, its memory, and the size of its result.
 
+mod scan;
 mod stdio;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -19,6 +22,7 @@ use futures_util::future::BoxFuture;
 use rand::SeedableRng;
 use rand::rngs::ChaCha20Rng;
 use taskmarket::params::{Params, WasmParams};
+use tokio::sync::Semaphore;
 use wasmtime::{Config, Engine, InstancePre, Linker, Module, ResourceLimiter, Store, Trap};
 use wasmtime_wasi::cli::InputFile;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
@@ -30,7 +34,10 @@ use super::{
 };
 
 /// The largest module that is compiled, in bytes. Compiling cannot be interrupted, and its time grows with the size.
-pub const MAX_MODULE_BYTES: u64 = 64 << 20;
+pub const MAX_MODULE_BYTES: u64 = 16 << 20;
+
+/// The most random bytes that a program may ask for at once: the host makes them without a look at the clock.
+const MAX_RANDOM_BYTES: u64 = 1 << 20;
 
 /// How often a running program is looked at: the longest time that a cancelled one goes on spinning.
 const EPOCH: Duration = Duration::from_millis(10);
@@ -61,6 +68,13 @@ const PROGRAM: &str = "task.wasm";
 pub struct WasmRuntime {
     engine: Engine,
     linker: Linker<Guest>,
+    /// One permit for each module that may be compiled at this moment.
+    ///
+    /// A compilation cannot be interrupted. So an attempt that has to stop leaves it behind and gives its slot back, and
+    /// the permit stays with the thread until that ends. Since a module is compiled on one thread and there are fewer
+    /// permits than processors, compilations that nobody waits for any more cannot take the machine; at worst they make
+    /// other modules wait, each no longer than its own task may take.
+    compiling: Arc<Semaphore>,
     _ticker: Ticker,
 }
 
@@ -78,31 +92,36 @@ impl WasmRuntime {
             .relaxed_simd_deterministic(true)
             .wasm_multi_memory(false)
             .wasm_memory64(false)
+            .parallel_compilation(false)
             .max_wasm_stack(MAX_STACK_BYTES);
         let engine = Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         p1::add_to_linker_async(&mut linker, |guest: &mut Guest| &mut guest.wasi)?;
         let ticker = Ticker::start(engine.clone())?;
-        Ok(Self { engine, linker, _ticker: ticker })
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let compiling = Arc::new(Semaphore::new((processors / 2).max(1)));
+        Ok(Self { engine, linker, compiling, _ticker: ticker })
     }
 }
 
 impl Runtime for WasmRuntime {
     fn run<'a>(&'a self, job: Job, context: &'a Context) -> BoxFuture<'a, Result<Output, RunError>> {
-        let (engine, linker) = (self.engine.clone(), self.linker.clone());
         Box::pin(async move {
             let (stop, _ends_with_this_future) = Stop::guarded(job.limits.wall, context);
             let params = read_params(&job)?;
+            let ModelFiles::File(path) = job.model.files.clone() else {
+                let reason = "the model is a folder; a module is one file";
+                return Err(RunError::new(RunCode::BadModel, reason));
+            };
+            let pre = tokio::select! {
+                biased;
+                reason = stop.stopped() => return Err(reason),
+                pre = self.prepare(path) => pre?,
+            };
+            let engine = self.engine.clone();
             // A program that computes must not hold up the threads that serve connections.
             let handle = tokio::runtime::Handle::current();
             blocking(move || {
-                let ModelFiles::File(path) = &job.model.files else {
-                    return Err(RunError::new(
-                        RunCode::BadModel,
-                        "the model is a folder; a module is one file",
-                    ));
-                };
-                let pre = prepare(&engine, &linker, path)?;
                 stop.check()?;
                 let execution = Execution::new(&engine, &job, params)?;
                 handle.block_on(execution.run(&pre, &stop))
@@ -113,6 +132,20 @@ impl Runtime for WasmRuntime {
 
     fn model_shape(&self) -> ModelShape {
         ModelShape::File
+    }
+}
+
+impl WasmRuntime {
+    /// Compiles the module at `path`, once there is room for one more. Dropping the future lets the compilation end alone.
+    async fn prepare(&self, path: PathBuf) -> Result<InstancePre<Guest>, RunError> {
+        let permit = Arc::clone(&self.compiling).acquire_owned().await;
+        let permit = permit.map_err(|error| RunError::new(RunCode::Internal, error.to_string()))?;
+        let (engine, linker) = (self.engine.clone(), self.linker.clone());
+        blocking(move || {
+            let _permit = permit;
+            prepare(&engine, &linker, &path)
+        })
+        .await
     }
 }
 
@@ -148,6 +181,7 @@ fn prepare(engine: &Engine, linker: &Linker<Guest>, path: &Path) -> Result<Insta
     if bytes.len() as u64 > MAX_MODULE_BYTES {
         return Err(bad(format!("the module is larger than {MAX_MODULE_BYTES} bytes")));
     }
+    scan::check(&bytes).map_err(bad)?;
     let module = Module::from_binary(engine, &bytes).map_err(|error| bad(format!("{error:#}")))?;
     let start = module.get_export("_start").and_then(|export| export.func().cloned());
     if !start.is_some_and(|start| start.params().len() == 0 && start.results().len() == 0) {
@@ -187,6 +221,7 @@ impl Execution {
         wasi.stdin(InputFile::new(input)).stdout(stdout.clone()).stderr(stderr.clone());
         wasi.wall_clock(StillClock).monotonic_clock(SteppingClock::default());
         wasi.secure_random(ChaCha20Rng::from_seed(seed)).insecure_random(ChaCha20Rng::from_seed(seed));
+        wasi.max_random_size(MAX_RANDOM_BYTES);
         wasi.insecure_random_seed(u128::from(params.seed.unwrap_or_default()));
 
         let allowed = params.memory_mb.map_or(job.limits.memory_bytes, |mb| u64::from(mb) << 20);
