@@ -14,7 +14,7 @@ use http::header::AUTHORIZATION;
 use rpc::error::ErrorCode;
 use sha2::Sha256;
 use store::KeyId;
-use taskmarket::{B256, TaskId, Timestamp};
+use taskmarket::{Address, B256, Bytes32, TaskId, Timestamp};
 
 use crate::api::App;
 use crate::error::ApiError;
@@ -179,10 +179,23 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Makes and checks attempt tokens: `zat_<task id>_<attempt>_<HMAC-SHA256 of both>`, hex without `0x`.
+/// Whose attempt a token is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// The task.
+    pub(crate) task_id: TaskId,
+    /// The attempt.
+    pub(crate) attempt: u32,
+    /// The provider that it was offered to.
+    pub(crate) provider: Address,
+    /// The provider's host that it was offered to.
+    pub(crate) node_id: Bytes32,
+}
+
+/// Makes and checks attempt tokens: `zat_<task id>_<attempt>_<provider>_<node id>_<HMAC-SHA256 of all four>`, hex without `0x`.
 ///
-/// Nothing of a token is stored: it holds as long as the store's secret does, and means something only while its attempt is the
-/// task's next or current one.
+/// Nothing of a token is stored: it holds as long as the store's secret does, and means something only while its attempt is on offer to
+/// its host or held by it. Whoever else was offered the same attempt has another token.
 #[derive(Clone)]
 pub(crate) struct AttemptTokens {
     key: [u8; 32],
@@ -195,33 +208,43 @@ impl AttemptTokens {
     }
 
     /// The token of an attempt.
-    pub(crate) fn mint(&self, task_id: TaskId, attempt: u32) -> String {
-        let mac = self.mac(task_id, attempt).finalize().into_bytes();
-        format!("{TOKEN_PREFIX}{}_{attempt}_{}", hex::encode(task_id.0), hex::encode(mac))
+    pub(crate) fn mint(&self, grant: &Grant) -> String {
+        let mac = self.mac(grant).finalize().into_bytes();
+        let Grant { task_id, attempt, provider, node_id } = grant;
+        let [task_id, provider, node_id, mac] =
+            [task_id.0.as_slice(), provider.as_slice(), node_id.0.as_slice(), &mac].map(hex::encode);
+        format!("{TOKEN_PREFIX}{task_id}_{attempt}_{provider}_{node_id}_{mac}")
     }
 
-    /// Which attempt a token is of, if this relay made it.
-    pub(crate) fn check(&self, token: &str) -> Option<(TaskId, u32)> {
-        let mut parts = token.strip_prefix(TOKEN_PREFIX)?.split('_');
-        let (id, attempt, mac) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() {
-            return None;
-        }
-        let (mut id_bytes, mut mac_bytes) = ([0; 32], [0; 32]);
-        hex::decode_to_slice(id, &mut id_bytes).ok()?;
-        hex::decode_to_slice(mac, &mut mac_bytes).ok()?;
-        let (task_id, attempt) = (TaskId(B256::from(id_bytes)), attempt.parse().ok()?);
+    /// Whose attempt a token is of, if this relay made it.
+    pub(crate) fn check(&self, token: &str) -> Option<Grant> {
+        let parts: Vec<&str> = token.strip_prefix(TOKEN_PREFIX)?.splitn(6, '_').collect();
+        let &[task_id, attempt, provider, node_id, mac] = parts.as_slice() else { return None };
+        let grant = Grant {
+            task_id: TaskId(B256::from(unhex::<32>(task_id)?)),
+            attempt: attempt.parse().ok()?,
+            provider: Address::from(unhex::<20>(provider)?),
+            node_id: Bytes32(B256::from(unhex::<32>(node_id)?)),
+        };
         // Compares in constant time.
-        self.mac(task_id, attempt).verify_slice(&mac_bytes).ok()?;
-        Some((task_id, attempt))
+        self.mac(&grant).verify_slice(&unhex::<32>(mac)?).ok()?;
+        Some(grant)
     }
 
-    fn mac(&self, task_id: TaskId, attempt: u32) -> Hmac<Sha256> {
+    fn mac(&self, grant: &Grant) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
-        mac.update(task_id.0.as_slice());
-        mac.update(&attempt.to_be_bytes());
+        mac.update(grant.task_id.0.as_slice());
+        mac.update(&grant.attempt.to_be_bytes());
+        mac.update(grant.provider.as_slice());
+        mac.update(grant.node_id.0.as_slice());
         mac
     }
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    hex::decode_to_slice(text, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 impl fmt::Debug for AttemptTokens {
@@ -237,19 +260,29 @@ mod tests {
     #[test]
     fn a_token_opens_its_own_attempt_only() {
         let tokens = AttemptTokens::new([7; 32]);
-        let id = TaskId(B256::repeat_byte(0xab));
-        let token = tokens.mint(id, 3);
-        assert_eq!(tokens.check(&token), Some((id, 3)));
+        let grant = Grant {
+            task_id: TaskId(B256::repeat_byte(0xab)),
+            attempt: 3,
+            provider: Address::repeat_byte(0xcd),
+            node_id: Bytes32(B256::repeat_byte(0xef)),
+        };
+        let token = tokens.mint(&grant);
+        assert_eq!(tokens.check(&token), Some(grant));
         assert_eq!(AttemptTokens::new([8; 32]).check(&token), None);
-        let hex_id = hex::encode(id.0);
+        let other = tokens.mint(&Grant { provider: Address::repeat_byte(0xce), ..grant });
+        assert_ne!(other.rsplit('_').next(), token.rsplit('_').next(), "each provider has its own");
+        let (body, mac) = token.rsplit_once('_').unwrap();
         for forged in [
             token.replacen("_3_", "_4_", 1),
-            token.replacen(&hex_id, &hex::encode([0xac; 32]), 1),
+            token.replacen("abab", "abac", 1),
+            token.replacen("cdcd", "cdce", 1),
+            token.replacen("efef", "efee", 1),
             token.replacen("zat_", "", 1),
             format!("{token}_"),
             format!("{token}00"),
             token[..token.len() - 2].to_owned(),
-            format!("zat_{hex_id}_3_{}", "0".repeat(64)),
+            format!("{body}_{}", "0".repeat(64)),
+            format!("zat_{}_3_{mac}", hex::encode(grant.task_id.0)),
             "zat_".into(),
             String::new(),
         ] {

@@ -190,7 +190,8 @@ fn path(sessions: &[&StoredSession], attempt: &StoredAttempt) -> (std::ops::Rang
         || sessions.partition_point(|session| session.connected_at <= attempt.accepted_at),
         |own| own + 1,
     );
-    let begun_before = |at: Timestamp| sessions.partition_point(|session| session.connected_at < at);
+    // Times are whole seconds: a session that began in the second of the end counts as begun before it.
+    let begun_before = |at: Timestamp| sessions.partition_point(|session| session.connected_at <= at);
     match attempt.ended {
         None => (next..sessions.len().max(next), None),
         Some((at, Outcome::SessionLost | Outcome::AttemptDropped)) => {

@@ -121,6 +121,11 @@ pub struct Args {
     )]
     pub max_connections: u32,
 
+    /// How many connections one address (of IPv6, one /64 network) may have at once; 0 for any number. Behind a reverse proxy all come
+    /// from one address: raise it there. Providers' sessions do not count.
+    #[arg(long, env = "ZORAI_RELAY_MAX_CONNECTIONS_PER_IP", default_value_t = 256, value_name = "N")]
+    pub max_connections_per_ip: u32,
+
     /// How many requests a minute are taken from one address (of IPv6, one /64 network) without a good API key; 0 for any number. Behind
     /// a reverse proxy all come from one address: let the proxy limit them.
     #[arg(
@@ -181,6 +186,8 @@ pub struct Config {
     pub allow_private_webhooks: bool,
     /// How many connections are served at once, on each listener.
     pub max_connections: usize,
+    /// How many connections one address may have at once; 0 for any number.
+    pub max_connections_per_ip: usize,
 }
 
 /// Where and how HTTPS is served.
@@ -216,6 +223,7 @@ impl Config {
             max_artifact_bytes: 4 << 30,
             allow_private_webhooks: false,
             max_connections: 10_000,
+            max_connections_per_ip: 256,
         }
     }
 
@@ -254,6 +262,8 @@ impl Config {
             max_artifact_bytes: args.max_artifact_bytes,
             allow_private_webhooks: args.allow_private_webhooks,
             max_connections: usize::try_from(args.max_connections).context("--max-connections")?,
+            max_connections_per_ip: usize::try_from(args.max_connections_per_ip)
+                .context("--max-connections-per-ip")?,
         })
     }
 }

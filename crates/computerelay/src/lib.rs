@@ -19,6 +19,7 @@ mod limits;
 mod location;
 mod market;
 mod metrics;
+mod places;
 mod relay;
 mod server;
 mod tls;

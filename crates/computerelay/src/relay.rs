@@ -20,7 +20,8 @@ use crate::keys::{self, ApiKeys};
 use crate::location::{StoreLocation, with_password};
 use crate::market::{DOMAINS, Market};
 use crate::metrics::Metrics;
-use crate::server::Server;
+use crate::places::Places;
+use crate::server::{self, Server};
 use crate::tls::Certificate;
 use crate::webhooks::Webhooks;
 
@@ -36,6 +37,7 @@ pub struct Relay {
     store: Arc<dyn Store>,
     drain: Duration,
     max_connections: usize,
+    peers: Places,
 }
 
 struct Tls {
@@ -51,7 +53,8 @@ struct Tls {
 /// The flags are wrong, the store cannot be opened, an address cannot be bound, or serving failed.
 pub async fn serve(args: Args) -> anyhow::Result<()> {
     daemon::init_logging(&args.log)?;
-    let config = Config::from_args(&args)?;
+    let mut config = Config::from_args(&args)?;
+    server::fit_open_files(&mut config.max_connections);
     let shutdown = daemon::Shutdown::install(args.shutdown)?;
     build(config).await?.run(shutdown.token()).await
 }
@@ -96,7 +99,8 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         stopping: CancellationToken::new(),
     });
     let (drain, max_connections) = (config.drain, config.max_connections);
-    Ok(Relay { listener, local_addr, tls, app, store, drain, max_connections })
+    let peers = Places::new(config.max_connections_per_ip);
+    Ok(Relay { listener, local_addr, tls, app, store, drain, max_connections, peers })
 }
 
 async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> {
@@ -174,6 +178,7 @@ impl Relay {
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
             dropping: CancellationToken::new(),
+            peers: self.peers,
         };
         tracing::info!(url = %format_args!("http://{}", self.local_addr), relay_id = self.app.relay_id, "serving");
         server.tasks.spawn(server.clone().listen(self.listener, None, self.max_connections));

@@ -1,9 +1,11 @@
 //! The listeners: they accept connections, with or without TLS, and serve HTTP/1.1 and HTTP/2 on them.
 
+mod activity;
+
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,11 +24,21 @@ use tower::ServiceExt;
 use tracing::Instrument;
 
 use crate::auth::Peer;
+use crate::places::{Place, Places};
+use activity::Activity;
 
 /// How long a client may take for the TLS handshake.
 const TLS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client may take to send a request's head, and how long an HTTP/1.1 connection may idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a connection may be open without a request under way.
+const IDLE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long an answer may wait for its reader to read on.
+const READ_DEADLINE: Duration = Duration::from_secs(60);
+/// How often connections are looked at for both.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a connection that is to end may take to say so.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, which mostly means that the process has too many files open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The largest request head, in bytes.
@@ -50,6 +63,8 @@ pub(crate) struct Server {
     pub(crate) stopping: CancellationToken,
     /// Cancelled when connections that are still open are to be dropped.
     pub(crate) dropping: CancellationToken,
+    /// The connections of each address.
+    pub(crate) peers: Places,
 }
 
 impl Server {
@@ -62,6 +77,11 @@ impl Server {
     ) {
         let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         while let Some((place, socket, peer)) = self.accept(&listener, &places).await {
+            let Some(own_place) = self.peers.take(peer.ip()) else {
+                tracing::debug!(%peer, "too many connections from this address");
+                continue;
+            };
+            let place = (place, own_place);
             let span = tracing::info_span!("connection", %peer, tls = tls.is_some());
             let connection = self.clone().connection(place, socket, peer, tls.clone());
             self.tasks.spawn(connection.instrument(span));
@@ -92,7 +112,7 @@ impl Server {
 
     async fn connection(
         self,
-        _place: OwnedSemaphorePermit,
+        _place: (OwnedSemaphorePermit, Place),
         socket: TcpStream,
         peer: SocketAddr,
         tls: Option<TlsAcceptor>,
@@ -113,20 +133,22 @@ impl Server {
 
     /// Serves one connection until it ends, finishing what is under way when the relay is to end.
     async fn serve(self, io: impl Read + Write + Unpin + Send + 'static, peer: SocketAddr) {
-        let spoke = Arc::new(AtomicBool::new(false));
+        let activity = Activity::new();
         let service = {
-            let (router, spoke) = (self.router, Arc::clone(&spoke));
+            let (router, activity) = (self.router, activity.clone());
             hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-                spoke.store(true, Ordering::Relaxed);
+                let under_way = activity.begin();
                 request.extensions_mut().insert(Peer(peer.ip()));
-                router.clone().oneshot(request.map(Body::new))
+                let answer = router.clone().oneshot(request.map(Body::new));
+                async move { Ok::<_, Infallible>(answer.await?.map(|body| under_way.answer(body))) }
             })
         };
         let builder = builder(Tracked(self.tasks));
         let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
         // hyper's deadlines begin once it knows which HTTP is spoken; a client that never says ends here.
-        let mut first_head = pin!(tokio::time::sleep(HEAD_DEADLINE));
-        let (mut is_waiting, mut is_stopping) = (true, false);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut is_stopping, mut end) = (false, None);
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -135,11 +157,17 @@ impl Server {
                     }
                     return;
                 }
-                () = &mut first_head, if is_waiting => {
-                    is_waiting = false;
-                    if !spoke.load(Ordering::Relaxed) {
-                        tracing::debug!("no request came in time");
+                now = look.tick() => {
+                    if end.is_some_and(|end| now >= end) {
                         return;
+                    }
+                    let idle_deadline = if activity.has_spoken() { IDLE_DEADLINE } else { HEAD_DEADLINE };
+                    if end.is_none()
+                        && let Some(why) = activity.verdict(now, idle_deadline, READ_DEADLINE)
+                    {
+                        tracing::debug!(why, "the connection is closed");
+                        connection.as_mut().graceful_shutdown();
+                        end = Some(now + FAREWELL);
                     }
                 }
                 () = self.stopping.cancelled(), if !is_stopping => {
@@ -150,6 +178,25 @@ impl Server {
             }
         }
     }
+}
+
+/// Lets this process open as many files as the system allows, and lowers the number of connections to what then fits beside the
+/// providers' sessions.
+pub(crate) fn fit_open_files(max_connections: &mut usize) {
+    let limit = match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+        Err(error) => return tracing::warn!(%error, "the limit of open files cannot be raised"),
+    };
+    let fits = connections_that_fit(limit);
+    if *max_connections > fits {
+        tracing::warn!(limit, max_connections = fits, "few files may be open: fewer connections are served");
+        *max_connections = fits;
+    }
+}
+
+/// Half of the files that may be open: sessions, the store and artifacts need the others.
+fn connections_that_fit(open_files: usize) -> usize {
+    (open_files / 2).max(1)
 }
 
 fn builder(executor: Tracked) -> auto::Builder<Tracked> {

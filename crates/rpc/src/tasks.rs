@@ -151,10 +151,11 @@ impl TaskView {
                 proof: submission.proof.message.clone(),
                 signature: submission.proof.signature,
             }),
-            failure: record
-                .failure
-                .as_ref()
-                .map(|failure| FailureView { code: failure.code.clone(), message: failure.message.clone() }),
+            failure: record.failure.as_ref().map(|failure| FailureView {
+                code: failure.code.clone(),
+                // It is free text of the provider's, and may tell what the task is about.
+                message: if whole { failure.message.clone() } else { String::new() },
+            }),
             settlement: record.settlement.as_str().to_owned(),
             settlement_tx: record.settlement.tx(),
             dispute_until: match &record.state {
@@ -268,7 +269,7 @@ pub struct ProofView {
 pub struct FailureView {
     /// A stable word.
     pub code: String,
-    /// For people.
+    /// For people; of a task, empty to those who do not see the whole task.
     pub message: String,
 }
 

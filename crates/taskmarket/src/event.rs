@@ -249,7 +249,8 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
         Event::ArbiterTimedOut => end_dispute(record, Resolution::Timeout),
         Event::Cancelled(_) => record.state = State::Cancelled,
         Event::LeaseLapsed => {
-            if let Some(provider) = record.provider {
+            // The chain may bind a provider again whose lease lapsed before.
+            if let Some(provider) = record.provider.filter(|provider| !record.lapsed.contains(provider)) {
                 record.lapsed.push(provider);
             }
             end_attempt(record, "lease_lapsed", "the lease ended without a proof");

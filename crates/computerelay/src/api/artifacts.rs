@@ -1,5 +1,6 @@
 //! Artifacts: models, inputs and results, stored under the SHA-256 of their bytes.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use artifact::{Digest, PutError};
@@ -13,9 +14,10 @@ use http::{HeaderMap, Request, StatusCode};
 use rpc::error::ErrorCode;
 use store::{KeyId, Scope};
 use taskmarket::{B256, ContentHash};
+use tokio::time::Instant;
 
 use super::App;
-use super::attempts::{Attempt, Attempts, Reservation};
+use super::attempts::{Attempt, Reservation};
 use super::blob;
 use super::extract::{declared_length, path_part, require_key};
 use crate::auth::bearer;
@@ -23,6 +25,10 @@ use crate::error::ApiError;
 
 /// How long a client may pause while it sends an artifact.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long sending may take in all, besides the time for its bytes.
+const SEND_DEADLINE: Duration = Duration::from_secs(60);
+/// The slowest that bytes may come on average, in a second.
+const SLOWEST: u64 = 16 * 1024;
 
 /// Who asks for an artifact.
 pub(super) enum Caller {
@@ -45,7 +51,7 @@ impl FromRequestParts<App> for Caller {
             Err(refused) => refused,
         };
         let token = bearer(&parts.headers).ok_or(refused)?;
-        Ok(Self::Attempt(Box::new(app.attempts.find(&app.market, token).await?)))
+        Ok(Self::Attempt(Box::new(app.attempts.find(&app.market, &app.hub, token).await?)))
     }
 }
 
@@ -79,7 +85,7 @@ pub(super) async fn head(
 ) -> Result<Response, ApiError> {
     match &caller {
         Caller::Key(_) => {}
-        Caller::Attempt(attempt) => Attempts::check_store(attempt, digest)?,
+        Caller::Attempt(attempt) => app.attempts.check_ask(&app.market, attempt, digest).await?,
     }
     let response = blob::serve(app.market.blobs(), digest, &HeaderMap::new()).await?;
     let (parts, _) = response.into_parts();
@@ -104,25 +110,31 @@ pub(super) async fn put(
     let declared = declared_length(request.headers());
     let (owner, reservation) = match &caller {
         Caller::Key(key) => (key, None),
-        Caller::Attempt(attempt) => (attempt.owner(), Some(app.attempts.reserve(attempt, digest, declared)?)),
+        Caller::Attempt(attempt) => (attempt.owner(), app.attempts.reserve(attempt, digest, declared)?),
     };
-    let limit = reservation.as_ref().map_or(app.limits.max_artifact_bytes, Reservation::bytes);
+    let limit = app.limits.max_artifact_bytes;
     if declared.is_some_and(|length| length > limit) {
         return Err(put_error(PutError::TooLarge { limit }));
     }
     let blobs = app.market.blobs();
-    let is_stored = blobs.contains(&digest).await.map_err(|error| ApiError::internal(&error))?;
+    // To an attempt the relay does not tell whether it has bytes of others: those it has to send.
+    let is_shown = match &caller {
+        Caller::Key(_) => true,
+        Caller::Attempt(attempt) => app.attempts.is_own(attempt, digest),
+    };
+    let is_stored = is_shown && blobs.contains(&digest).await.map_err(|error| ApiError::internal(&error))?;
     let waits = request.headers().contains_key(EXPECT);
-    let body = bounded_pauses(request.into_body());
+    let account = Arc::new(Mutex::new(reservation));
+    let body = bounded(request.into_body(), Arc::clone(&account));
     if is_stored {
         // A client that waits for `100 Continue` need not send at all; another is heard out, so that it reads the answer.
         if !waits {
             discard(body, limit).await?;
         }
     } else {
-        let (_, size) = blobs.put(body, Some(digest), limit).await.map_err(put_error)?;
-        if let Some(reservation) = reservation {
-            reservation.keep(size);
+        blobs.put(body, Some(digest), limit).await.map_err(put_error)?;
+        if let Some(reservation) = lock(&account).take() {
+            reservation.keep(digest);
         }
     }
     remember(&app, digest, owner.clone()).await?;
@@ -140,23 +152,45 @@ async fn remember(app: &App, digest: Digest, owner: KeyId) -> Result<(), ApiErro
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The pieces of a body, broken off when none comes for too long.
-fn bounded_pauses(body: Body) -> impl Stream<Item = Result<bytes::Bytes, BodyError>> + Send {
-    futures_util::stream::unfold(Some(body.into_data_stream()), async |pieces| {
-        let mut pieces = pieces?;
-        match tokio::time::timeout(PAUSE_DEADLINE, pieces.next()).await {
+/// The account that an upload is charged to, if it is to any.
+type Account = Arc<Mutex<Option<Reservation>>>;
+
+fn lock(account: &Account) -> MutexGuard<'_, Option<Reservation>> {
+    account.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The pieces of a body, broken off when none comes for too long, when they come too slowly, or when the account is empty.
+fn bounded(body: Body, account: Account) -> impl Stream<Item = Result<bytes::Bytes, BodyError>> + Send {
+    let begun = (body.into_data_stream(), account, Instant::now(), 0u64);
+    futures_util::stream::unfold(Some(begun), async |begun| {
+        let (mut pieces, account, since, came) = begun?;
+        let last = since + SEND_DEADLINE + Duration::from_secs(came / SLOWEST);
+        let deadline = last.min(Instant::now() + PAUSE_DEADLINE);
+        match tokio::time::timeout_at(deadline, pieces.next()).await {
             Ok(None) => None,
-            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
+            Ok(Some(Ok(piece))) => {
+                let length = piece.len() as u64;
+                let has_room = lock(&account).as_mut().is_none_or(|reserved| reserved.charge(length));
+                if !has_room {
+                    return Some((Err(Spent.into()), None));
+                }
+                Some((Ok(piece), Some((pieces, account, since, came.saturating_add(length)))))
+            }
             Ok(Some(Err(error))) => Some((Err(error.into()), None)),
             Err(_) => Some((Err(Paused.into()), None)),
         }
     })
 }
 
-/// The client sent nothing for too long.
+/// The client sent nothing for too long, or too little.
 #[derive(Debug, thiserror::Error)]
-#[error("nothing came for {} s", PAUSE_DEADLINE.as_secs())]
+#[error("nothing came for {} s, or less than {SLOWEST} bytes a second", PAUSE_DEADLINE.as_secs())]
 struct Paused;
+
+/// The attempt may store no more.
+#[derive(Debug, thiserror::Error)]
+#[error("the attempt would store more than it may")]
+struct Spent;
 
 async fn discard(
     body: impl Stream<Item = Result<bytes::Bytes, BodyError>>,
@@ -176,6 +210,9 @@ fn put_error(error: PutError) -> ApiError {
     match error {
         PutError::HashMismatch { .. } => ApiError::new(ErrorCode::HashMismatch, message).with_param("sha256"),
         PutError::TooLarge { .. } => ApiError::new(ErrorCode::PayloadTooLarge, message),
+        PutError::Source(source) if source.is::<Spent>() => {
+            ApiError::new(ErrorCode::PayloadTooLarge, message)
+        }
         PutError::Source(source) if source.is::<Paused>() => {
             ApiError::new(ErrorCode::RequestTimeout, message)
         }

@@ -1,15 +1,17 @@
 //! What an attempt token opens: the artifacts that its task names, for reading, and the place of its result, for storing.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use artifact::{BlobStore, Digest, FolderManifest, Reference};
 use rpc::error::ErrorCode;
 use store::{KeyId, StoredTask};
-use taskmarket::{State, Submission, Task, TaskId};
+use taskmarket::{Address, State, Submission, Task, TaskId};
 use tokio::io::AsyncReadExt;
 
+use crate::auth::Grant;
 use crate::error::ApiError;
+use crate::hub::Hub;
 use crate::market::Market;
 
 /// The largest folder manifest that is read, in bytes: the most that crate `artifact` takes.
@@ -18,22 +20,40 @@ const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 const MAX_FOLDERS: usize = 16;
 /// Attempts whose uploads are counted. More than are held at once; beyond it the counting begins anew.
 const MAX_COUNTED: usize = 16_384;
+/// Artifacts of one attempt that are kept in mind. One is the result; further ones are counted and forgotten.
+const MAX_OWN: usize = 16;
 
 /// The access of attempts to artifacts.
 pub(crate) struct Attempts {
     folders: Mutex<HashMap<Digest, Arc<HashSet<Digest>>>>,
-    /// Bytes that each attempt stored.
-    stored: Mutex<HashMap<(TaskId, u32), u64>>,
+    stored: Arc<Accounts>,
     max_bytes: u64,
+}
+
+/// What each attempt stored.
+type Accounts = Mutex<HashMap<(TaskId, u32), Stored>>;
+
+/// What an attempt stored.
+#[derive(Debug, Default)]
+struct Stored {
+    /// In bytes, those on their way included.
+    bytes: u64,
+    own: Vec<Digest>,
 }
 
 /// An attempt that a token proved, while it lasts.
 pub(super) struct Attempt {
     task: StoredTask,
     attempt: u32,
+    /// It is on offer to its host, which has not accepted it yet.
+    is_offer: bool,
 }
 
 impl Attempt {
+    fn key(&self) -> (TaskId, u32) {
+        (self.task.record.id, self.attempt)
+    }
+
     /// The API key that published the task: it owns what the attempt stores.
     pub(super) fn owner(&self) -> &KeyId {
         &self.task.owner
@@ -43,29 +63,37 @@ impl Attempt {
 impl Attempts {
     /// No attempt may store more than this in all, in bytes.
     pub(crate) fn new(max_bytes: u64) -> Self {
-        Self { folders: Mutex::default(), stored: Mutex::default(), max_bytes }
+        Self { folders: Mutex::default(), stored: Arc::default(), max_bytes }
     }
 
-    /// The attempt that a token is of, if it is the task's next, current or proven one.
+    /// The attempt that a token is of, if it is on offer to the token's host, held by it or proven by it.
     ///
     /// # Errors
-    /// 401 for a token that this relay did not make, 403 for one whose attempt is over.
-    pub(super) async fn find(&self, market: &Market, token: &str) -> Result<Attempt, ApiError> {
+    /// 401 for a token that this relay did not make, 403 for one whose attempt is over or another host's, 503 for one whose attempt is
+    /// not accepted yet.
+    pub(super) async fn find(&self, market: &Market, hub: &Hub, token: &str) -> Result<Attempt, ApiError> {
         let unknown = || {
             let message = "neither an API key nor an attempt token that is known here";
             ApiError::new(ErrorCode::InvalidApiKey, message).with_param("authorization")
         };
-        let (task_id, attempt) = market.tokens().check(token).ok_or_else(unknown)?;
+        let grant = market.tokens().check(token).ok_or_else(unknown)?;
+        let Grant { task_id, attempt, provider, node_id } = grant;
+        // Looked up before the record: an acceptance that comes in between is seen there.
+        let is_on_offer = hub.is_on_offer(task_id, provider, node_id);
         let task = market.task(task_id).await?.ok_or_else(unknown)?;
-        let (record, is_alive) = (&task.record, is_alive(&task, attempt));
-        if is_alive {
-            return Ok(Attempt { task, attempt });
+        let status = task.record.status();
+        match standing(&task, &grant) {
+            Standing::Holder => Ok(Attempt { task, attempt, is_offer: false }),
+            Standing::Next if is_on_offer => Ok(Attempt { task, attempt, is_offer: true }),
+            Standing::Next => Err(not_accepted(task_id, attempt).with_status(status)),
+            Standing::Over => {
+                let message = format!("attempt {attempt} of task {task_id} is over, or another host's");
+                Err(ApiError::new(ErrorCode::Forbidden, message).with_status(status))
+            }
         }
-        let message = format!("attempt {attempt} of task {task_id} is over");
-        Err(ApiError::new(ErrorCode::Forbidden, message).with_status(record.status()))
     }
 
-    /// Checks that an attempt may read an artifact: it runs, or may begin at once, and its task names the artifact.
+    /// Checks that an attempt may read an artifact: it runs, or is on offer, and its task names the artifact.
     ///
     /// # Errors
     /// 403 otherwise.
@@ -95,45 +123,65 @@ impl Attempts {
         ))
     }
 
-    /// Checks that an attempt may store an artifact, and so may ask whether it is there.
+    /// Checks that an attempt may ask whether an artifact is there: one that it stored, its proven result, or one that it may read.
     ///
     /// # Errors
-    /// 403 where the attempt is proven and this is not its result.
-    pub(super) fn check_store(attempt: &Attempt, digest: Digest) -> Result<(), ApiError> {
-        let record = &attempt.task.record;
-        let is_other = |proven: &Submission| proven.proof.message.result_hash.0.0 != digest.0;
-        if record.submission().is_some_and(is_other) {
-            let message = "the attempt is proven: only its result may be stored again";
-            return Err(ApiError::new(ErrorCode::Forbidden, message).with_status(record.status()));
+    /// 403 otherwise.
+    pub(super) async fn check_ask(
+        &self,
+        market: &Market,
+        attempt: &Attempt,
+        digest: Digest,
+    ) -> Result<(), ApiError> {
+        if self.is_own(attempt, digest) {
+            return Ok(());
         }
-        Ok(())
+        self.check_read(market, attempt, digest).await
     }
 
-    /// Checks that an attempt may store an artifact, and sets bytes aside for it: as many as it declares, or all that are left.
+    /// Whether an attempt stored an artifact, or proved it as its result.
+    pub(super) fn is_own(&self, attempt: &Attempt, digest: Digest) -> bool {
+        let proven = attempt.task.record.submission();
+        proven.is_some_and(|proven| is_result(proven, digest))
+            || self.lock_stored().get(&attempt.key()).is_some_and(|stored| stored.own.contains(&digest))
+    }
+
+    /// Checks that an attempt may store an artifact, and opens an account for its bytes, unless they are its own already.
     ///
     /// # Errors
-    /// As of [`Attempts::check_store`]; 413 where the attempt would store too much.
+    /// 503 before the attempt is accepted, 403 where it is proven and this is not its result, 413 where it would store too much.
     pub(super) fn reserve(
         &self,
         attempt: &Attempt,
         digest: Digest,
         declared: Option<u64>,
-    ) -> Result<Reservation<'_>, ApiError> {
-        Self::check_store(attempt, digest)?;
-        let key = (attempt.task.record.id, attempt.attempt);
+    ) -> Result<Option<Reservation>, ApiError> {
+        let record = &attempt.task.record;
+        if attempt.is_offer {
+            return Err(not_accepted(record.id, attempt.attempt).with_status(record.status()));
+        }
+        if record.submission().is_some_and(|proven| !is_result(proven, digest)) {
+            let message = "the attempt is proven: only its result may be stored again";
+            return Err(ApiError::new(ErrorCode::Forbidden, message).with_status(record.status()));
+        }
+        if self.is_own(attempt, digest) {
+            return Ok(None);
+        }
         let mut stored = self.lock_stored();
-        if stored.len() >= MAX_COUNTED && !stored.contains_key(&key) {
+        if stored.len() >= MAX_COUNTED && !stored.contains_key(&attempt.key()) {
             stored.clear();
         }
-        let sum = stored.entry(key).or_default();
-        let left = self.max_bytes.saturating_sub(*sum);
-        let bytes = declared.unwrap_or(left);
-        if left == 0 || bytes > left {
-            let message = format!("an attempt may store {} bytes in all; {left} are left", self.max_bytes);
-            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
+        let left = self.max_bytes.saturating_sub(stored.entry(attempt.key()).or_default().bytes);
+        if left == 0 || declared.is_some_and(|declared| declared > left) {
+            return Err(self.too_much(left));
         }
-        *sum += bytes;
-        Ok(Reservation { attempts: self, key, bytes })
+        let stored = Arc::clone(&self.stored);
+        Ok(Some(Reservation { stored, key: attempt.key(), max: self.max_bytes, bytes: 0 }))
+    }
+
+    fn too_much(&self, left: u64) -> ApiError {
+        let message = format!("an attempt may store {} bytes in all; {left} are left", self.max_bytes);
+        ApiError::new(ErrorCode::PayloadTooLarge, message)
     }
 
     /// The files that a folder's manifest lists; none if it is not stored or no manifest.
@@ -163,52 +211,99 @@ impl Attempts {
         Ok(files)
     }
 
-    fn lock_folders(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<HashSet<Digest>>>> {
+    fn lock_folders(&self) -> MutexGuard<'_, HashMap<Digest, Arc<HashSet<Digest>>>> {
         self.folders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_stored(&self) -> std::sync::MutexGuard<'_, HashMap<(TaskId, u32), u64>> {
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_stored(&self) -> MutexGuard<'_, HashMap<(TaskId, u32), Stored>> {
+        lock(&self.stored)
     }
 }
 
-/// Bytes set aside for what an attempt stores. Those that are not kept fall back when this is dropped.
-pub(super) struct Reservation<'a> {
-    attempts: &'a Attempts,
+fn lock(accounts: &Accounts) -> MutexGuard<'_, HashMap<(TaskId, u32), Stored>> {
+    accounts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The bytes of one upload of an attempt, charged as they come. Those that are not kept fall back when this is dropped.
+pub(super) struct Reservation {
+    stored: Arc<Accounts>,
     key: (TaskId, u32),
+    max: u64,
     bytes: u64,
 }
 
-impl Reservation<'_> {
-    /// How many were set aside.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+impl Reservation {
+    /// Charges bytes that came. `false` where the attempt would store too much.
+    pub(super) fn charge(&mut self, came: u64) -> bool {
+        let mut stored = lock(&self.stored);
+        let sum = &mut stored.entry(self.key).or_default().bytes;
+        let after = sum.saturating_add(came);
+        if after > self.max {
+            return false;
+        }
+        *sum = after;
+        self.bytes += came;
+        true
     }
 
-    /// So many were stored.
-    pub(super) fn keep(mut self, stored: u64) {
-        self.bytes = self.bytes.saturating_sub(stored);
+    /// The bytes that came are stored as this artifact.
+    pub(super) fn keep(mut self, digest: Digest) {
+        self.bytes = 0;
+        let mut stored = lock(&self.stored);
+        let own = &mut stored.entry(self.key).or_default().own;
+        if own.len() < MAX_OWN && !own.contains(&digest) {
+            own.push(digest);
+        }
+        // Dropping this locks again.
+        drop(stored);
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(sum) = self.attempts.lock_stored().get_mut(&self.key) {
-            *sum = sum.saturating_sub(self.bytes);
+        if let Some(stored) = lock(&self.stored).get_mut(&self.key) {
+            stored.bytes = stored.bytes.saturating_sub(self.bytes);
         }
     }
 }
 
-fn is_alive(task: &StoredTask, attempt: u32) -> bool {
-    match &task.record.state {
-        State::Open => attempt == task.record.attempts.saturating_add(1),
-        State::Accepted { lease } => attempt == lease.attempt,
-        State::Submitted { .. }
-        | State::Completed { .. }
-        | State::Disputed { .. }
-        | State::Resolved { .. } => attempt == task.record.attempts,
-        State::Cancelled | State::Expired | State::Failed => false,
-    }
+/// Where a host stands with an attempt that it was offered.
+enum Standing {
+    /// It holds the attempt, or proved it.
+    Holder,
+    /// The attempt would be the next.
+    Next,
+    Over,
+}
+
+fn standing(task: &StoredTask, grant: &Grant) -> Standing {
+    let record = &task.record;
+    let is_holder = |provider: Address, attempt: u32| {
+        (provider, attempt) == (grant.provider, grant.attempt)
+            && task.node.is_none_or(|node| node == grant.node_id)
+    };
+    let holder = match &record.state {
+        State::Open if grant.attempt == record.attempts.saturating_add(1) => return Standing::Next,
+        State::Accepted { lease } => is_holder(lease.provider, lease.attempt),
+        State::Submitted { submission, .. }
+        | State::Completed { submission, .. }
+        | State::Disputed { submission, .. }
+        | State::Resolved { submission, .. } => {
+            let proof = &submission.proof.message;
+            is_holder(proof.provider, proof.attempt)
+        }
+        State::Open | State::Cancelled | State::Expired | State::Failed => false,
+    };
+    if holder { Standing::Holder } else { Standing::Over }
+}
+
+fn is_result(proven: &Submission, digest: Digest) -> bool {
+    proven.proof.message.result_hash.0.0 == digest.0
+}
+
+/// The host may try again in a moment: its acceptance may be on its way.
+fn not_accepted(task_id: TaskId, attempt: u32) -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, format!("attempt {attempt} of task {task_id} is not accepted yet"))
 }
 
 /// The artifacts that a task names, each with whether it is a folder's manifest.

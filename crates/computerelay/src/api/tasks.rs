@@ -148,7 +148,10 @@ pub(super) async fn find_owned(app: &App, id: TaskId, key: &Caller) -> Result<St
     if key.may_read(&task.owner) {
         return Ok(task);
     }
-    Err(ApiError::new(ErrorCode::Forbidden, "only the API key that published the task, or an admin's, can read this"))
+    Err(ApiError::new(
+        ErrorCode::Forbidden,
+        "only the API key that published the task, or an admin's, can read this",
+    ))
 }
 
 /// A task as the holder of a key sees it: whole if the key published the task, or is an admin's.

@@ -36,6 +36,10 @@ pub(crate) struct HubConfig {
     pub(crate) safety_tick: Duration,
     /// Handshakes at once (default 256). Further ones are answered 503.
     pub(crate) max_handshakes: usize,
+    /// Handshakes at once with one address, of IPv6 one /64 network (default 16). Further ones are answered 503.
+    pub(crate) max_handshakes_per_ip: usize,
+    /// How long a host may take to register once it is greeted (default 5 s).
+    pub(crate) register_timeout: Duration,
     /// Sessions at once (default 10,000). Further ones are answered 503.
     pub(crate) max_sessions: usize,
     /// Open tasks kept in memory (default 10,000). Further ones wait in the store.
@@ -63,6 +67,8 @@ impl HubConfig {
             max_backoff: Duration::from_secs(300),
             safety_tick: Duration::from_secs(30),
             max_handshakes: 256,
+            max_handshakes_per_ip: 16,
+            register_timeout: Duration::from_secs(5),
             max_sessions: 10_000,
             max_waiting: 10_000,
             max_offers: 256,

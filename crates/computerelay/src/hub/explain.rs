@@ -8,6 +8,7 @@ use taskmarket::{Status, TaskRecord};
 use tokio::time::Instant;
 
 use super::Hub;
+use super::view::WAITS;
 
 /// The most reasons that a summary names.
 const MAX_REASONS: usize = 3;
@@ -73,6 +74,11 @@ fn waiting(providers: &[ProviderFit], online: u64) -> String {
     if fit > 0 {
         return format!("{online}, {fit} fit: an offer is about to go out");
     }
+    let mut only = providers.iter().filter(|provider| provider.exclusions.len() == 1);
+    let again = only.find_map(|provider| provider.exclusions.first().filter(|why| why.starts_with(WAITS)));
+    if let Some(again) = again {
+        return again.clone();
+    }
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for reason in providers.iter().flat_map(|provider| provider.exclusions.first()) {
         *reasons.entry(reason).or_default() += 1;
@@ -111,6 +117,8 @@ mod tests {
             waiting(&four, 5),
             "5 providers online, none fits: has no GPU named A100 (2); b; c, and more"
         );
+        let again = "waits 3 s before trying 0x01 again (attempt 2 failed: bad_model)";
+        assert_eq!(waiting(&[fit(&["x"]), fit(&[again])], 2), again);
         assert_eq!(
             waiting(&[fit(&["x"]), fit(&[])], 2),
             "2 providers online, 1 fit: an offer is about to go out"

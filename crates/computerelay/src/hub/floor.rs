@@ -8,19 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpc::link::Heartbeat;
-use scheduler::{Index, Need, NodeKey};
+use scheduler::{Exclusion, Index, Need, NodeKey};
 use taskmarket::{Address, Bytes32, NodeStatus, State, TaskId, TaskRecord, Timestamp, Word};
 use tokio::time::Instant;
 
 use super::entries::{CallOff, Heard, Held, Kind, Offering, Plan, Waiting};
 use super::node::{Live, Node, Place, Report};
 use super::registration::Refusal;
-use super::tries::{Tried, Tries};
+use super::scores::Scores;
+use super::tries::{Tried, Tries, Try};
+
+/// The most hosts that are looked at for better ones than those that failed.
+const MAX_GOOD: usize = 256;
 
 /// How long hosts are not asked again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Backoff {
     pub(super) failed: Duration,
+    /// How long a provider that failed comes after others, the first time.
+    pub(super) blamed: Duration,
     pub(super) max: Duration,
 }
 
@@ -36,6 +42,7 @@ pub(super) struct Floor {
     held_by: HashMap<NodeKey, HashSet<TaskId>>,
     /// Hosts without a session, and until when their attempts are kept.
     lost: HashMap<NodeKey, Instant>,
+    pub(super) scores: Scores,
     backoff: Backoff,
     grace: Duration,
 }
@@ -50,6 +57,7 @@ impl Floor {
             held: HashMap::new(),
             held_by: HashMap::new(),
             lost: HashMap::new(),
+            scores: Scores::new(backoff.blamed, backoff.max),
             backoff,
             grace,
         }
@@ -107,7 +115,7 @@ impl Floor {
         let offered = self.offering.values().filter(|offering| offering.key == key).count();
         let held = self.held_by.get(&key).map_or(0, HashSet::len);
         node.given = u32::try_from(offered + held).unwrap_or(u32::MAX);
-        self.index.upsert(node.offer());
+        self.index.upsert(node.offer(&self.scores));
         place.node = Some(node);
         self.lost.remove(&key);
         true
@@ -138,7 +146,7 @@ impl Floor {
         let place = self.places.get_mut(key).filter(|place| place.generation == generation)?;
         let node = place.node.as_mut()?;
         let result = change(node);
-        self.index.upsert(node.offer());
+        self.index.upsert(node.offer(&self.scores));
         Some(result)
     }
 
@@ -164,7 +172,7 @@ impl Floor {
         let before = room(node);
         if node.report.as_ref() != Some(&report) {
             node.report = Some(report);
-            self.index.upsert(node.offer());
+            self.index.upsert(node.offer(&self.scores));
         }
         let mut heard = Heard { freed: room(node) > before, ..Heard::default() };
         let mut listed = HashSet::new();
@@ -279,6 +287,11 @@ impl Floor {
             | State::Cancelled
             | State::Expired
             | State::Failed => {
+                let held = self.held.get(&record.id).filter(|_| record.submission().is_some());
+                if let Some(key) = held.map(|held| held.key) {
+                    let model = record.task.model_hash;
+                    self.scores.praise(key, model.is_pinned().then_some(model), now);
+                }
                 self.waiting.remove(&(record.created_at, record.id));
                 if let Some(offering) = self.offering.remove(&record.id) {
                     self.give(&offering.key, -1);
@@ -311,8 +324,15 @@ impl Floor {
         let tries = tries.or(known).unwrap_or_else(|| Tries::of(record, self.backoff.failed, now));
         let need = Need::of(&record.task);
         let kind = Kind::of(&record.task);
-        let waiting =
-            Waiting { version: record.version, created_at: record.created_at, since, need, kind, lapsed, tries };
+        let waiting = Waiting {
+            version: record.version,
+            created_at: record.created_at,
+            since,
+            need,
+            kind,
+            lapsed,
+            tries,
+        };
         self.waiting.insert(place, waiting);
     }
 
@@ -353,8 +373,8 @@ impl Floor {
         let live = self.node(&held.key).filter(|_| !own_word).map(|node| Arc::clone(&node.live));
         let call_off = live.map(|live| CallOff { task_id: record.id, attempt: held.attempt, live });
         if let Some(failure) = record.failure.as_ref().filter(|failure| failure.attempt == held.attempt) {
-            let reason = format!("its attempt {} ended: {}", failure.attempt, failure.code);
-            held.tries.add(held.key, reason, self.backoff.failed, self.backoff.max, now);
+            held.tries.fail(failure, self.backoff.failed, self.backoff.max, now);
+            self.scores.blame(held.key.provider, now);
         }
         (call_off, Some(held.tries))
     }
@@ -376,14 +396,14 @@ impl Floor {
     fn give(&mut self, key: &NodeKey, change: i32) {
         let Some(node) = self.places.get_mut(key).and_then(|place| place.node.as_mut()) else { return };
         node.given = node.given.saturating_add_signed(change);
-        let warm = node.report.as_ref().map(|report| report.warm.clone()).unwrap_or_default();
-        self.index.set_load(key, node.busy(), node.slots(), warm);
+        self.index.set_load(key, node.busy(), node.slots(), node.warm(&self.scores));
     }
 
     /// Chooses hosts for tasks that wait, oldest first, at most `limit`, and says when a host may be asked again.
     pub(super) fn assign(&mut self, limit: usize, now: Instant) -> (Vec<Plan>, Option<Instant>) {
         let mut chosen = Vec::new();
         let mut unfit: HashSet<&Kind> = HashSet::new();
+        let mut good = HashMap::new();
         let totals = self.index.totals();
         let free = usize::try_from(totals.slots.saturating_sub(totals.busy)).unwrap_or(usize::MAX);
         for (place, waiting) in &self.waiting {
@@ -393,7 +413,7 @@ impl Floor {
             if unfit.contains(&waiting.kind) {
                 continue;
             }
-            match choose(&self.index, waiting, now) {
+            match choose(&self.index, &self.scores, waiting, &mut good, now) {
                 Some(key) => {
                     self.index.reserve(&key);
                     chosen.push((place.1, *place, key));
@@ -406,7 +426,8 @@ impl Floor {
         }
         let plans =
             chosen.into_iter().filter_map(|(id, place, key)| self.begin_offer(id, place, key)).collect();
-        let again = self.waiting.values().filter_map(|waiting| waiting.tries.next_end(now)).min();
+        let again = self.waiting.values().filter_map(|waiting| waiting.tries.next_end(now));
+        let again = again.chain(self.scores.next_end(now).filter(|_| !self.waiting.is_empty())).min();
         (plans, again)
     }
 
@@ -432,6 +453,11 @@ impl Floor {
         self.waiting.insert((waiting.created_at, task_id), waiting);
     }
 
+    /// Notes that a provider left an offer unanswered.
+    pub(super) fn blame(&mut self, provider: Address, now: Instant) {
+        self.scores.blame(provider, now);
+    }
+
     /// Keeps the oldest `max` waiting tasks, and says whether there were more.
     pub(super) fn trim(&mut self, max: usize) -> bool {
         let over = self.waiting.len().saturating_sub(max);
@@ -442,15 +468,36 @@ impl Floor {
     }
 }
 
-/// The best host for a task: one that has not been tried with it, or else one that may be asked again.
-fn choose(index: &Index, waiting: &Waiting, now: Instant) -> Option<NodeKey> {
+/// The best host for a task: one that has not been tried with it and did not fail lately; or else one that did, or one that may be
+/// asked again. While hosts of the first sort are only busy, the task does not go to who failed again and again, nor to who would fail
+/// it again.
+fn choose<'a>(
+    index: &Index,
+    scores: &Scores,
+    waiting: &'a Waiting,
+    good: &mut HashMap<&'a Kind, Vec<NodeKey>>,
+    now: Instant,
+) -> Option<NodeKey> {
+    let (need, tries) = (&waiting.need, &waiting.tries);
     let lapsed = |key: &NodeKey| waiting.lapsed.contains(&key.provider);
-    if waiting.tries.is_empty() {
-        return index.pick(&waiting.need, lapsed);
+    let tried = |key: &NodeKey| lapsed(key) || tries.last(key).is_some();
+    let first = index.pick(need, |key| tried(key) || scores.is_behind(&key.provider, now));
+    if first.is_some() || (tries.is_empty() && scores.next_end(now).is_none()) {
+        return first;
     }
+    let good = good.entry(&waiting.kind).or_insert_with(|| {
+        let explained = index.explain(need, |key| scores.is_behind(&key.provider, now), MAX_GOOD);
+        let is_busy = |exclusion: &Exclusion| matches!(exclusion, Exclusion::NoFreeSlot { .. });
+        let fits = explained.into_iter().filter(|(_, exclusions)| exclusions.iter().all(is_busy));
+        fits.map(|(key, _)| key).collect()
+    });
+    let has_better = good.iter().any(|key| !tried(key));
+    let held_back = |key: &NodeKey| {
+        has_better && (scores.is_shunned(&key.provider, now) || tries.last(key).is_some_and(Try::is_fault))
+    };
     index
-        .pick(&waiting.need, |key| lapsed(key) || waiting.tries.last(key).is_some())
-        .or_else(|| index.pick(&waiting.need, |key| lapsed(key) || waiting.tries.bar(key, now).is_some()))
+        .pick(need, |key| tried(key) || held_back(key))
+        .or_else(|| index.pick(need, |key| lapsed(key) || tries.bar(key, now).is_some() || held_back(key)))
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ const MAX_ATTEMPTS: usize = 2048;
 const MAX_UNHEALTHY_CHARS: usize = 256;
 /// Reports are read no faster than this; an agent that sends more is slowed down by the connection.
 const MIN_GAP: Duration = Duration::from_millis(10);
+/// As much of reports is read in a second on average, in bytes.
+const BYTES_PER_SEC: f64 = 64.0 * 1024.0;
 /// How long to wait before asking again for reports that ended.
 const REOPEN_DELAY: Duration = Duration::from_millis(250);
 
@@ -64,7 +66,7 @@ pub(super) async fn listen(hub: &Hub, live: &Arc<Live>) -> Fault {
                         Ok(beat) => {
                             heard = Instant::now();
                             take_in(hub, live, &beat).await;
-                            sleep_until(heard + MIN_GAP).await;
+                            sleep_until(heard + gap(line.len()).min(silence / 2)).await;
                         }
                     },
                 }
@@ -74,6 +76,11 @@ pub(super) async fn listen(hub: &Hub, live: &Arc<Live>) -> Fault {
             return silent();
         }
     }
+}
+
+/// How long to wait after a report of so many bytes.
+fn gap(bytes: usize) -> Duration {
+    MIN_GAP.max(Duration::from_secs_f64(bytes as f64 / BYTES_PER_SEC))
 }
 
 /// Asks for the reports. `Err(None)` where that may work later, or the session's end will tell.
@@ -151,6 +158,12 @@ mod tests {
         let endless = vec![b'x'; 3 * 512 * 1024];
         let fault = next_line(&mut &endless[..]).await.unwrap_err();
         assert_eq!(fault.close, close_code::PROTOCOL_ERROR);
+    }
+
+    #[test]
+    fn large_reports_are_read_less_often() {
+        assert_eq!(gap(300), MIN_GAP);
+        assert_eq!(gap(512 * 1024), Duration::from_secs(8));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod node;
 mod offer;
 mod reconcile;
 mod registration;
+mod scores;
 mod session;
 mod timer;
 mod tries;
@@ -30,7 +31,7 @@ use axum::response::IntoResponse as _;
 use http::{HeaderValue, Request, header};
 use rpc::error::ErrorCode;
 use rpc::relay::ProviderView;
-use scheduler::Need;
+use scheduler::{Need, NodeKey};
 use taskmarket::{
     Address, Bytes32, Domain, RegisterNode, ReleaseReason, Task, TaskId, TaskRecord, UpdateNodeStatus,
     Verified, Word,
@@ -42,8 +43,10 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use config::HubConfig;
 
+use crate::auth::Peer;
 use crate::error::ApiError;
 use crate::market::Market;
+use crate::places::Places;
 use entries::CallOff;
 use floor::{Backoff, Floor};
 
@@ -60,8 +63,9 @@ pub(crate) struct Hub {
     floor: Mutex<Floor>,
     /// Set off when tasks that wait may fit.
     wake: Notify,
-    /// Places for handshakes.
+    /// Places for handshakes, of all together and of each peer.
     handshakes: Arc<Semaphore>,
+    peers: Places,
     /// Places for calling attempts off.
     calls: Arc<Semaphore>,
     /// The task of each connection, and of each call beside them.
@@ -93,12 +97,17 @@ pub(crate) struct HubTotals {
 impl Hub {
     /// A hub over a market. It lets nobody in before it [runs](Self::run).
     pub(crate) fn new(market: Arc<Market>, config: HubConfig) -> Arc<Self> {
-        let backoff = Backoff { failed: config.failed_backoff, max: config.max_backoff };
+        let backoff = Backoff {
+            failed: config.failed_backoff,
+            blamed: config.refused_backoff,
+            max: config.max_backoff,
+        };
         Arc::new(Self {
             market,
             floor: Mutex::new(Floor::new(backoff, config.grace)),
             wake: Notify::new(),
             handshakes: Arc::new(Semaphore::new(config.max_handshakes)),
+            peers: Places::new(config.max_handshakes_per_ip),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sessions: TaskTracker::new(),
             open: AtomicBool::new(false),
@@ -134,9 +143,14 @@ impl Hub {
         if self.floor().places() >= self.config.max_sessions {
             return unavailable("this relay has no room for more sessions");
         }
+        let peer = request.extensions().get().map(|Peer(peer)| *peer);
+        let Some(place) = peer.map_or(Some(None), |peer| self.peers.take(peer).map(Some)) else {
+            return unavailable("too many providers are connecting from this address at once");
+        };
         let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() else {
             return unavailable("too many providers are connecting at once");
         };
+        let permit = session::Permit { _permit: permit, _place: place };
         match link::accept(&mut request, self.config.link.clone()) {
             Ok((response, upgrade)) => {
                 self.sessions.spawn(session::serve(Arc::clone(self), upgrade, permit));
@@ -162,6 +176,11 @@ impl Hub {
         let mut providers: Vec<_> = floor.nodes().map(view).collect();
         providers.sort_by_key(|view| (view.provider, view.node_id));
         providers
+    }
+
+    /// Whether a task is on offer to this host, here and now.
+    pub(crate) fn is_on_offer(&self, task_id: TaskId, provider: Address, node_id: Bytes32) -> bool {
+        self.floor().offered_to(task_id) == Some(NodeKey { provider, node_id })
     }
 
     /// A connected host of a provider that fits this task, if there is one.
@@ -199,7 +218,7 @@ impl Hub {
         let refused = |refusal: registration::Refusal| refusal.error;
         registration::check_time(message, self.market.now()).map_err(refused)?;
         let metadata = registration::check_metadata(registration, metadata).map_err(refused)?;
-        let key = scheduler::NodeKey { provider: message.provider, node_id: message.node_id };
+        let key = NodeKey { provider: message.provider, node_id: message.node_id };
         let mut floor = self.floor();
         let Some(node) = floor.node(&key) else { return no_session("this host has no session here") };
         let live = &node.live;
@@ -226,7 +245,7 @@ impl Hub {
     /// Keeps whether a host takes work, and heeds it at once if the host is connected.
     ///
     /// # Errors
-    /// A later word of this host was taken already, or the store fails.
+    /// The host never had a session, a later word of it was taken already, or the store fails.
     pub(crate) async fn set_status(&self, update: &Verified<UpdateNodeStatus>) -> Result<(), ApiError> {
         if update.domain() != Domain::UNSETTLED {
             return Err(ApiError::new(
@@ -242,6 +261,7 @@ impl Hub {
         }
         let (provider, node_id) = (message.provider, message.node_id);
         let store = self.market.store();
+        self.check_known(NodeKey { provider, node_id }).await?;
         let newer = store.set_node_status(provider, node_id, message.status, message.issued_at).await?;
         // What is stored counts: another update may have come in between, and a replay says nothing new.
         let stored = store.node_status(provider, node_id).await?;
@@ -250,11 +270,23 @@ impl Hub {
                 .with_param("issued_at"));
         }
         if let Some(status) = stored {
-            let key = scheduler::NodeKey { provider, node_id };
+            let key = NodeKey { provider, node_id };
             self.floor().set_status(&key, status);
             self.wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Checks that a host is connected, or was: what anybody signs of hosts that never were is not kept.
+    async fn check_known(&self, key: NodeKey) -> Result<(), ApiError> {
+        if self.floor().node(&key).is_some() {
+            return Ok(());
+        }
+        let sessions = self.market.store().sessions(key.provider, SESSIONS_LOOKED_AT).await?;
+        if sessions.iter().any(|session| session.node_id == key.node_id) {
+            return Ok(());
+        }
+        Err(ApiError::new(ErrorCode::NoSession, "this host never had a session here").with_param("node_id"))
     }
 
     /// The hub in numbers.
@@ -312,7 +344,13 @@ impl Hub {
     /// Has the floor follow a task, and calls off the attempt that so came to its end, if its host does not know yet.
     fn absorb(&self, record: &TaskRecord, node: Option<Bytes32>, word: Option<Word>) {
         let call_off = self.floor().absorb(record, node, word, Instant::now());
-        let Some(CallOff { task_id, attempt, live }) = call_off else { return };
+        if let Some(call_off) = call_off {
+            self.call_off(call_off);
+        }
+    }
+
+    /// Tells a host to stop an attempt, beside whatever else is done.
+    fn call_off(&self, CallOff { task_id, attempt, live }: CallOff) {
         let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
             // The host finds out by its next proof or connection.
             return tracing::warn!(%task_id, attempt, "too many calls at once; attempt not called off");

@@ -6,6 +6,8 @@ use rpc::link::{DeviceKind, NodeMetadata};
 use scheduler::{Device, NodeKey, Offer};
 use taskmarket::{Bytes32, ContentHash, NodeStatus, Timestamp};
 
+use super::scores::Scores;
+
 /// A host's place on the floor. While its session is being set up, or after it was fenced off, there is a place without a host.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -75,7 +77,7 @@ impl Node {
     }
 
     /// What the host offers, as the scheduler wants it.
-    pub(super) fn offer(&self) -> Offer {
+    pub(super) fn offer(&self, scores: &Scores) -> Offer {
         let devices = self.metadata.devices.iter();
         Offer {
             key: self.live.key,
@@ -89,8 +91,13 @@ impl Node {
             runtimes: self.metadata.runtimes.clone(),
             slots: self.slots(),
             busy: self.busy(),
-            warm: self.report.as_ref().map(|report| report.warm.clone()).unwrap_or_default(),
+            warm: self.warm(scores),
             accepting: self.closed_for().is_none(),
         }
+    }
+
+    /// The models that it has loaded, as far as that is believed.
+    pub(super) fn warm(&self, scores: &Scores) -> Vec<ContentHash> {
+        self.report.as_ref().map(|report| scores.believed(&self.live.key, &report.warm)).unwrap_or_default()
     }
 }

@@ -1,5 +1,6 @@
 //! Offering an attempt of a task to a host, and calling one off.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +14,10 @@ use taskmarket::{AcceptTask, Mutation, Rejection, Signed, Status, TaskId, TaskRe
 use tokio::time::{Instant, timeout};
 
 use super::Hub;
-use super::entries::Plan;
+use super::entries::{CallOff, Plan};
 use super::node::Live;
 use super::tries::Tried;
+use crate::auth::Grant;
 use crate::error::MarketError;
 
 /// The longest answer to an offer, in bytes.
@@ -34,6 +36,8 @@ enum Untaken {
     Refused(String),
     /// The host could not be asked or could not take it now.
     Failed(String),
+    /// The host left the offer unanswered, or answered what does not hold.
+    Broken(String),
 }
 
 /// Offers a task to a host and commits its acceptance. However it ends, the floor knows afterwards.
@@ -60,6 +64,10 @@ pub(super) async fn offer(hub: &Hub, plan: Plan) {
         }
         Untaken::Refused(reason) => Tried { reason, backoff: hub.config.refused_backoff },
         Untaken::Failed(reason) => Tried { reason, backoff: hub.config.failed_backoff },
+        Untaken::Broken(reason) => {
+            hub.floor().blame(live.key.provider, Instant::now());
+            Tried { reason, backoff: hub.config.refused_backoff }
+        }
     };
     tracing::debug!(%task_id, provider = %live.key.provider, reason = %why.reason, "offer not taken");
     hub.floor().refused(task_id, &live.key, why, Instant::now());
@@ -67,7 +75,7 @@ pub(super) async fn offer(hub: &Hub, plan: Plan) {
 
 async fn offer_open(
     hub: &Hub,
-    live: &Live,
+    live: &Arc<Live>,
     since: Option<Instant>,
     record: &TaskRecord,
 ) -> Result<(), Untaken> {
@@ -78,23 +86,28 @@ async fn offer_open(
         task: record.task.clone(),
         signature: record.signature,
         domain: record.domain.into(),
-        attempt_token: hub.market.tokens().mint(record.id, attempt),
+        attempt_token: hub.market.tokens().mint(&Grant {
+            task_id: record.id,
+            attempt,
+            provider: live.key.provider,
+            node_id: live.key.node_id,
+        }),
     };
     let asked = timeout(hub.config.offer_timeout, ask(live, &assignment)).await;
     let accept = match asked {
         Ok(Ok(accept)) => accept,
         Ok(Err(untaken)) => return Err(untaken),
         Err(_) => {
-            call_off(live, record.id, attempt, hub.config.offer_timeout).await;
-            return Err(Untaken::Failed(format!("no answer in {:?}", hub.config.offer_timeout)));
+            hub.call_off(CallOff { task_id: record.id, attempt, live: Arc::clone(live) });
+            return Err(Untaken::Broken(format!("no answer in {:?}", hub.config.offer_timeout)));
         }
     };
     let committed = match check(accept, live, record, attempt) {
         Ok(accept) => commit(hub, live, since, accept).await,
-        Err(lie) => Err(Untaken::Refused(format!("its acceptance does not hold: {lie}"))),
+        Err(lie) => Err(Untaken::Broken(format!("its acceptance does not hold: {lie}"))),
     };
     if committed.is_err() {
-        call_off(live, record.id, attempt, hub.config.offer_timeout).await;
+        hub.call_off(CallOff { task_id: record.id, attempt, live: Arc::clone(live) });
     }
     committed
 }
@@ -117,7 +130,7 @@ async fn ask(live: &Live, assignment: &Assignment) -> Result<Signed<AcceptTask>,
     match head.status {
         StatusCode::ACCEPTED => serde_json::from_slice::<SignedMutation<AcceptTask>>(&body)
             .map(Signed::from)
-            .map_err(|error| Untaken::Refused(format!("its acceptance cannot be read: {error}"))),
+            .map_err(|error| Untaken::Broken(format!("its acceptance cannot be read: {error}"))),
         StatusCode::SERVICE_UNAVAILABLE => Err(Untaken::Failed(format!("busy: {}", reason(&body)))),
         StatusCode::CONFLICT => Err(Untaken::Refused(format!("refused: {}", reason(&body)))),
         other => Err(Untaken::Refused(format!("answered {}: {}", other.as_u16(), reason(&body)))),
@@ -169,7 +182,7 @@ async fn commit(
     match hub.market.place(Mutation::Accept(accept), Some(placement)).await {
         Ok(_) => Ok(()),
         Err(MarketError::Rejected(rejection @ Rejection::Invalid { .. })) => {
-            Err(Untaken::Refused(format!("its acceptance does not hold: {rejection}")))
+            Err(Untaken::Broken(format!("its acceptance does not hold: {rejection}")))
         }
         Err(MarketError::Rejected(_) | MarketError::NotFound(_)) => Err(Untaken::Gone),
         Err(

@@ -19,6 +19,8 @@ const MAX_DEVICES: usize = 64;
 const MAX_RUNTIMES: usize = 16;
 /// The most tasks that a host may run at once.
 const MAX_SLOTS: u32 = 1024;
+/// The longest metadata, in bytes: room for the devices of the largest host, in JSON. Each session keeps them in the store.
+const MAX_METADATA_BYTES: usize = 16 * 1024;
 /// The longest version, platform or UUID, in bytes.
 const MAX_WORD_BYTES: usize = 128;
 
@@ -125,6 +127,9 @@ pub(super) fn check_metadata(
         return Err(Refusal::new(ErrorCode::HashMismatch, "metadata_hash", why));
     }
     let wrong = |why: String| Refusal::new(ErrorCode::InvalidField, "metadata", why);
+    if text.len() > MAX_METADATA_BYTES {
+        return Err(wrong(format!("at most {MAX_METADATA_BYTES} bytes")));
+    }
     let metadata: NodeMetadata = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
     check_bounds(&metadata).map_err(wrong)?;
     Ok(metadata)

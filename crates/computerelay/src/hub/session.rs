@@ -14,6 +14,14 @@ use tracing::{Instrument as _, Span, field};
 use super::node::{Live, Node};
 use super::registration::{self, Admitted, Offered, Refusal};
 use super::{Hub, heartbeat, reconcile};
+use crate::places::Place;
+
+/// A connection's place among the handshakes.
+pub(super) struct Permit {
+    pub(super) _permit: OwnedSemaphorePermit,
+    /// Among those of its peer, where the peer is known.
+    pub(super) _place: Option<Place>,
+}
 
 /// A session as offered.
 struct Offer {
@@ -45,7 +53,7 @@ impl Drop for Seat<'_> {
 }
 
 /// Serves a connection to its end. `permit` is its place among the handshakes.
-pub(super) async fn serve(hub: Arc<Hub>, upgrade: Upgrade, permit: OwnedSemaphorePermit) {
+pub(super) async fn serve(hub: Arc<Hub>, upgrade: Upgrade, permit: Permit) {
     let offer = Offer {
         session_id: hex::encode(rand::random::<[u8; 16]>()),
         nonce: Bytes32(rand::random::<[u8; 32]>().into()),
@@ -75,15 +83,30 @@ pub(super) async fn serve(hub: Arc<Hub>, upgrade: Upgrade, permit: OwnedSemaphor
 /// Greets the host, checks its registration, and opens its session in the store.
 async fn enter<'a>(hub: &'a Hub, upgrade: Upgrade, offer: &Offer) -> Option<(Handshake, Guest<'a>)> {
     let failed = |error: &link::HandshakeError| tracing::info!(%error, "handshake failed");
-    let mut handshake = upgrade.complete().await.inspect_err(failed).ok()?;
     let hello = Hello {
         relay_id: hub.config.relay_id.clone(),
         session_id: offer.session_id.clone(),
         nonce: offer.nonce,
         domains: hub.config.domains.iter().copied().map(Into::into).collect(),
     };
-    handshake.send(&json(&hello)).await.inspect_err(failed).ok()?;
-    let text = handshake.recv().await.inspect_err(failed).ok()?;
+    let greeted = async {
+        let mut handshake = upgrade.complete().await?;
+        handshake.send(&json(&hello)).await?;
+        let text = handshake.recv().await?;
+        Ok((handshake, text))
+    };
+    // Who takes longer is dropped without a word: it would hold its place for as long as the word takes.
+    let (mut handshake, text) = match timeout(hub.config.register_timeout, greeted).await {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(error)) => {
+            failed(&error);
+            return None;
+        }
+        Err(_) => {
+            tracing::info!("no registration came in time");
+            return None;
+        }
+    };
     let offered = Offered {
         relay_id: &hub.config.relay_id,
         session_id: &offer.session_id,
@@ -154,6 +177,10 @@ async fn open<'a>(hub: &'a Hub, admitted: Admitted, offer: &Offer) -> Result<(Gu
 /// Serves a session that was let in, until it ends.
 async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
     let Guest { seat, status, admitted } = guest;
+    // The text of the registration is in the store: a session that lasts for weeks need not keep it.
+    let Admitted { register, metadata } = admitted;
+    let registered_at = register.registration.timestamp;
+    drop(register);
     let closed = match handshake.into_client().await {
         Err(closed) => closed,
         Ok(link) => {
@@ -165,14 +192,8 @@ async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
                 connected_at: hub.market.now(),
                 link,
             });
-            let node = Node {
-                live: Arc::clone(&live),
-                metadata: admitted.metadata,
-                registered_at: admitted.register.registration.timestamp,
-                status,
-                report: None,
-                given: 0,
-            };
+            let node =
+                Node { live: Arc::clone(&live), metadata, registered_at, status, report: None, given: 0 };
             if hub.floor().join(node) {
                 tracing::info!("host connected");
                 hub.wake.notify_one();

@@ -3,11 +3,29 @@
 use std::time::Duration;
 
 use scheduler::NodeKey;
-use taskmarket::{Address, Bytes32, TaskRecord};
+use taskmarket::{Address, Bytes32, Failure, TaskRecord};
 use tokio::time::Instant;
 
 /// The most hosts remembered for one task. Of more, the one that may be asked again first is forgotten.
 const MAX_TRIES: usize = 256;
+
+/// The codes of attempts that failed by the task's own fault.
+const FAULTS: [&str; 14] = [
+    "bad_model",
+    "bad_input",
+    "bad_params",
+    "bad_reference",
+    "unsupported_scheme",
+    "hash_mismatch",
+    "not_found",
+    "forbidden_address",
+    "not_allowed",
+    "too_large",
+    "out_of_fuel",
+    "trapped",
+    "exit_nonzero",
+    "output_too_large",
+];
 
 /// The outcome of one offer: why it was not taken, and for how long the host is not asked again the first time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +42,10 @@ pub(super) struct Try {
     node_id: Option<Bytes32>,
     pub(super) reason: String,
     pub(super) at: Instant,
-    until: Instant,
+    pub(super) until: Instant,
     count: u32,
+    /// The attempt that it failed and with which code, if it is that.
+    pub(super) failed: Option<(u32, String)>,
 }
 
 /// The outcomes for one task.
@@ -35,19 +55,30 @@ pub(super) struct Tries(Vec<Try>);
 impl Tries {
     /// What the record itself tells of its last attempt.
     pub(super) fn of(record: &TaskRecord, backoff: Duration, now: Instant) -> Self {
-        let failure = record.failure.iter();
-        Self(
-            failure
-                .map(|failure| Try {
-                    provider: failure.provider,
-                    node_id: None,
-                    reason: format!("its attempt {} ended: {}", failure.attempt, failure.code),
-                    at: now,
-                    until: now + backoff,
-                    count: 1,
-                })
-                .collect(),
-        )
+        let mut tries = Self::default();
+        if let Some(failure) = &record.failure {
+            tries.fail(failure, backoff, backoff, now);
+        }
+        tries
+    }
+
+    /// Notes that a provider failed an attempt: all its hosts count as tried.
+    pub(super) fn fail(&mut self, failure: &Failure, backoff: Duration, max: Duration, now: Instant) {
+        let provider = failure.provider;
+        let last = self.0.extract_if(.., |tried| tried.provider == provider).map(|tried| tried.count).max();
+        self.push(
+            Try {
+                provider,
+                node_id: None,
+                reason: format!("its attempt {} ended: {}", failure.attempt, failure.code),
+                at: now,
+                until: now,
+                count: last.unwrap_or(0).saturating_add(1),
+                failed: Some((failure.attempt, failure.code.clone())),
+            },
+            backoff,
+            max,
+        );
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -64,22 +95,24 @@ impl Tries {
         now: Instant,
     ) {
         let position = self.0.iter().position(|tried| tried.is_of(&key));
-        let count = position.map_or(1, |position| self.0.swap_remove(position).count.saturating_add(1));
-        let factor = 2u32.checked_pow(count - 1).unwrap_or(u32::MAX);
-        let until = now + backoff.saturating_mul(factor).min(max);
+        let last = position.map(|position| self.0.swap_remove(position));
+        let (count, node_id, failed) = match last {
+            Some(last) => (last.count.saturating_add(1), last.node_id, last.failed),
+            None => (1, Some(key.node_id), None),
+        };
+        let provider = key.provider;
+        self.push(Try { provider, node_id, reason, at: now, until: now, count, failed }, backoff, max);
+    }
+
+    fn push(&mut self, mut tried: Try, backoff: Duration, max: Duration) {
+        let factor = 2u32.checked_pow(tried.count - 1).unwrap_or(u32::MAX);
+        tried.until = tried.at + backoff.saturating_mul(factor).min(max);
         if self.0.len() >= MAX_TRIES
             && let Some(first) = (0..self.0.len()).min_by_key(|position| self.0[*position].until)
         {
             self.0.swap_remove(first);
         }
-        self.0.push(Try {
-            provider: key.provider,
-            node_id: Some(key.node_id),
-            reason,
-            at: now,
-            until,
-            count,
-        });
+        self.0.push(tried);
     }
 
     /// What came of the last offer to a host.
@@ -99,6 +132,11 @@ impl Tries {
 }
 
 impl Try {
+    /// Whether it failed the task for what is the task's own fault, as far as it says: it would fail it again.
+    pub(super) fn is_fault(&self) -> bool {
+        self.failed.as_ref().is_some_and(|(_, code)| FAULTS.contains(&code.as_str()))
+    }
+
     fn is_of(&self, key: &NodeKey) -> bool {
         self.provider == key.provider && self.node_id.is_none_or(|node_id| node_id == key.node_id)
     }

@@ -8,7 +8,10 @@ use tokio::time::Instant;
 use super::HubTotals;
 use super::floor::Floor;
 use super::node::Node;
+use super::tries::Try;
 
+/// How an exclusion begins that says when a host that failed the task is asked again.
+pub(super) const WAITS: &str = "waits ";
 /// The most hosts that an explanation names.
 const MAX_EXPLAINED: usize = 256;
 
@@ -41,6 +44,16 @@ impl Floor {
     /// What keeps an open task from each host that is here.
     pub(super) fn fits(&self, record: &TaskRecord, now: Instant) -> Vec<ProviderFit> {
         let waiting = self.waiting.get(&(record.created_at, record.id));
+        let last = |key: &NodeKey| waiting.and_then(|waiting| waiting.tries.last(key));
+        let explained = self.index.explain(&Need::of(&record.task), |_| false, MAX_EXPLAINED);
+        let is_busy = |exclusion: &Exclusion| matches!(exclusion, Exclusion::NoFreeSlot { .. });
+        // Whether there is a host for which those that failed have to wait.
+        let has_better = explained.iter().any(|(key, exclusions)| {
+            exclusions.iter().all(is_busy)
+                && !self.scores.is_behind(&key.provider, now)
+                && !record.is_lapsed(key.provider)
+                && last(key).is_none()
+        });
         let fit = |(key, exclusions): (NodeKey, Vec<Exclusion>)| {
             let closed = self.node(&key).and_then(Node::closed_for);
             let mut exclusions: Vec<String> = exclusions
@@ -53,12 +66,30 @@ impl Floor {
             if record.is_lapsed(key.provider) {
                 exclusions.push("its lease on this task lapsed".to_owned());
             }
-            if let Some(tried) = waiting.and_then(|waiting| waiting.tries.bar(&key, now)) {
-                let ago = now.saturating_duration_since(tried.at).as_secs();
-                exclusions.push(format!("{} ({ago} s ago)", tried.reason));
+            let tried = last(&key);
+            let is_fault = tried.is_some_and(Try::is_fault);
+            if let Some(barred) = tried.filter(|tried| tried.until > now) {
+                exclusions.push(barring(&key, barred, now));
+            } else if has_better && (is_fault || self.scores.is_shunned(&key.provider, now)) {
+                exclusions.push("it failed before: others that fit come first".to_owned());
             }
             ProviderFit { provider: key.provider, node_id: key.node_id, exclusions }
         };
-        self.index.explain(&Need::of(&record.task), |_| false, MAX_EXPLAINED).into_iter().map(fit).collect()
+        explained.into_iter().map(fit).collect()
+    }
+}
+
+/// Why a host is not asked again yet.
+fn barring(key: &NodeKey, tried: &Try, now: Instant) -> String {
+    match &tried.failed {
+        Some((attempt, code)) => {
+            let left = tried.until.saturating_duration_since(now).as_secs() + 1;
+            let provider = key.provider;
+            format!("{WAITS}{left} s before trying {provider} again (attempt {attempt} failed: {code})")
+        }
+        None => {
+            let ago = now.saturating_duration_since(tried.at).as_secs();
+            format!("{} ({ago} s ago)", tried.reason)
+        }
     }
 }

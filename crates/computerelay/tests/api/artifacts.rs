@@ -1,15 +1,18 @@
 //! The blob store over HTTP, and what an attempt token opens of it.
 
+use std::sync::Arc;
+
 use artifact::{Digest, FolderEntry, FolderManifest};
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::{Method, StatusCode};
 use sha2::Sha256;
 use store::Secrets;
-use taskmarket::{CancelTask, Task, TaskId};
+use taskmarket::{Address, FailTask, Task, TaskId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wallet::Wallet;
 
+use crate::agent::Agent;
 use crate::rig::{KEY, PATIENCE, Rig, answer, assert_error, now, signed, task};
 
 #[tokio::test]
@@ -94,11 +97,15 @@ async fn a_client_that_waits_need_not_send_what_is_there() {
 }
 
 /// The token of an attempt, made by its published recipe from the relay's secret.
-fn token(secret: &[u8; 32], id: TaskId, attempt: u32) -> String {
+fn token(secret: &[u8; 32], id: TaskId, attempt: u32, provider: Address) -> String {
+    let node = [7; 32];
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).unwrap();
     mac.update(id.0.as_slice());
     mac.update(&attempt.to_be_bytes());
-    format!("zat_{}_{attempt}_{}", hex::encode(id.0), hex::encode(mac.finalize().into_bytes()))
+    mac.update(provider.as_slice());
+    mac.update(&node);
+    let mac = hex::encode(mac.finalize().into_bytes());
+    format!("zat_{}_{attempt}_{}_{}_{mac}", hex::encode(id.0), hex::encode(provider), hex::encode(node))
 }
 
 #[tokio::test]
@@ -127,9 +134,23 @@ async fn an_attempt_reads_what_its_task_names_and_nothing_else() {
     let (status, view) = rig.publish(&signed(&wallet, &task)).await;
     assert_eq!(status, StatusCode::CREATED, "{view}");
     let id: TaskId = view["task_id"].as_str().unwrap().parse().unwrap();
-    let with = |method: Method, digest: Digest, attempt: u32| {
-        rig.bare(method, &format!("/v1/artifacts/{digest}")).bearer_auth(token(&secret, id, attempt))
+    let holder = Wallet::random();
+    let of = |method: Method, digest: Digest, attempt: u32, provider: Address| {
+        let token = token(&secret, id, attempt, provider);
+        rig.bare(method, &format!("/v1/artifacts/{digest}")).bearer_auth(token)
     };
+    let with = |method, digest, attempt| of(method, digest, attempt, holder.address());
+    // Nobody was offered it: whoever has a token of it from before waits.
+    assert_error(&answer(with(Method::GET, input, 1)).await, 503, "unavailable");
+    assert_error(&answer(with(Method::PUT, private, 1).body("private")).await, 503, "unavailable");
+    let mut agent = Agent::connect_as(&rig, Arc::new(holder.clone()), Vec::new()).await;
+    assert_eq!(agent.next().await.attempt_token, token(&secret, id, 1, holder.address()));
+    rig.wait_for(&id.to_string(), "accepted").await;
+    // Who was offered it too, or might have been, is not the holder.
+    for method in [Method::GET, Method::HEAD, Method::PUT] {
+        let other = of(method, input, 1, Address::repeat_byte(5)).body("input").send().await.unwrap();
+        assert_eq!(other.status(), StatusCode::FORBIDDEN);
+    }
     for named in [folder, weights, input, pinned] {
         let response = with(Method::GET, named, 1).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{named}");
@@ -137,10 +158,21 @@ async fn an_attempt_reads_what_its_task_names_and_nothing_else() {
     }
     assert_error(&answer(with(Method::GET, private, 1)).await, 403, "forbidden");
     assert_error(&answer(with(Method::GET, input, 2)).await, 403, "forbidden");
-    let forged = rig.bare(Method::GET, &format!("/v1/artifacts/{input}")).bearer_auth(token(&[0; 32], id, 1));
+    let forged = rig.bare(Method::GET, &format!("/v1/artifacts/{input}")).bearer_auth(token(
+        &[0; 32],
+        id,
+        1,
+        holder.address(),
+    ));
     assert_error(&answer(forged).await, 401, "invalid_api_key");
-    let list = rig.bare(Method::GET, "/v1/tasks").bearer_auth(token(&secret, id, 1));
+    let list = rig.bare(Method::GET, "/v1/tasks").bearer_auth(token(&secret, id, 1, holder.address()));
     assert_error(&answer(list).await, 401, "invalid_api_key");
+
+    let head = with(Method::HEAD, private, 1).send().await.unwrap();
+    assert_eq!(head.status(), StatusCode::FORBIDDEN, "it may not ask what others stored");
+    // Nor learn it by storing: what it did not store itself it has to send.
+    let known = with(Method::PUT, private, 1).body("privatE");
+    assert_error(&answer(known).await, 400, "hash_mismatch");
 
     let result = vec![1; 4000];
     let wrong = with(Method::PUT, Digest::of(b"other"), 1).body(result.clone());
@@ -154,10 +186,17 @@ async fn an_attempt_reads_what_its_task_names_and_nothing_else() {
     let put = with(Method::PUT, Digest::of(&more), 1).body(more);
     assert_error(&answer(put).await, 413, "payload_too_large");
 
-    let cancel = CancelTask { task_id: id, issued_at: now() };
-    rig.mutate(&wallet, &id.to_string(), "cancel", &cancel).await;
+    let fail = FailTask {
+        task_id: id,
+        provider: holder.address(),
+        attempt: 1,
+        code: "bad_input".to_owned(),
+        message: "secret words".to_owned(),
+        issued_at: now(),
+    };
+    let (_, shown) = rig.mutate(&holder, &id.to_string(), "fail", &fail).await;
+    assert_eq!(shown["failure"]["code"], "bad_input", "{shown}");
     let over = answer(with(Method::GET, input, 1)).await;
     assert_error(&over, 403, "forbidden");
-    assert_eq!(over.1["error"]["status"], "cancelled");
     rig.stop().await;
 }

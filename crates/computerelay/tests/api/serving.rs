@@ -8,6 +8,7 @@ use reqwest::{Method, StatusCode};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ProtocolVersion, RootCertStore};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use wallet::Wallet;
@@ -197,4 +198,28 @@ fn no_wallet_is_part_of_the_relay() {
     for signer in ["wallet", "alloy-signer", "alloy-signer-local", "coins-bip32", "k256"] {
         assert!(!crates.contains(&signer), "{signer} is part of the relay");
     }
+}
+
+#[tokio::test]
+async fn one_address_has_no_more_than_its_connections() {
+    let rig = Rig::start_in(TempDir::new().unwrap(), |config| config.max_connections_per_ip = 2).await;
+    let head = b"GET /healthz HTTP/1.1\r\nhost: relay\r\n\r\n";
+    let ask = async || {
+        let mut socket = TcpStream::connect(rig.addr).await.unwrap();
+        let mut answer = [0; 12];
+        let asked = async {
+            socket.write_all(head).await?;
+            socket.read_exact(&mut answer).await
+        };
+        let asked = tokio::time::timeout(PATIENCE, asked).await.unwrap();
+        asked.ok().map(|_| (socket, answer))
+    };
+    let first = ask().await.unwrap();
+    let second = ask().await.unwrap();
+    assert_eq!((&first.1, &second.1), (b"HTTP/1.1 200", b"HTTP/1.1 200"));
+    assert!(ask().await.is_none(), "the third finds no place");
+    drop(first);
+    let again = async { while ask().await.is_none() {} };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
+    rig.stop().await;
 }

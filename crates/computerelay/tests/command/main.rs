@@ -228,6 +228,7 @@ async fn without_a_subcommand_it_serves() {
         })
     });
     let url = url.await.unwrap().expect("it says where it serves");
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let response = client.get(format!("{url}/v1/keys")).bearer_auth(KEY).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);

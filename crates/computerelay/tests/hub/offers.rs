@@ -207,3 +207,46 @@ async fn attempts_are_spent_with_a_single_provider_and_then_the_task_failed() {
     let explanation = relay.explains(task_id, |_| true).await;
     assert!(explanation.summary.contains("all 2 attempts failed"), "{}", explanation.summary);
 }
+
+#[tokio::test]
+async fn a_mute_host_delays_a_task_once_and_comes_last_afterwards() {
+    let offer = Duration::from_secs(1);
+    let relay = Relay::start(Times { offer, ..Times::default() }).await;
+    let hanging = Script::new().slots(4).answers(Answer::Hang).connect(&relay.url()).await;
+    let requester = Requester::new();
+    let first = relay.publish(&requester, &requester.task()).await;
+    hanging.is_offered(first).await;
+    let honest = Script::new().slots(4).connect(&relay.url()).await;
+    relay.reaches(first, Status::Accepted, 1).await;
+    for _ in 0..3 {
+        let task_id = relay.publish(&requester, &requester.task()).await;
+        let task = relay.reaches(task_id, Status::Accepted, 1).await;
+        assert_eq!(task.provider, Some(honest.address()));
+    }
+    assert_eq!(hanging.state().assignments.len(), 1);
+}
+
+#[tokio::test]
+async fn a_task_does_not_go_back_to_who_failed_it_by_its_own_fault_while_another_is_busy() {
+    let relay = Relay::start(Times::default()).await;
+    let first = Script::new().connect(&relay.url()).await;
+    let requester = Requester::new();
+    let busy_with = relay.publish(&requester, &requester.task()).await;
+    relay.reaches(busy_with, Status::Accepted, 1).await;
+    let second = Script::new().connect(&relay.url()).await;
+    let task_id = relay.publish(&requester, &requester.task()).await;
+    let old = second.is_offered(task_id).await;
+    relay.reaches(task_id, Status::Accepted, 1).await;
+    assert_eq!(relay.tell(task_id, "fail", &second.failure(&old)).await.0, 200);
+    second.finish(&old);
+    let waits = format!("before trying {} again (attempt 1 failed: out_of_fuel)", second.address());
+    let explanation = relay.explains(task_id, |explanation| explanation.summary.contains(&waits)).await;
+    assert!(explanation.summary.starts_with("waits "), "{}", explanation.summary);
+
+    let held = first.is_offered(busy_with).await;
+    let result = relay.store_result(&held.attempt_token, b"result").await;
+    assert_eq!(relay.tell(busy_with, "proof", &first.proof(&held, result)).await.0, 200);
+    first.finish(&held);
+    let task = relay.reaches(task_id, Status::Accepted, 2).await;
+    assert_eq!(task.provider, Some(first.address()));
+}

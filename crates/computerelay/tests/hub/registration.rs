@@ -261,3 +261,36 @@ async fn a_draining_host_gets_nothing_and_a_refreshed_one_gets_what_it_offers() 
     let list = relay.lists(|list| list.providers.len() == 1).await;
     assert_eq!(list.providers[0].metadata.slots, 1);
 }
+
+#[tokio::test]
+async fn silent_connections_take_only_their_own_address_and_not_for_long() {
+    let relay = Relay::start(Times::default()).await;
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(dial(&relay.url()).await.0);
+    }
+    let refused = link::connect(&relay.url(), None, link::Config::default()).await;
+    assert!(refused.is_err(), "the seventeenth finds no place");
+    let mut last = silent.pop().unwrap();
+    assert!(within("the end of its patience", last.recv()).await.is_err());
+    let connected = crate::support::poll("a place", async || {
+        link::connect(&relay.url(), None, link::Config::default()).await.ok()
+    });
+    connected.await;
+}
+
+#[tokio::test]
+async fn what_is_said_of_hosts_that_never_were_is_not_kept() {
+    let relay = Relay::start(Times::default()).await;
+    let stranger = Script::new();
+    let update = UpdateNodeStatus {
+        provider: stranger.wallet.address(),
+        node_id: stranger.node_id,
+        status: NodeStatus::Draining,
+        issued_at: now(),
+    };
+    let body = SignedMutation::from(stranger.wallet.sign(&update, &Domain::UNSETTLED).unwrap());
+    let path = format!("/v1/providers/{}/status", stranger.wallet.address());
+    let (status, answer) = relay.post(&path, &body).await;
+    assert_eq!((status.as_u16(), answer["error"]["code"].as_str()), (409, Some("no_session")), "{answer}");
+}

@@ -41,8 +41,7 @@ async fn openapi_says_which_methods_a_path_takes() {
     let (status, document) = answer(rig.bare(Method::GET, "/openapi.json")).await;
     assert_eq!((status, &document["openapi"]), (StatusCode::OK, &json!("3.1.0")));
     for (path, calls) in document["paths"].as_object().unwrap() {
-        let filled =
-            path.replace("{address}", &format!("0x{}", "0".repeat(40))).replace('{', "").replace('}', "");
+        let filled = path.replace("{address}", &format!("0x{}", "0".repeat(40))).replace(['{', '}'], "");
         let response = rig.request(Method::TRACE, &filled).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
         let allowed: BTreeSet<_> = response.headers()["allow"]

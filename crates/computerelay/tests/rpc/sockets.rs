@@ -25,10 +25,10 @@ async fn next(stream: &mut Stream) -> Option<Message> {
 
 async fn answer(stream: &mut Stream) -> Value {
     loop {
-        match next(stream).await.unwrap() {
-            Message::Text(text) => return serde_json::from_str(&text).unwrap(),
-            Message::Ping(_) => {}
-            other => panic!("{other:?}"),
+        let message = next(stream).await.unwrap();
+        if !message.is_ping() {
+            assert!(message.is_text(), "{message:?}");
+            return serde_json::from_str(message.to_text().unwrap()).unwrap();
         }
     }
 }
@@ -101,10 +101,10 @@ async fn the_relays_end_is_told() {
     answer(&mut stream).await;
     let closed = async {
         loop {
-            match next(&mut stream).await {
-                Some(Message::Close(Some(frame))) => return frame.code,
-                Some(Message::Ping(_)) => {}
-                other => panic!("{other:?}"),
+            let message = next(&mut stream).await.unwrap();
+            if !message.is_ping() {
+                let Message::Close(Some(frame)) = message else { panic!("{message:?}") };
+                return frame.code;
             }
         }
     };

@@ -108,18 +108,23 @@ impl Socket {
                 message = self.stream.next(), if has_room => {
                     heard = Instant::now();
                     match message {
-                        Some(Ok(message)) => match payload(message) {
-                            Some(payload) => answers.push(carry_out(&self.endpoint, &self.sender, payload)),
-                            None => {}
-                        },
+                        Some(Ok(message)) => {
+                            if let Some(payload) = payload(message) {
+                                answers.push(carry_out(&self.endpoint, &self.sender, payload));
+                            }
+                        }
                         Some(Err(Error::Capacity(_))) => break Some(CloseCode::Size),
                         Some(Err(Error::Utf8(_))) => break Some(CloseCode::Invalid),
                         Some(Err(_)) | None => break None,
                     }
                 }
                 _ = pings.tick() => {
-                    // Whoever is not read from cannot be heard.
-                    if has_room && heard.elapsed() > SILENCE || self.send(Message::Ping(Bytes::new())).await.is_err() {
+                    if !has_room {
+                        // Whoever is not read from cannot be heard.
+                        heard = Instant::now();
+                    }
+                    let is_silent = heard.elapsed() > SILENCE;
+                    if is_silent || self.send(Message::Ping(Bytes::new())).await.is_err() {
                         break None;
                     }
                 }

@@ -54,8 +54,7 @@ impl Document {
             "responses": {},
             "security": [],
         });
-        let operation =
-            Operation { document: self, method, path, value, errors: ALWAYS.iter().copied().collect() };
+        let operation = Operation { document: self, method, path, value, errors: ALWAYS.to_vec() };
         if method == "post" { operation.idempotent() } else { operation }
     }
 

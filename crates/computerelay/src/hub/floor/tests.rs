@@ -9,7 +9,8 @@ use super::*;
 const GRACE: Duration = Duration::from_secs(10);
 
 fn floor() -> Floor {
-    Floor::new(Backoff { failed: Duration::from_secs(1), max: Duration::from_secs(60) }, GRACE)
+    let secs = Duration::from_secs;
+    Floor::new(Backoff { failed: secs(1), blamed: secs(30), max: secs(60) }, GRACE)
 }
 
 fn key(node: u8) -> NodeKey {
@@ -122,7 +123,10 @@ fn what_is_told_late_changes_nothing() {
     let waiting = floor.waiting.values().next().unwrap();
     let barred = waiting.tries.bar(&key(1), now).unwrap();
     assert_eq!(barred.reason, "its attempt 1 ended: session_lost");
-    assert!(waiting.tries.last(&key(2)).is_none());
+    assert!(waiting.tries.last(&key(2)).is_some(), "the provider's other hosts count as tried");
+    let other = NodeKey { provider: Address::repeat_byte(2), ..key(1) };
+    assert!(waiting.tries.last(&other).is_none());
+    assert!(floor.scores.is_behind(&key(1).provider, now));
 }
 
 #[test]
