@@ -289,8 +289,8 @@ fn check_id(id: &str) -> anyhow::Result<()> {
 }
 
 fn check_url(url: &Url) -> anyhow::Result<()> {
-    if !matches!(url.scheme(), "wss" | "https" | "ws" | "http") || url.host_str().is_none() {
-        bail!("--public-url {url}: expected a URL such as wss://relay.example");
+    if !matches!(url.scheme(), "wss" | "ws") || url.host_str().is_none() {
+        bail!("--public-url {url}: expected the URL that providers dial, such as wss://relay.example");
     }
     Ok(())
 }
@@ -346,7 +346,7 @@ mod tests {
             &["--api-key", "k", "--relay-id", "a b"],
             &["--api-key", "k", "--relay-id", ""],
             &["--api-key", "k", "--public-url", "relay.example"],
-            &["--api-key", "k", "--public-url", "ftp://relay.example"],
+            &["--api-key", "k", "--public-url", "https://relay.example"],
             &["--api-key", "k", "--heartbeat-secs", "0"],
             &["--api-key", "k", "--max-body-bytes", "1"],
             &["--api-key", "two words"],
