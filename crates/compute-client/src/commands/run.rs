@@ -37,7 +37,7 @@ const DEADLINE_MARGIN_SECS: u64 = 60;
     Embeddings on an A100 with 40 GiB, without waiting:\n    \
     zorai-compute run --model ./all-MiniLM-L6-v2 --input text.txt --gpu-type A100 --min-vram 40960\n\n  \
     References instead of uploads:\n    \
-    zorai-compute run --runtime wasm --model https://files.example/program.wasm --model-hash 0123...abcd \\\n      \
+    zorai-compute run --runtime wasm --model https://models.example/program.wasm --model-hash 0123...abcd \\\n      \
     --input https://signed.example/input.json --input-hash 0123...abcd --budget 10000000000000000 --poll\n\n  \
     See what would be signed, without sending anything:\n    \
     zorai-compute run --model program.wasm --input data.txt --dry-run\n\n\
