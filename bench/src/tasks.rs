@@ -22,7 +22,7 @@ const DEADLINE_SECS: u64 = taskmarket::MAX_DEADLINE_SECS - 3600;
 /// Callers that fill a store.
 const FILLERS: usize = 256;
 /// Tasks that a filled store took in each second, by its tasks' times.
-const FILL_PER_SEC: u64 = 100;
+const FILL_PER_SEC: u64 = 1000;
 
 /// People who publish tasks that nobody has published before.
 #[derive(Debug)]
