@@ -74,6 +74,9 @@ impl Named {
             Place::File { is_wasm: true, .. } => Some(Runtime::Wasm),
             Place::File { .. } => self.text.ends_with(".wasm").then_some(Runtime::Wasm),
             Place::Reference(reference) => {
+                if matches!(reference.kind(), ReferenceKind::Oci { .. }) {
+                    return Some(Runtime::Container);
+                }
                 let path = reference.as_str().split(['?', '#']).next().unwrap_or_default();
                 path.ends_with(".wasm").then_some(Runtime::Wasm)
             }
@@ -102,7 +105,13 @@ impl Named {
                 Err(Failure::usage(format_args!("{flag}: {text} is no folder; embed takes one"))
                     .hint(format_args!("it holds {}", EMBED_NEEDS.join(", "))))
             }
-            (Place::File { is_wasm: true, .. } | Place::Stdin | Place::Reference(_), _) => Ok(()),
+            (Place::Folder, Runtime::Container) => Err(Failure::usage(format_args!(
+                "{flag}: {text} is a folder; container takes an image"
+            ))
+            .hint("name an image by its digest, or an archive that `docker save` or `podman save` wrote")),
+            (_, Runtime::Openai)
+            | (Place::File { .. }, Runtime::Container)
+            | (Place::File { is_wasm: true, .. } | Place::Stdin | Place::Reference(_), _) => Ok(()),
         }
     }
 
@@ -159,7 +168,9 @@ impl Named {
                     Some(Runtime::Embed) => {
                         embed_manifest(path).await.or_usage(format_args!("{flag}: {text}"))?
                     }
-                    Some(Runtime::Wasm) | None => FolderManifest::of_dir(path).await.or_usage(flag)?,
+                    Some(Runtime::Wasm | Runtime::Container | Runtime::Openai) | None => {
+                        FolderManifest::of_dir(path).await.or_usage(flag)?
+                    }
                 };
                 for FolderEntry { path: name, size, .. } in manifest.entries() {
                     check_size(flag, &path.join(name).display().to_string(), *size, limit)?;

@@ -1,5 +1,6 @@
 //! One attempt at a task: what it needs is fetched and checked, and its runtime works on it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use artifact::{Digest, FetchError, Fetcher, Origin, Reference};
@@ -8,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{InUse, Kept};
 use crate::runtime::{
-    Context, Job, Limits, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Progress, RunCode, RunError,
-    Runtime,
+    Context, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress, RunCode,
+    RunError, Runtime,
 };
 
 /// How often files are fetched that are removed again, to make room, before they can be used.
@@ -23,7 +24,15 @@ pub(crate) struct Attempt {
     pub(crate) fetcher: Fetcher,
     pub(crate) in_use: InUse,
     pub(crate) limits: Limits,
+    pub(crate) logs: Logs,
+    /// `<task id>.<attempt>`.
+    pub(crate) label: String,
+    /// The folder below which the attempt gets one of its own.
+    pub(crate) work: PathBuf,
 }
+
+/// A folder that is removed, with all in it, when this is dropped.
+pub(crate) struct WorkFolder(PathBuf);
 
 /// Model and input, on this machine and checked.
 pub(crate) struct Fetched {
@@ -38,7 +47,9 @@ pub(crate) struct Fetched {
 pub(crate) struct Finished {
     pub(crate) model: Digest,
     pub(crate) input: Digest,
-    pub(crate) result: Vec<u8>,
+    pub(crate) result: Output,
+    /// Holds the result, if that is a file.
+    pub(crate) folder: WorkFolder,
 }
 
 /// Why it came to nothing.
@@ -104,16 +115,22 @@ impl Attempt {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<Finished, Failure> {
-        let context = Context { cancel: cancel.clone(), progress: progress.clone() };
+        let folder = WorkFolder::make(self.work.join(&self.label)).await?;
+        let context = Context { cancel: cancel.clone(), progress: progress.clone(), logs: self.logs.clone() };
         let job = Job {
             params: self.task.config.params.clone(),
             model: Model { files: fetched.model, digest: fetched.model_digest.to_string() },
             input: fetched.input.path,
             limits: self.limits,
+            gpus: Vec::new(),
+            folder: folder.0.clone(),
+            label: self.label.clone(),
         };
-        let output = self.runtime.run(job, &context).await?;
+        let ended = self.runtime.run(job, &context).await;
+        self.logs.finish();
+        let result = ended?;
         drop(fetched.kept);
-        Ok(Finished { model: fetched.model_digest, input: fetched.input.digest, result: output.bytes })
+        Ok(Finished { model: fetched.model_digest, input: fetched.input.digest, result, folder })
     }
 
     async fn fetch_both(
@@ -144,6 +161,33 @@ impl Attempt {
             }
         };
         Ok((files, model_digest, input))
+    }
+}
+
+impl WorkFolder {
+    /// Makes the folder, empty.
+    async fn make(path: PathBuf) -> Result<Self, Failure> {
+        let failed =
+            |error: std::io::Error| Failure::new("internal", format!("cannot make a work folder: {error}"));
+        remove_folder(&path).map_err(failed)?;
+        tokio::fs::create_dir_all(&path).await.map_err(failed)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for WorkFolder {
+    fn drop(&mut self) {
+        if let Err(error) = remove_folder(&self.0) {
+            tracing::error!(path = %self.0.display(), %error, "cannot remove a work folder");
+        }
+    }
+}
+
+/// Removes a folder with all in it, if it is there.
+pub(crate) fn remove_folder(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attempt::{Attempt, Failure, Finished};
+use crate::attempt::{Attempt, Failure, Finished, remove_folder};
 use crate::cache::{self, InUse};
 use crate::metrics::Metrics;
 use crate::results::{Ended, Record, Results, now};
-use crate::runtime::{Limits, Progress, Runtime};
+use crate::runtime::{Limits, Logs, Output, Progress, Runtime};
 
 /// The most tasks that are remembered, whatever room they take: some 100 MB of memory.
 const MAX_RECORDS: usize = 100_000;
@@ -37,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) slots: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) result_bytes: u64,
+    /// Where running attempts have their folders.
+    pub(crate) work: PathBuf,
     pub(crate) keep: Duration,
     pub(crate) keep_bytes: u64,
     pub(crate) keep_artifacts_bytes: u64,
@@ -102,6 +105,8 @@ impl Executor {
         results: Results,
         records: Vec<Record>,
     ) -> io::Result<Self> {
+        // What attempts of a former life left: nothing reads it any more.
+        remove_folder(&settings.work)?;
         let mut tasks = HashMap::new();
         for mut record in records {
             if record.ended_at.is_none() {
@@ -340,6 +345,9 @@ impl Executor {
             origin,
             fetcher: self.0.fetcher.clone(),
             in_use: self.0.in_use.clone(),
+            logs: Logs::default(),
+            label: format!("{}.{}", request.task_id, request.attempt),
+            work: settings.work.clone(),
             limits: Limits {
                 wall: Duration::from_secs(request.task.config.max_duration),
                 memory_bytes: settings.memory_bytes,
@@ -392,17 +400,25 @@ impl Executor {
         let settings = &self.0.settings;
         let gpu = if attempt.runtime.uses_gpu() { settings.gpu_name.clone() } else { None };
         let results = self.0.results.clone();
-        let (digest, size) = on_disk(move || {
-            results.store_result(task, number, &finished.result)?;
-            Ok((Digest::of(&finished.result), finished.result.len() as u64))
-        })
-        .await
-        .map_err(|error| {
+        let Finished { model, input, result, folder } = finished;
+        let limit = attempt.limits.output_bytes;
+        let stored = on_disk(move || {
+            let stored = match result {
+                Output::Bytes(bytes) => {
+                    results.store_result(task, number, &bytes)?;
+                    (Digest::of(&bytes), bytes.len() as u64)
+                }
+                Output::File(path) => results.take_result(task, number, &path, limit)?,
+            };
+            drop(folder);
+            Ok(stored)
+        });
+        let (digest, size) = stored.await.map_err(|error| {
             Ended::Failed(Failure::new("internal", format!("cannot store the result: {error}")))
         })?;
         Ok(ComputeOutcome {
-            model_hash: content_hash(finished.model),
-            input_hash: content_hash(finished.input),
+            model_hash: content_hash(model),
+            input_hash: content_hash(input),
             result_hash: content_hash(digest),
             result_bytes: size,
             started_at,

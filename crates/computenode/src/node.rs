@@ -250,6 +250,7 @@ fn settings(config: &Config, inventory: &Inventory) -> Settings {
         slots: config.slots.unwrap_or(by_devices),
         memory_bytes: config.task_memory_bytes,
         result_bytes: config.max_result_bytes,
+        work: config.data.join("work"),
         keep: config.keep_results,
         keep_bytes: config.keep_results_bytes,
         keep_artifacts_bytes: config.keep_artifacts_bytes,

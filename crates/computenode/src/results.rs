@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use artifact::{Digest, Hasher};
 use daemon::private_file;
 use rpc::node::{ComputeOutcome, ComputeRequest, ComputeStatus};
 use rpc::tasks::{FailureView, Phase};
@@ -121,6 +122,32 @@ impl Results {
     /// Stores the result of an attempt durably.
     pub(crate) fn store_result(&self, task: TaskId, attempt: u32, bytes: &[u8]) -> io::Result<()> {
         private_file::create(&self.result_path(task, attempt), bytes)
+    }
+
+    /// Takes the file at `path` as the result of an attempt, durably: its digest and its size, of at most `limit` bytes.
+    pub(crate) fn take_result(
+        &self,
+        task: TaskId,
+        attempt: u32,
+        path: &Path,
+        limit: u64,
+    ) -> io::Result<(Digest, u64)> {
+        let mut file = File::open(path)?;
+        let mut hasher = Hasher::new();
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            match file.read(&mut piece)? {
+                0 => break,
+                read => hasher.update(&piece[..read]),
+            }
+            if hasher.len() > limit {
+                return Err(io::Error::other(format!("the result is larger than {limit} bytes")));
+            }
+        }
+        file.sync_all()?;
+        fs::rename(path, self.result_path(task, attempt))?;
+        File::open(&self.folder)?.sync_all()?;
+        Ok((hasher.digest(), hasher.len()))
     }
 
     /// Opens the result of an attempt.

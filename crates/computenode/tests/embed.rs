@@ -14,7 +14,7 @@ async fn run_job(job: Job) -> Result<Value, RunError> {
     let context = Context::default();
     let running = runtime.run(job, &context);
     let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("the job never ended");
-    ended.map(|output| serde_json::from_slice(&output.bytes).expect("the result is JSON"))
+    ended.map(|output| serde_json::from_slice(&support::bytes(output)).expect("the result is JSON"))
 }
 
 fn vectors(result: &Value) -> Vec<Vec<f64>> {

@@ -57,7 +57,7 @@ async fn embeddings_agree_with_pytorch() {
     let (runtime, context) = (EmbedRuntime::new().unwrap(), Context::default());
     let running = runtime.run(job, &context);
     let output = tokio::time::timeout(Duration::from_secs(120), running).await.unwrap().unwrap();
-    let response: Response = serde_json::from_slice(&output.bytes).unwrap();
+    let response: Response = serde_json::from_slice(&support::bytes(output)).unwrap();
     assert!((20..=40).contains(&response.data.len()));
     assert_eq!(context.progress.percent(), 100);
     assert_eq!(runtime.warm_models().len(), 1);

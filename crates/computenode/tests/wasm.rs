@@ -13,7 +13,7 @@ async fn run_job(job: Job) -> Result<Vec<u8>, RunError> {
     let running = runtime.run(job, &context);
     let ended =
         tokio::time::timeout(Duration::from_secs(60), running).await.expect("the program never ended");
-    ended.map(|output| output.bytes)
+    ended.map(support::bytes)
 }
 
 async fn run_with(name: &str, params: &str, change: impl FnOnce(&mut Job)) -> Result<Vec<u8>, RunError> {

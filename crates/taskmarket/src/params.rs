@@ -21,17 +21,23 @@ pub enum Runtime {
     Embed,
     /// A WebAssembly module with WASI preview 1: input on stdin, result from stdout, deterministic.
     Wasm,
+    /// A container: input at `/in`, result from `/out`.
+    Container,
+    /// Requests to an OpenAI-compatible engine of the node: one, or a batch of lines.
+    Openai,
 }
 
 impl Runtime {
     /// All of them, in the order in which help texts list them.
-    pub const ALL: [Self; 2] = [Self::Embed, Self::Wasm];
+    pub const ALL: [Self; 4] = [Self::Embed, Self::Wasm, Self::Container, Self::Openai];
 
     /// The name as signed.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Embed => "embed",
             Self::Wasm => "wasm",
+            Self::Container => "container",
+            Self::Openai => "openai",
         }
     }
 }
@@ -80,6 +86,42 @@ pub struct WasmParams {
     pub seed: Option<u64>,
 }
 
+/// Parameters of the `container` runtime.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerParams {
+    /// What runs in place of the image's own entry point; empty leaves that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// Arguments in place of the image's own; empty leaves those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Environment variables over the image's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Memory at most, in MiB; the node's own limit where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    /// Processor time at most, in thousandths of one processor; the node's own limit where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+    /// Space for `/out` and `/tmp` at most, in MiB; the node's own limit where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<u32>,
+    /// Domains that the container asks to reach by HTTP and HTTPS, such as `example.org` or `*.example.org`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
+}
+
+/// Parameters of the `openai` runtime.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenaiParams {
+    /// Requests that are at the engine at once; the node's own limit where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+}
+
 /// The parameters of a task, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Params {
@@ -87,6 +129,10 @@ pub enum Params {
     Embed(EmbedParams),
     /// Of [`Runtime::Wasm`].
     Wasm(WasmParams),
+    /// Of [`Runtime::Container`].
+    Container(ContainerParams),
+    /// Of [`Runtime::Openai`].
+    Openai(OpenaiParams),
 }
 
 impl Params {
@@ -103,6 +149,8 @@ impl Params {
         let params = match runtime {
             Runtime::Embed => Self::Embed(serde_json::from_str(text).map_err(wrong)?),
             Runtime::Wasm => Self::Wasm(serde_json::from_str(text).map_err(wrong)?),
+            Runtime::Container => Self::Container(serde_json::from_str(text).map_err(wrong)?),
+            Runtime::Openai => Self::Openai(serde_json::from_str(text).map_err(wrong)?),
         };
         let value: serde_json::Value = serde_json::from_str(text).map_err(wrong)?;
         if !value.is_object() {
@@ -123,6 +171,8 @@ impl Params {
         let text = match self {
             Self::Embed(params) => serde_json_canonicalizer::to_string(params),
             Self::Wasm(params) => serde_json_canonicalizer::to_string(params),
+            Self::Container(params) => serde_json_canonicalizer::to_string(params),
+            Self::Openai(params) => serde_json_canonicalizer::to_string(params),
         };
         text.expect("strings, numbers and maps with string keys always serialise")
     }
@@ -145,6 +195,18 @@ mod tests {
         assert_eq!(text, r#"{"args":["--fast"],"env":{"A":"é","B":"2"},"fuel":1000000,"memory_mb":64}"#);
         assert_eq!(Params::parse(Runtime::Wasm, &text).unwrap(), params);
         assert_eq!(Params::parse(Runtime::Embed, "{}").unwrap(), Params::Embed(EmbedParams {}));
+
+        let params = Params::Container(ContainerParams {
+            args: vec!["-v".into()],
+            memory_mb: Some(256),
+            egress: vec!["example.org".into()],
+            ..ContainerParams::default()
+        });
+        let text = params.to_canonical();
+        assert_eq!(text, r#"{"args":["-v"],"egress":["example.org"],"memory_mb":256}"#);
+        assert_eq!(Params::parse(Runtime::Container, &text).unwrap(), params);
+        let params = Params::Openai(OpenaiParams { concurrency: Some(4) });
+        assert_eq!(Params::parse(Runtime::Openai, &params.to_canonical()).unwrap(), params);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::value_parser;
 use rpc::tasks::PublishTask;
 use serde_json::json;
-use taskmarket::params::{Params, WasmParams};
+use taskmarket::params::{ContainerParams, Params, WasmParams};
 use taskmarket::{
     Address, Amount, B256, Bytes32, ContentHash, Domain, MAX_ATTEMPTS, MAX_DURATION_SECS, MAX_GPU_COUNT,
     MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Signed, Status, Task, TaskConfig, TaskId, Timestamp,
@@ -402,15 +402,17 @@ fn params_of(args: &Args, runtime: Runtime) -> Outcome<String> {
     if args.arg.is_empty() && args.env.is_empty() {
         return Ok("{}".to_owned());
     }
-    if runtime != Runtime::Wasm {
-        return Err(Failure::usage("--arg and --env are for the wasm runtime"));
-    }
-    let params = WasmParams {
-        args: args.arg.clone(),
-        env: args.env.iter().cloned().collect(),
-        ..WasmParams::default()
+    let (arguments, env) = (args.arg.clone(), args.env.iter().cloned().collect());
+    let params = match runtime {
+        Runtime::Wasm => Params::Wasm(WasmParams { args: arguments, env, ..WasmParams::default() }),
+        Runtime::Container => {
+            Params::Container(ContainerParams { args: arguments, env, ..ContainerParams::default() })
+        }
+        Runtime::Embed | Runtime::Openai => {
+            return Err(Failure::usage("--arg and --env are for the runtimes wasm and container"));
+        }
     };
-    Ok(Params::Wasm(params).to_canonical())
+    Ok(params.to_canonical())
 }
 
 /// A salt from the operating system's randomness.

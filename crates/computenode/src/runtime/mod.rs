@@ -4,7 +4,10 @@
 //! market, or of how results are kept. `tests/runtimes.rs` holds the suite that every runtime passes.
 
 pub mod embed;
+mod logs;
 pub mod wasm;
+
+pub use logs::{LogLine, LogStream, Logs, MAX_LINE_BYTES, MAX_LOG_BYTES};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,6 +33,11 @@ pub trait Runtime: Send + Sync {
     /// Whether jobs run on a GPU.
     fn uses_gpu(&self) -> bool {
         false
+    }
+
+    /// Removes what a former life of this node left behind outside its data folder, such as containers that still run.
+    fn recover(&self) -> BoxFuture<'_, Result<(), RunError>> {
+        Box::pin(async { Ok(()) })
     }
 
     /// The digests of the models that are in memory, so that a job with one of them starts sooner.
@@ -63,6 +71,23 @@ pub struct Job {
     pub input: PathBuf,
     /// What the job may use.
     pub limits: Limits,
+    /// The GPUs that are its own while it runs, if it asked for some.
+    pub gpus: Vec<Gpu>,
+    /// An empty folder of its own for what it writes on the way, removed after it.
+    pub folder: PathBuf,
+    /// Names the attempt in names and labels outside this program: `<task id>.<attempt>`.
+    pub label: String,
+}
+
+/// A GPU that a job may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its place on this machine.
+    pub index: u32,
+    /// The driver's own id for it, where there is a driver.
+    pub uuid: Option<String>,
+    /// The model's name.
+    pub name: String,
 }
 
 /// A verified model on the local disk.
@@ -101,6 +126,8 @@ pub struct Context {
     pub cancel: CancellationToken,
     /// How far it is.
     pub progress: Progress,
+    /// What it says for its owner to read.
+    pub logs: Logs,
 }
 
 /// How far a job is, in percent. Clones share one value; it never goes back.
@@ -109,9 +136,11 @@ pub struct Progress(Arc<AtomicU8>);
 
 /// What a job gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// The result.
-    pub bytes: Vec<u8>,
+pub enum Output {
+    /// A result that is small enough for memory.
+    Bytes(Vec<u8>),
+    /// A file in [`Job::folder`], taken from there.
+    File(PathBuf),
 }
 
 /// Why a job gave no result.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use computenode::runtime::{Job, Limits, Model, ModelFiles};
+use computenode::runtime::{Job, Limits, Model, ModelFiles, Output};
 use serde_json::json;
 
 /// Generous limits: no test reaches them by accident.
@@ -32,6 +32,9 @@ pub(crate) fn wasm_job(folder: &Path, module: &[u8], input: &[u8]) -> Job {
         model: Model { files: ModelFiles::File(path), digest: "00".repeat(32) },
         input: input_path,
         limits: LIMITS,
+        gpus: Vec::new(),
+        folder: folder.to_owned(),
+        label: "task.1".to_owned(),
     }
 }
 
@@ -44,6 +47,17 @@ pub(crate) fn embed_job(model: &Path, folder: &Path, input: &[u8]) -> Job {
         model: Model { files: folder_files(model), digest: "11".repeat(32) },
         input: input_path,
         limits: LIMITS,
+        gpus: Vec::new(),
+        folder: folder.to_owned(),
+        label: "task.1".to_owned(),
+    }
+}
+
+/// The bytes of an output.
+pub(crate) fn bytes(output: Output) -> Vec<u8> {
+    match output {
+        Output::Bytes(bytes) => bytes,
+        Output::File(path) => std::fs::read(path).unwrap(),
     }
 }
 

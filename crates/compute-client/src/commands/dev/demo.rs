@@ -111,7 +111,7 @@ impl Demo {
         let bytes = checked.result.read(MAX_RESULT_BYTES)?;
         match self.runtime {
             Runtime::Embed => most_similar(&bytes, &paragraphs(TEXT)),
-            Runtime::Wasm => {
+            Runtime::Wasm | Runtime::Container | Runtime::Openai => {
                 let text = String::from_utf8_lossy(&bytes);
                 let counted = text
                     .trim()

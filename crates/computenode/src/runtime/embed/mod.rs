@@ -104,7 +104,7 @@ fn embed(
     if bytes.len() as u64 > job.limits.output_bytes {
         return Err(RunError::output_too_large(job.limits.output_bytes));
     }
-    Ok(Output { bytes })
+    Ok(Output::Bytes(bytes))
 }
 
 fn read_input(job: &Job) -> Result<Vec<u8>, RunError> {

@@ -165,7 +165,9 @@ fn read_params(job: &Job) -> Result<WasmParams, RunError> {
                 Some(_) | None => Ok(params),
             }
         }
-        Ok(Params::Embed(_)) => Err(bad("these are parameters of another runtime".to_owned())),
+        Ok(Params::Embed(_) | Params::Container(_) | Params::Openai(_)) => {
+            Err(bad("these are parameters of another runtime".to_owned()))
+        }
         Err(error) => Err(bad(error.to_string())),
     }
 }
@@ -252,12 +254,12 @@ impl Execution {
             return Err(RunError::output_too_large(self.limits.output_bytes));
         }
         let (error, otherwise) = match ended {
-            Ok(()) => return Ok(Output { bytes: self.stdout.take() }),
+            Ok(()) => return Ok(Output::Bytes(self.stdout.take())),
             Err(Ended::Starting(error)) => (error, RunCode::BadModel),
             Err(Ended::Running(error)) => (error, RunCode::Trapped),
         };
         match error.downcast_ref::<I32Exit>() {
-            Some(I32Exit(0)) => Ok(Output { bytes: self.stdout.take() }),
+            Some(I32Exit(0)) => Ok(Output::Bytes(self.stdout.take())),
             Some(I32Exit(status)) => {
                 Err(self.failure(RunCode::ExitNonzero, &format!("exit status {status}")))
             }
