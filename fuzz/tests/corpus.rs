@@ -134,11 +134,16 @@ variants! {
     task_query: 10_000,
 }
 
+/// How many times as many variants are fed as usual: the number in `FUZZ_TIMES`, if it is set.
+fn times() -> usize {
+    std::env::var("FUZZ_TIMES").map_or(1, |text| text.parse().expect("FUZZ_TIMES is a number"))
+}
+
 fn feed_variants(name: &str, count: usize) {
     let target = TARGETS.into_iter().find(|target| target.name == name).unwrap();
     let seeds = seeds(name);
     let mut rng = StdRng::seed_from_u64(1);
-    for _ in 0..count {
+    for _ in 0..count * times() {
         let (from, seed) = seeds.choose(&mut rng).unwrap();
         let mut input = match serde_json::from_slice::<Value>(seed) {
             Ok(tree) if rng.random_ratio(3, 4) => tree_variant(tree, &mut rng),
