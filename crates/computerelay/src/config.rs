@@ -4,16 +4,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use daemon::{LogArgs, Secret, ShutdownArgs, parse_listen, read_secret_file};
 use url::Url;
 
 use crate::location::StoreLocation;
+use crate::misuse::Misuse;
 
 /// The longest relay id, in bytes.
 const MAX_ID_BYTES: usize = 64;
 /// The longest of the times that can be set, in seconds.
 const MAX_SECS: i64 = 86_400;
+/// The longest time that sessions can be kept, in days.
+const MAX_KEEP_DAYS: i64 = 36_500;
 /// The smallest JSON body limit, in bytes: a task with 16 KiB of parameters must fit, each byte of which may be escaped.
 const MIN_BODY_BYTES: i64 = 128 * 1024;
 /// The largest JSON body limit, in bytes: bodies are held in memory.
@@ -126,6 +128,26 @@ pub struct Args {
     #[arg(long, env = "ZORAI_RELAY_MAX_CONNECTIONS_PER_IP", default_value_t = 256, value_name = "N")]
     pub max_connections_per_ip: u32,
 
+    /// How many providers' hosts may be connected at once; further ones are told to try again.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_MAX_SESSIONS",
+        default_value_t = 10_000,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_sessions: u32,
+
+    /// How long the sessions of providers are kept after they ended, in days. What is shown of a provider goes no further back.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_KEEP_SESSIONS",
+        default_value_t = 90,
+        value_name = "DAYS",
+        value_parser = clap::value_parser!(u32).range(1..=MAX_KEEP_DAYS)
+    )]
+    pub keep_sessions: u32,
+
     /// How many requests a minute are taken from one address (of IPv6, one /64 network) without a good API key; 0 for any number. Behind
     /// a reverse proxy all come from one address: let the proxy limit them.
     #[arg(
@@ -188,6 +210,10 @@ pub struct Config {
     pub max_connections: usize,
     /// How many connections one address may have at once; 0 for any number.
     pub max_connections_per_ip: usize,
+    /// How many hosts may be connected at once.
+    pub max_sessions: usize,
+    /// How long sessions are kept after they ended.
+    pub keep_sessions: Duration,
 }
 
 /// Where and how HTTPS is served.
@@ -224,20 +250,29 @@ impl Config {
             allow_private_webhooks: false,
             max_connections: 10_000,
             max_connections_per_ip: 256,
+            max_sessions: 10_000,
+            keep_sessions: days(90),
         }
     }
 
     /// Checks what `clap` cannot, and reads the key file.
     ///
     /// # Errors
-    /// An API key that cannot be sent in a header, a relay id or URL of the wrong form, or an unreadable key file.
-    pub fn from_args(args: &Args) -> anyhow::Result<Self> {
+    /// An API key that cannot be sent in a header, a relay id or URL of the wrong form, two listeners on one address, or an unreadable
+    /// key file.
+    pub fn from_args(args: &Args) -> Result<Self, Misuse> {
         let tls = match (args.tls_listen, &args.tls_cert, &args.tls_key) {
             (Some(listen), Some(cert), Some(key)) => {
                 Some(TlsConfig { listen, cert: cert.clone(), key: key.clone() })
             }
             (None | Some(_), _, _) => None,
         };
+        if tls.as_ref().is_some_and(|tls| tls.listen == args.listen && tls.listen.port() != 0) {
+            return Err(Misuse::because(
+                format_args!("--listen and --tls-listen are both {}", args.listen),
+                "HTTP and HTTPS need a port each",
+            ));
+        }
         let store = args.store.clone().unwrap_or_default();
         check_id(&args.relay_id)?;
         for url in &args.public_urls {
@@ -258,39 +293,58 @@ impl Config {
             heartbeat_timeout: Duration::from_secs(args.heartbeat_timeout_secs),
             offer_timeout: Duration::from_secs(args.offer_timeout_secs),
             drain: Duration::from_secs(args.drain_secs),
-            max_body_bytes: usize::try_from(args.max_body_bytes).context("--max-body-bytes")?,
+            max_body_bytes: whole(args.max_body_bytes),
             max_artifact_bytes: args.max_artifact_bytes,
             allow_private_webhooks: args.allow_private_webhooks,
-            max_connections: usize::try_from(args.max_connections).context("--max-connections")?,
-            max_connections_per_ip: usize::try_from(args.max_connections_per_ip)
-                .context("--max-connections-per-ip")?,
+            max_connections: whole(args.max_connections.into()),
+            max_connections_per_ip: whole(args.max_connections_per_ip.into()),
+            max_sessions: whole(args.max_sessions.into()),
+            keep_sessions: days(args.keep_sessions.into()),
         })
     }
 }
 
-fn api_keys(args: &Args) -> anyhow::Result<Vec<Secret>> {
-    let from_file = args.api_key_file.as_deref().map(read_secret_file).transpose()?;
+/// A number of things in memory: what no memory holds is as good as any number.
+fn whole(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+const fn days(number: u64) -> Duration {
+    Duration::from_secs(number * 24 * 60 * 60)
+}
+
+fn api_keys(args: &Args) -> Result<Vec<Secret>, Misuse> {
+    const HINT: &str = "`openssl rand -hex 32` makes a good key; a file of it has mode 0600";
+    let from_file = args.api_key_file.as_deref().map(read_secret_file).transpose();
+    let from_file = from_file.map_err(|error| Misuse::new(error, HINT))?;
     let keys: Vec<Secret> = args.api_key.clone().into_iter().chain(from_file).collect();
     for key in &keys {
         let text = key.expose();
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            bail!("an API key must be printable ASCII without spaces, or no client could send it");
+            let why = "an API key must be printable ASCII without spaces, or no client could send it";
+            return Err(Misuse::because(why, HINT));
         }
     }
     Ok(keys)
 }
 
-fn check_id(id: &str) -> anyhow::Result<()> {
+fn check_id(id: &str) -> Result<(), Misuse> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(is_plain) {
-        bail!("--relay-id {id:?}: 1 to {MAX_ID_BYTES} letters, digits, `-`, `_` or `.`");
+        return Err(Misuse::because(
+            format_args!("--relay-id {id:?} cannot be"),
+            format_args!("1 to {MAX_ID_BYTES} letters, digits, `-`, `_` or `.`"),
+        ));
     }
     Ok(())
 }
 
-fn check_url(url: &Url) -> anyhow::Result<()> {
+fn check_url(url: &Url) -> Result<(), Misuse> {
     if !matches!(url.scheme(), "wss" | "ws") || url.host_str().is_none() {
-        bail!("--public-url {url}: expected the URL that providers dial, such as wss://relay.example");
+        return Err(Misuse::because(
+            format_args!("--public-url {url} is none that providers can dial"),
+            "give a URL such as wss://relay.example",
+        ));
     }
     Ok(())
 }
@@ -302,7 +356,7 @@ mod tests {
 
     fn config(flags: &[&str]) -> anyhow::Result<Config> {
         let args = Args::try_parse_from(std::iter::once(&"compute-relay").chain(flags))?;
-        Config::from_args(&args)
+        Ok(Config::from_args(&args)?)
     }
 
     #[test]
@@ -335,6 +389,7 @@ mod tests {
         assert_eq!(config.tls.as_ref().unwrap().listen.port(), 443);
         assert_eq!(config.public_urls.len(), 1);
         assert_eq!(config.max_body_bytes, 262_144);
+        assert_eq!((config.max_sessions, config.keep_sessions.as_secs()), (10_000, 7_776_000));
         assert!(!format!("{config:?}").contains("k-123456"));
     }
 
@@ -349,10 +404,17 @@ mod tests {
             &["--api-key", "k", "--public-url", "https://relay.example"],
             &["--api-key", "k", "--heartbeat-secs", "0"],
             &["--api-key", "k", "--max-body-bytes", "1"],
+            &["--api-key", "k", "--max-sessions", "0"],
+            &["--api-key", "k", "--keep-sessions", "0"],
             &["--api-key", "two words"],
             &["--api-key-file", "/does/not/exist"],
+            &["--listen", ":443", "--tls-listen", ":443", "--tls-cert", "a.pem", "--tls-key", "a.key"],
         ] {
-            assert!(config(wrong).is_err(), "{wrong:?}");
+            let error = config(wrong).unwrap_err();
+            assert!(
+                error.is::<clap::Error>() || error.to_string().contains("\nhint: "),
+                "{wrong:?}: {error}"
+            );
         }
     }
 }

@@ -14,9 +14,7 @@ use rpc::keys::KeyView;
 use sha2::{Digest as _, Sha256};
 use store::{KeyId, NewKey, Scope, Store, StoreError, StoredKey};
 use taskmarket::Timestamp;
-use tokio_util::sync::CancellationToken;
 
-use crate::api::App;
 use crate::error::ApiError;
 
 /// What every key that is made here begins with: it tells people and secret scanners what they look at.
@@ -29,10 +27,6 @@ const MAX_REMEMBERED: usize = 16_384;
 const MAX_NAME_BYTES: usize = 128;
 /// Keys that are read at a time.
 pub(crate) const PAGE: usize = 500;
-/// How often use is written down: what a killed relay has not written is lost.
-const WRITE_EVERY: Duration = Duration::from_secs(10);
-/// How often kept answers that are over are forgotten.
-const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// Seconds of a day.
 pub(crate) const DAY: u64 = 24 * 60 * 60;
 
@@ -253,24 +247,6 @@ pub(crate) async fn any_usable(store: &dyn Store, now: Timestamp) -> Result<bool
         after = Some(last.key.id.clone());
         if page.into_iter().any(|stored| usable(stored, now).is_ok()) {
             return Ok(true);
-        }
-    }
-}
-
-/// Writes down now and then what keys are used for, and forgets kept answers that are over.
-pub(crate) async fn look_after(app: App, stopping: CancellationToken) {
-    let mut writing = tokio::time::interval(WRITE_EVERY);
-    let mut pruning = tokio::time::interval(PRUNE_EVERY);
-    loop {
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            _ = writing.tick() => write_down(&app.access.keys).await,
-            _ = pruning.tick() => {
-                let before = Timestamp::from_unix(app.market.now().unix().saturating_sub(store::ANSWER_KEPT_SECS));
-                if let Err(error) = app.market.store().prune_idempotency(before).await {
-                    tracing::warn!(%error, "kept answers could not be forgotten");
-                }
-            }
         }
     }
 }

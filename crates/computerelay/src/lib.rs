@@ -19,13 +19,16 @@ mod limits;
 mod location;
 mod market;
 mod metrics;
+mod misuse;
 mod places;
 mod relay;
 mod server;
 mod tls;
+mod upkeep;
 mod webhooks;
 
 pub use commands::Cli;
 pub use config::{Args, Config, TlsConfig};
 pub use location::StoreLocation;
+pub use misuse::Misuse;
 pub use relay::{Relay, build, serve};

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use artifact::{BlobStore, Digest};
+use artifact::{BlobStore, Digest, ReferenceKind};
 use rpc::tasks::{Entry, EventView, Progress};
 use store::{Commit, KeyId, Placement, Published, Store, StoredEvent, StoredTask};
 use taskmarket::{
-    Bytes32, ComputeProof, Domain, Event, Mutation, Recorded, Rejection, ReleaseReason, Task, TaskId,
-    TaskRecord, Timestamp, Verified,
+    Bytes32, ComputeProof, ContentHash, Domain, Event, Mutation, Recorded, Reference, Rejection,
+    ReleaseReason, Task, TaskId, TaskRecord, Timestamp, Verified,
 };
 use tokio::sync::broadcast;
 
@@ -136,6 +136,8 @@ impl Market {
         if let Some(existing) = self.store.task(TaskId(task.digest())).await? {
             return Ok((existing, false));
         }
+        check_reference("model_cid", &task.message().model_cid, task.message().model_hash)?;
+        check_reference("input_cid", &task.message().input_cid, task.message().input_hash)?;
         let now = self.now();
         let record = taskmarket::publish(now, &task)?;
         let domain = task.domain();
@@ -348,6 +350,25 @@ enum Cause<'a> {
     Released(u32, ReleaseReason),
     /// Time alone, which acts before anything else in any case.
     Time,
+}
+
+/// Checks that a reference is one that some node could follow, and that it does not name other bytes than the pinned hash.
+fn check_reference(field: &'static str, reference: &Reference, pinned: ContentHash) -> Result<(), Rejection> {
+    let invalid = |why: String| Rejection::Invalid { field, why };
+    let parsed: artifact::Reference = reference
+        .as_str()
+        .parse()
+        .map_err(|error: artifact::ParseReferenceError| invalid(error.to_string()))?;
+    match parsed.kind() {
+        ReferenceKind::Artifact { digest, .. } if pinned.is_pinned() && pinned.0.0 != digest.0 => {
+            Err(invalid(format!("it names {digest}, but the pinned hash is {pinned}")))
+        }
+        ReferenceKind::Artifact { .. }
+        | ReferenceKind::Web { .. }
+        | ReferenceKind::File { .. }
+        | ReferenceKind::Ipfs { .. }
+        | ReferenceKind::Oci { .. } => Ok(()),
+    }
 }
 
 fn is_held(record: &TaskRecord, attempt: u32) -> bool {

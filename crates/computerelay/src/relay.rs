@@ -1,11 +1,13 @@
 //! The relay as a whole: built from its configuration, run until it is told to end, drained.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use artifact::BlobStore;
+use daemon::ListenError;
 use store::{Postgres, Sqlite, Store};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -20,9 +22,11 @@ use crate::keys::{self, ApiKeys};
 use crate::location::{StoreLocation, with_password};
 use crate::market::{DOMAINS, Market};
 use crate::metrics::Metrics;
+use crate::misuse::Misuse;
 use crate::places::Places;
-use crate::server::{self, Server};
+use crate::server::{self, Deadlines, Server};
 use crate::tls::Certificate;
+use crate::upkeep;
 use crate::webhooks::Webhooks;
 
 /// How long connections that were dropped may take to notice, before the relay ends without them.
@@ -36,6 +40,7 @@ pub struct Relay {
     app: App,
     store: Arc<dyn Store>,
     drain: Duration,
+    keep_sessions: Duration,
     max_connections: usize,
     peers: Places,
 }
@@ -50,11 +55,14 @@ struct Tls {
 /// Runs `compute-relay` with its flags until a signal ends it.
 ///
 /// # Errors
-/// The flags are wrong, the store cannot be opened, an address cannot be bound, or serving failed.
+/// [`Misuse`] where the flags are wrong; otherwise the store cannot be opened, an address cannot be bound, or serving failed.
 pub async fn serve(args: Args) -> anyhow::Result<()> {
-    daemon::init_logging(&args.log)?;
+    daemon::init_logging(&args.log).map_err(Misuse::from)?;
     let mut config = Config::from_args(&args)?;
-    server::fit_open_files(&mut config.max_connections);
+    server::fit_open_files(&mut config);
+    if let Some(warning) = unreachable_warning(&config) {
+        tracing::warn!("{warning}");
+    }
     let shutdown = daemon::Shutdown::install(args.shutdown)?;
     build(config).await?.run(shutdown.token()).await
 }
@@ -62,21 +70,24 @@ pub async fn serve(args: Args) -> anyhow::Result<()> {
 /// Opens the store and binds the addresses; nothing is served yet.
 ///
 /// # Errors
-/// The store or the certificate cannot be read, or an address cannot be bound.
+/// [`Misuse`] where the certificate cannot be read, an address is not of this machine, or nobody has an API key; otherwise the store
+/// cannot be read, or an address cannot be bound.
 pub async fn build(config: Config) -> anyhow::Result<Relay> {
     let tls = match &config.tls {
         Some(tls) => Some(bind_tls(tls).await?),
         None => None,
     };
-    let listener = daemon::bind(config.listen).await?;
+    let listener = bind(config.listen, "--listen").await?;
     let local_addr = listener.local_addr().context("the listener has no address")?;
     let (market, store) = open(&config).await?;
-    anyhow::ensure!(
-        !config.api_keys.is_empty() || keys::any_usable(&*store, market.now()).await?,
-        "without an API key nobody could publish tasks here\n\
-         hint: set ZORAI_AI_API_KEY, or give --api-key-file FILE (`openssl rand -hex 32` makes a good key), or make one \
-         with `compute-relay keys create`"
-    );
+    if config.api_keys.is_empty() && !keys::any_usable(&*store, market.now()).await? {
+        return Err(Misuse::because(
+            "without an API key nobody could publish tasks here",
+            "set ZORAI_AI_API_KEY, or give --api-key-file FILE (`openssl rand -hex 32` makes a good key), or make one with \
+             `compute-relay keys create`",
+        )
+        .into());
+    }
     let keys = ApiKeys::new(Arc::clone(&store), &config.api_keys);
     let access = Access::new(keys, market.tokens().clone(), config.anonymous_requests_per_minute);
     let hub = Hub::new(Arc::clone(&market), hub_config(&config));
@@ -98,9 +109,17 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         session_grace: config.session_grace,
         stopping: CancellationToken::new(),
     });
-    let (drain, max_connections) = (config.drain, config.max_connections);
-    let peers = Places::new(config.max_connections_per_ip);
-    Ok(Relay { listener, local_addr, tls, app, store, drain, max_connections, peers })
+    Ok(Relay {
+        listener,
+        local_addr,
+        tls,
+        app,
+        store,
+        drain: config.drain,
+        keep_sessions: config.keep_sessions,
+        max_connections: config.max_connections,
+        peers: Places::new(config.max_connections_per_ip),
+    })
 }
 
 async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> {
@@ -130,10 +149,39 @@ pub(crate) async fn open_store(location: &StoreLocation) -> anyhow::Result<Arc<d
     })
 }
 
+/// Binds an address that a flag names.
+async fn bind(addr: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    match daemon::bind(addr).await {
+        Ok(listener) => Ok(listener),
+        Err(ListenError::Bind { addr, source }) if source.kind() == ErrorKind::AddrNotAvailable => {
+            let hint = format_args!("{flag} takes an address of this machine, or :PORT for all of them");
+            Err(Misuse::new(ListenError::Bind { addr, source }, hint).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What to tell an operator whose relay other machines reach, but no provider on them.
+fn unreachable_warning(config: &Config) -> Option<String> {
+    let addresses = std::iter::once(config.listen).chain(config.tls.as_ref().map(|tls| tls.listen));
+    let beyond = addresses.map(|addr| addr.ip().to_canonical()).find(|ip| !ip.is_loopback())?;
+    config.public_urls.is_empty().then(|| {
+        format!(
+            "listening on {beyond} without --public-url: providers on other machines are refused, for the URL that they dial \
+             must be one of the relay's; give it by --public-url, such as wss://relay.example"
+        )
+    })
+}
+
 async fn bind_tls(config: &crate::config::TlsConfig) -> anyhow::Result<Tls> {
-    let certificate = Certificate::read(config)?;
+    let certificate = Certificate::read(config).map_err(|error| {
+        Misuse::new(
+            error,
+            "--tls-cert takes the certificate chain and --tls-key its private key, both in PEM",
+        )
+    })?;
     let acceptor = TlsAcceptor::from(Arc::new(Arc::clone(&certificate).server_config()?));
-    let listener = daemon::bind(config.listen).await?;
+    let listener = bind(config.listen, "--listen").await?;
     let local_addr = listener.local_addr().context("the TLS listener has no address")?;
     Ok(Tls { listener, local_addr, acceptor, certificate })
 }
@@ -151,6 +199,7 @@ fn hub_config(config: &Config) -> HubConfig {
         grace: config.session_grace,
         offer_timeout: config.offer_timeout,
         drain: config.drain,
+        max_sessions: config.max_sessions,
         ..HubConfig::new(config.relay_id.clone(), config.public_urls.clone(), DOMAINS.to_vec())
     }
 }
@@ -179,6 +228,7 @@ impl Relay {
             stopping: stopping.clone(),
             dropping: CancellationToken::new(),
             peers: self.peers,
+            deadlines: Deadlines::default(),
         };
         tracing::info!(url = %format_args!("http://{}", self.local_addr), relay_id = self.app.relay_id, "serving");
         server.tasks.spawn(server.clone().listen(self.listener, None, self.max_connections));
@@ -188,7 +238,7 @@ impl Relay {
             server.tasks.spawn(server.clone().listen(tls.listener, Some(tls.acceptor), self.max_connections));
         }
         server.tasks.spawn(Arc::clone(&self.app.webhooks).run(stopping.clone()));
-        server.tasks.spawn(keys::look_after(self.app.clone(), stopping.clone()));
+        server.tasks.spawn(upkeep::run(self.app.clone(), self.keep_sessions, stopping.clone()));
         let hub = Arc::clone(&self.app.hub);
         let mut hub = tokio::spawn({
             let stopping = stopping.clone();

@@ -24,21 +24,10 @@ use tower::ServiceExt;
 use tracing::Instrument;
 
 use crate::auth::Peer;
+use crate::config::Config;
 use crate::places::{Place, Places};
 use activity::Activity;
 
-/// How long a client may take for the TLS handshake.
-const TLS_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a client may take to send a request's head, and how long an HTTP/1.1 connection may idle.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a connection may be open without a request under way.
-const IDLE_DEADLINE: Duration = Duration::from_secs(60);
-/// How long an answer may wait for its reader to read on.
-const READ_DEADLINE: Duration = Duration::from_secs(60);
-/// How often connections are looked at for both.
-const LOOK: Duration = Duration::from_secs(5);
-/// How long a connection that is to end may take to say so.
-const FAREWELL: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, which mostly means that the process has too many files open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The largest request head, in bytes.
@@ -51,6 +40,37 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// How often an idle HTTP/2 connection is asked whether it lives, and how long it has to answer.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+
+/// How long clients may take, and connections last without use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadlines {
+    /// For the TLS handshake.
+    tls: Duration,
+    /// To send a request's head; so long may an HTTP/1.1 connection idle, too.
+    head: Duration,
+    /// Without a request under way.
+    idle: Duration,
+    /// Until an answer's reader reads on.
+    read: Duration,
+    /// How often connections are looked at for both.
+    look: Duration,
+    /// To say so, once a connection is to end.
+    farewell: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        let secs = Duration::from_secs;
+        Self {
+            tls: secs(10),
+            head: secs(30),
+            idle: secs(60),
+            read: secs(60),
+            look: secs(5),
+            farewell: secs(5),
+        }
+    }
+}
 
 /// What all listeners have in common.
 #[derive(Clone)]
@@ -65,6 +85,8 @@ pub(crate) struct Server {
     pub(crate) dropping: CancellationToken,
     /// The connections of each address.
     pub(crate) peers: Places,
+    /// How long its clients may take.
+    pub(crate) deadlines: Deadlines,
 }
 
 impl Server {
@@ -122,7 +144,7 @@ impl Server {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
         let Some(acceptor) = tls else { return self.serve(TokioIo::new(socket), peer).await };
-        let handshake = tokio::time::timeout(TLS_DEADLINE, acceptor.accept(socket));
+        let handshake = tokio::time::timeout(self.deadlines.tls, acceptor.accept(socket));
         match self.stopping.run_until_cancelled(handshake).await {
             Some(Ok(Ok(stream))) => self.serve(TokioIo::new(stream), peer).await,
             Some(Ok(Err(error))) => tracing::debug!(%error, "the TLS handshake failed"),
@@ -143,10 +165,11 @@ impl Server {
                 async move { Ok::<_, Infallible>(answer.await?.map(|body| under_way.answer(body))) }
             })
         };
-        let builder = builder(Tracked(self.tasks));
+        let deadlines = self.deadlines;
+        let builder = builder(Tracked(self.tasks), deadlines.head);
         let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
         // hyper's deadlines begin once it knows which HTTP is spoken; a client that never says ends here.
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval(deadlines.look);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut is_stopping, mut end) = (false, None);
         loop {
@@ -161,13 +184,13 @@ impl Server {
                     if end.is_some_and(|end| now >= end) {
                         return;
                     }
-                    let idle_deadline = if activity.has_spoken() { IDLE_DEADLINE } else { HEAD_DEADLINE };
+                    let idle_deadline = if activity.has_spoken() { deadlines.idle } else { deadlines.head };
                     if end.is_none()
-                        && let Some(why) = activity.verdict(now, idle_deadline, READ_DEADLINE)
+                        && let Some(why) = activity.verdict(now, idle_deadline, deadlines.read)
                     {
                         tracing::debug!(why, "the connection is closed");
                         connection.as_mut().graceful_shutdown();
-                        end = Some(now + FAREWELL);
+                        end = Some(now + deadlines.farewell);
                     }
                 }
                 () = self.stopping.cancelled(), if !is_stopping => {
@@ -180,28 +203,41 @@ impl Server {
     }
 }
 
-/// Lets this process open as many files as the system allows, and lowers the number of connections to what then fits beside the
-/// providers' sessions.
-pub(crate) fn fit_open_files(max_connections: &mut usize) {
-    let limit = match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
-        Err(error) => return tracing::warn!(%error, "the limit of open files cannot be raised"),
-    };
-    let fits = connections_that_fit(limit);
-    if *max_connections > fits {
-        tracing::warn!(limit, max_connections = fits, "few files may be open: fewer connections are served");
-        *max_connections = fits;
+/// Lets this process open as many files as the system allows, and lowers the numbers of connections and of sessions to what then fits.
+pub(crate) fn fit_open_files(config: &mut Config) {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => fit(config, usize::try_from(limit).unwrap_or(usize::MAX)),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
     }
 }
 
-/// Half of the files that may be open: sessions, the store and artifacts need the others.
-fn connections_that_fit(open_files: usize) -> usize {
-    (open_files / 2).max(1)
+/// Half of the files that may be open are for the listeners' connections, three eighths for providers' sessions; the store and
+/// artifacts need the others.
+fn fit(config: &mut Config, open_files: usize) {
+    let listeners = 1 + usize::from(config.tls.is_some());
+    let connections = (open_files / 2 / listeners).max(1);
+    let sessions = (open_files / 8 * 3).max(1);
+    if config.max_connections > connections {
+        tracing::warn!(
+            open_files,
+            max_connections = connections,
+            "few files may be open: fewer connections are served"
+        );
+        config.max_connections = connections;
+    }
+    if config.max_sessions > sessions {
+        tracing::warn!(
+            open_files,
+            max_sessions = sessions,
+            "few files may be open: fewer providers may connect"
+        );
+        config.max_sessions = sessions;
+    }
 }
 
-fn builder(executor: Tracked) -> auto::Builder<Tracked> {
+fn builder(executor: Tracked, head_deadline: Duration) -> auto::Builder<Tracked> {
     let mut builder = auto::Builder::new(executor);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE).max_buf_size(MAX_HEAD_BYTES);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(head_deadline).max_buf_size(MAX_HEAD_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -226,3 +262,6 @@ where
         self.0.spawn(future);
     }
 }
+
+#[cfg(test)]
+mod tests;

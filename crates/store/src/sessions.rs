@@ -8,6 +8,9 @@ use crate::StoreError;
 /// Why a session ended that a newer one of the same host replaced.
 pub const SUPERSEDED: &str = "superseded";
 
+/// Sessions that one write removes at most.
+pub(crate) const PRUNED_AT_ONCE: u64 = 1000;
+
 /// The sessions of providers' hosts.
 ///
 /// Every method fails with [`StoreError`] as its variants say.
@@ -27,7 +30,11 @@ pub trait Sessions: Send + Sync {
     /// Ends a session. `false` if it is unknown or has ended already; then nothing changes.
     async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError>;
 
-    /// Ends all sessions at a relay that have not ended, and answers how many: for its start, when none can be alive.
+    /// Keeps that a relay lived at this time.
+    async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Ends all sessions at a relay that have not ended, and answers how many: for its start, when none can be alive. They ended at `at`,
+    /// or when the relay [lived](Self::relay_lives) last, if that is known.
     async fn close_sessions_of(&self, relay_id: &str, at: Timestamp, reason: &str)
     -> Result<u64, StoreError>;
 
@@ -41,6 +48,12 @@ pub trait Sessions: Send + Sync {
         since: Timestamp,
         limit: usize,
     ) -> Result<Vec<StoredSession>, StoreError>;
+
+    /// Removes the sessions that ended before a time, and answers how many. One that lasts is never removed.
+    ///
+    /// They go in parts, each by itself, so that other writes need not wait for all; after an error, some are gone. A host with none
+    /// left is counted from 1 again.
+    async fn prune_sessions(&self, before: Timestamp) -> Result<u64, StoreError>;
 
     /// Keeps what a provider signed of a host. `false`, and nothing changes, if it is not newer than what is kept.
     async fn set_node_status(

@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 /// All tables, in an order in which each comes after those that it refers to.
-pub static TABLES: [Table; 12] = [
+pub static TABLES: [Table; 13] = [
     Table {
         name: "tasks",
         columns: &[
@@ -92,6 +92,7 @@ pub static TABLES: [Table; 12] = [
         key: 2,
         numbered: false,
     },
+    Table { name: "relays", columns: &["relay_id", "alive_at"], key: 1, numbered: false },
     Table { name: "artifacts", columns: &["digest", "size", "owner", "created_at"], key: 1, numbered: false },
     Table { name: "secrets", columns: &["name", "value"], key: 1, numbered: false },
     Table {

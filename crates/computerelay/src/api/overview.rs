@@ -1,7 +1,5 @@
 //! What anybody may see of the relay itself: what it is, the market in numbers, and whether it is well.
 
-use std::collections::BTreeSet;
-
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
@@ -18,17 +16,14 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// `GET /v1/info`
 pub(super) async fn info(State(app): State<App>) -> axum::Json<Info> {
-    let providers = app.hub.providers();
-    let runtimes: BTreeSet<_> =
-        providers.iter().flat_map(|provider| provider.metadata.runtimes.iter().copied()).collect();
     axum::Json(Info {
         relay_id: app.relay_id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: app.market.now(),
         domains: DOMAINS.iter().map(|domain| (*domain).into()).collect(),
         limits: app.limits_view(),
-        runtimes: runtimes.into_iter().collect(),
-        providers_online: providers.len() as u64,
+        runtimes: app.hub.runtimes(),
+        providers_online: app.hub.totals().providers_online,
     })
 }
 

@@ -6,17 +6,71 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::relay::{ProviderList, RefreshNode};
+use rpc::relay::{ProviderView, RefreshNode};
 use rpc::tasks::SignedMutation;
+use scheduler::NodeKey;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use taskmarket::{Address, Domain, ParseError, Signed, UpdateNodeStatus, eip55};
 
-use super::App;
-use super::extract::{Json, path_part};
+use super::extract::{Json, Query, path_part};
+use super::{App, MAX_PAGE};
 use crate::error::ApiError;
 
+/// Hosts on a page unless the client says otherwise.
+const DEFAULT_PAGE: u32 = 100;
+
+/// The answer of `GET /v1/providers`: a page of hosts that are connected, in the order of their providers' addresses and their ids.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ProviderPage {
+    /// Each host.
+    providers: Vec<ProviderView>,
+    /// Where the next page begins; absent on the last.
+    next_cursor: Option<String>,
+}
+
+/// The query of `GET /v1/providers`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProviderQuery {
+    /// How many at most: 100 by default, 1,000 at most.
+    #[serde(default)]
+    limit: Option<u32>,
+    /// Where the last page ended.
+    #[serde(default)]
+    cursor: Option<String>,
+}
+
 /// `GET /v1/providers`
-pub(super) async fn list(State(app): State<App>) -> axum::Json<ProviderList> {
-    axum::Json(ProviderList { providers: app.hub.providers() })
+pub(super) async fn list(
+    State(app): State<App>,
+    Query(query): Query<ProviderQuery>,
+) -> Result<axum::Json<ProviderPage>, ApiError> {
+    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        let message = format!("limit: 1 to {MAX_PAGE}");
+        return Err(ApiError::new(ErrorCode::InvalidField, message).with_param("limit"));
+    }
+    let after = query.cursor.as_deref().map(host_of).transpose()?;
+    let limit = limit as usize;
+    let mut providers = app.hub.providers(after, limit + 1);
+    let has_more = providers.len() > limit;
+    providers.truncate(limit);
+    let last = providers.last().filter(|_| has_more);
+    let next_cursor = last.map(|host| format!("{}-{}", host.provider, host.node_id));
+    Ok(axum::Json(ProviderPage { providers, next_cursor }))
+}
+
+/// The host that a cursor names, the last of its page. It need not be connected any more.
+fn host_of(cursor: &str) -> Result<NodeKey, ApiError> {
+    let parts = cursor.split_once('-');
+    let host = parts.and_then(|(provider, node_id)| {
+        Some(NodeKey { provider: eip55::parse(provider).ok()?, node_id: node_id.parse().ok()? })
+    });
+    host.ok_or_else(|| {
+        let why = "cursor: not the end of a page of this listing";
+        ApiError::new(ErrorCode::MalformedRequest, why).with_param("cursor")
+    })
 }
 
 /// `GET /v1/provider/connect`

@@ -62,8 +62,7 @@ pub(super) async fn show(
             complete,
         }));
     }
-    let mut providers = app.hub.providers();
-    providers.retain(|view| view.provider == address);
+    let providers = app.hub.providers_of(address);
     Ok(axum::Json(ProviderReport { provider: address, providers, as_of, windows }))
 }
 

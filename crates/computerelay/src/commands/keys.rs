@@ -16,6 +16,7 @@ use super::remote::Remote;
 use super::{print, say};
 use crate::keys::{KeySpec, PAGE, view};
 use crate::location::StoreLocation;
+use crate::misuse::Misuse;
 use crate::relay::open_store;
 
 /// What to do with keys.
@@ -235,11 +236,11 @@ enum IfMissing {
 impl Place {
     async fn open(&self, if_missing: IfMissing) -> anyhow::Result<Keys> {
         if let Some(relay) = &self.relay {
-            let from_file = self.api_key_file.as_deref().map(daemon::read_secret_file).transpose()?;
+            const HINT: &str = "set ZORAI_AI_API_KEY, or give --api-key-file FILE";
+            let from_file = self.api_key_file.as_deref().map(daemon::read_secret_file).transpose();
+            let from_file = from_file.map_err(|error| Misuse::new(error, HINT))?;
             let Some(key) = from_file.or_else(|| self.api_key.clone()) else {
-                bail!(
-                    "--relay needs an admin's API key\nhint: set ZORAI_AI_API_KEY, or give --api-key-file FILE"
-                );
+                return Err(Misuse::because("--relay needs an admin's API key", HINT).into());
             };
             return Ok(Keys::Remote(Remote::new(relay.clone(), key)?));
         }

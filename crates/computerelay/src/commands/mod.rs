@@ -8,8 +8,10 @@ use std::fmt;
 use std::io::Write;
 
 use clap::{Parser, Subcommand};
+use daemon::{Failure, LogArgs};
 
 use crate::config::Args;
+use crate::misuse::{Misuse, failure};
 use crate::relay::serve;
 
 /// The public gateway of the ZORAI compute market.
@@ -54,13 +56,23 @@ impl Cli {
     /// Runs the relay until a signal ends it, or does what a subcommand says.
     ///
     /// # Errors
-    /// What was asked for could not be done; the message says why, and what to do where that is known.
-    pub async fn run(self) -> anyhow::Result<()> {
-        let Some(command) = self.command else { return serve(self.serve).await };
-        daemon::init_logging(&self.serve.log)?;
-        match command {
-            Command::Keys(args) => keys::run(args).await,
-            Command::Store(args) => store::run(args).await,
+    /// What was asked for could not be done; the message says why, and what to do where that is known. The exit status is 2 where
+    /// the command line or the configuration is wrong, and 1 where something failed.
+    pub async fn run(self) -> Result<(), Failure> {
+        let done = match self.command {
+            None => serve(self.serve).await,
+            Some(command) => command.run(&self.serve.log).await,
+        };
+        done.map_err(|error| failure(&error))
+    }
+}
+
+impl Command {
+    async fn run(self, log: &LogArgs) -> anyhow::Result<()> {
+        daemon::init_logging(log).map_err(Misuse::from)?;
+        match self {
+            Self::Keys(args) => keys::run(args).await,
+            Self::Store(args) => store::run(args).await,
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::api::MAX_PAGE;
+use crate::misuse::Misuse;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,10 +28,10 @@ pub(super) struct Remote {
 impl Remote {
     /// Nothing is asked yet. Redirects are not followed, so that the key goes nowhere else.
     pub(super) fn new(base: Url, key: Secret) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            matches!(base.scheme(), "http" | "https") && base.host().is_some(),
-            "--relay {base}: expected a URL such as https://relay.example"
-        );
+        if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
+            let why = format_args!("--relay {base} is none that can be asked");
+            return Err(Misuse::because(why, "give a URL such as https://relay.example").into());
+        }
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let provider = Arc::new(rustls::crypto::ring::default_provider());

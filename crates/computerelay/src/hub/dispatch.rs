@@ -15,7 +15,7 @@ use taskmarket::{ReleaseReason, TaskId};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, sleep_until};
 
 use super::{Hub, offer};
 use crate::market::Change;
@@ -26,6 +26,8 @@ const PAGE: usize = 512;
 const BATCH: usize = 512;
 /// Releases of one batch worked on at the same time.
 const CONCURRENT: usize = 32;
+/// How often the store is told that this relay lives: so much of a session's time may be lost when the relay is killed.
+const ALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long to wait after the store failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// The store is searched for tasks that had no room in memory no more often than this.
@@ -49,6 +51,8 @@ pub(super) async fn run(hub: &Arc<Hub>) {
     hub.open.store(!hub.stop.is_cancelled(), Ordering::Release);
     let mut tick = interval(hub.config.safety_tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut alive = interval_at(Instant::now() + ALIVE_EVERY, ALIVE_EVERY);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         dispatcher.advance().await;
         let wake_at = dispatcher.wake_at;
@@ -71,6 +75,10 @@ pub(super) async fn run(hub: &Arc<Hub>) {
             Some(_) = dispatcher.chores.join_next() => {}
             () = wait_until(wake_at) => {}
             _ = tick.tick() => dispatcher.overflow.wanted = true,
+            _ = alive.tick() => {
+                let hub = Arc::clone(hub);
+                dispatcher.chores.spawn(async move { say_alive(&hub).await });
+            }
         }
     }
     // Offers under way end with their sessions; whoever accepted in time keeps the task.
@@ -78,7 +86,14 @@ pub(super) async fn run(hub: &Arc<Hub>) {
     dispatcher.chores.shutdown().await;
 }
 
-/// Ends what a relay that was killed left open in the store.
+/// Notes that this relay lives, so that the sessions of a relay that was killed end when it was last alive.
+async fn say_alive(hub: &Hub) {
+    if let Err(error) = hub.market.store().relay_lives(&hub.config.relay_id, hub.market.now()).await {
+        tracing::warn!(%error, "the store cannot be told that this relay lives");
+    }
+}
+
+/// Ends what a relay that was killed left open in the store, as of when it was last alive. From here this one lives.
 async fn start(hub: &Hub) {
     let store = hub.market.store();
     let reason = "the relay stopped without closing it";
@@ -86,6 +101,7 @@ async fn start(hub: &Hub) {
         tracing::error!(%error, "cannot close the sessions of the last run");
         sleep(RETRY).await;
     }
+    say_alive(hub).await;
 }
 
 async fn wait_until(at: Option<Instant>) {

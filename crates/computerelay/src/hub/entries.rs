@@ -18,6 +18,8 @@ pub(super) struct Waiting {
     pub(super) since: Option<Instant>,
     pub(super) need: Need,
     pub(super) kind: Kind,
+    /// Whether hosts that have proven nothing may come first with its first offer.
+    pub(super) is_trial: bool,
     /// Providers whose lease on it lapsed.
     pub(super) lapsed: Vec<Address>,
     pub(super) tries: Tries,

@@ -4,22 +4,21 @@
 //! the sessions at any time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::{RangeBounds, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rpc::link::Heartbeat;
-use scheduler::{Exclusion, Index, Need, NodeKey};
+use scheduler::{Index, Need, NodeKey};
 use taskmarket::{Address, Bytes32, NodeStatus, State, TaskId, TaskRecord, Timestamp, Word};
 use tokio::time::Instant;
 
-use super::entries::{CallOff, Heard, Held, Kind, Offering, Plan, Waiting};
+use super::choice::is_trial;
+use super::entries::{CallOff, Heard, Held, Kind, Offering, Waiting};
 use super::node::{Live, Node, Place, Report};
 use super::registration::Refusal;
 use super::scores::Scores;
-use super::tries::{Tried, Tries, Try};
-
-/// The most hosts that are looked at for better ones than those that failed.
-const MAX_GOOD: usize = 256;
+use super::tries::{Tried, Tries};
 
 /// How long hosts are not asked again.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +33,9 @@ pub(super) struct Backoff {
 #[derive(Debug)]
 pub(super) struct Floor {
     pub(super) index: Index,
-    places: HashMap<NodeKey, Place>,
+    /// Of the hosts, those whose providers have [proven](Scores::is_proven) themselves.
+    pub(super) proven: Index,
+    places: BTreeMap<NodeKey, Place>,
     pub(super) waiting: BTreeMap<(Timestamp, TaskId), Waiting>,
     pub(super) offering: HashMap<TaskId, Offering>,
     pub(super) held: HashMap<TaskId, Held>,
@@ -51,7 +52,8 @@ impl Floor {
     pub(super) fn new(backoff: Backoff, grace: Duration) -> Self {
         Self {
             index: Index::default(),
-            places: HashMap::new(),
+            proven: Index::default(),
+            places: BTreeMap::new(),
             waiting: BTreeMap::new(),
             offering: HashMap::new(),
             held: HashMap::new(),
@@ -70,9 +72,9 @@ impl Floor {
         self.places.get(key)?.node.as_ref()
     }
 
-    /// All hosts whose session is open.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.places.values().filter_map(|place| place.node.as_ref())
+    /// The hosts in this range of keys whose session is open, in the order of their keys.
+    pub(super) fn nodes(&self, keys: impl RangeBounds<NodeKey>) -> impl Iterator<Item = &Node> {
+        self.places.range(keys).filter_map(|(_, place)| place.node.as_ref())
     }
 
     /// Places taken, sessions in the making included.
@@ -100,7 +102,7 @@ impl Floor {
             Some(_) | None => {}
         }
         let older = self.places.insert(key, Place { generation, node: None });
-        self.index.remove(&key);
+        self.withdraw(&key);
         self.lost.insert(key, now + self.grace);
         Ok(older.and_then(|place| place.node).map(|node| node.live))
     }
@@ -115,8 +117,8 @@ impl Floor {
         let offered = self.offering.values().filter(|offering| offering.key == key).count();
         let held = self.held_by.get(&key).map_or(0, HashSet::len);
         node.given = u32::try_from(offered + held).unwrap_or(u32::MAX);
-        self.index.upsert(node.offer(&self.scores));
         place.node = Some(node);
+        self.enlist(&key);
         self.lost.remove(&key);
         true
     }
@@ -127,7 +129,7 @@ impl Floor {
             return false;
         }
         self.places.remove(&key);
-        self.index.remove(&key);
+        self.withdraw(&key);
         if self.held_by.contains_key(&key) {
             self.lost.insert(key, now + self.grace);
         } else {
@@ -146,8 +148,36 @@ impl Floor {
         let place = self.places.get_mut(key).filter(|place| place.generation == generation)?;
         let node = place.node.as_mut()?;
         let result = change(node);
-        self.index.upsert(node.offer(&self.scores));
+        self.enlist(key);
         Some(result)
+    }
+
+    /// Has tasks placed by what a host offers now.
+    fn enlist(&mut self, key: &NodeKey) {
+        let Some(node) = self.places.get(key).and_then(|place| place.node.as_ref()) else { return };
+        let offer = node.offer(&self.scores);
+        if self.scores.is_proven(&key.provider) {
+            self.proven.upsert(offer.clone());
+        } else {
+            self.proven.remove(key);
+        }
+        self.index.upsert(offer);
+    }
+
+    /// Has no more tasks placed with a host.
+    fn withdraw(&mut self, key: &NodeKey) {
+        self.index.remove(key);
+        self.proven.remove(key);
+    }
+
+    /// Heeds that a provider may have proven itself, or lost that.
+    fn reconsider(&mut self, provider: Address) {
+        let is_other = |key: &NodeKey| self.proven.contains(key) != self.scores.is_proven(&provider);
+        let keys = self.places.range(keys_of(provider)).map(|(key, _)| *key);
+        let others: Vec<_> = keys.filter(is_other).collect();
+        for key in others {
+            self.enlist(&key);
+        }
     }
 
     /// Takes a heartbeat in.
@@ -170,11 +200,14 @@ impl Floor {
             return Heard::default();
         };
         let before = room(node);
-        if node.report.as_ref() != Some(&report) {
+        let is_new = node.report.as_ref() != Some(&report);
+        if is_new {
             node.report = Some(report);
-            self.index.upsert(node.offer(&self.scores));
         }
         let mut heard = Heard { freed: room(node) > before, ..Heard::default() };
+        if is_new {
+            self.enlist(&live.key);
+        }
         let mut listed = HashSet::new();
         for (position, attempt) in beat.attempts.iter().enumerate() {
             listed.insert((attempt.task_id, attempt.progress.attempt));
@@ -291,6 +324,7 @@ impl Floor {
                 if let Some(key) = held.map(|held| held.key) {
                     let model = record.task.model_hash;
                     self.scores.praise(key, model.is_pinned().then_some(model), now);
+                    self.reconsider(key.provider);
                 }
                 self.waiting.remove(&(record.created_at, record.id));
                 if let Some(offering) = self.offering.remove(&record.id) {
@@ -315,6 +349,7 @@ impl Floor {
         if let Some(offering) = self.offering.get_mut(&record.id) {
             offering.waiting.version = record.version;
             offering.waiting.lapsed = lapsed;
+            offering.waiting.is_trial = is_trial(record);
             return;
         }
         let place = (record.created_at, record.id);
@@ -324,12 +359,14 @@ impl Floor {
         let tries = tries.or(known).unwrap_or_else(|| Tries::of(record, self.backoff.failed, now));
         let need = Need::of(&record.task);
         let kind = Kind::of(&record.task);
+        let is_trial = is_trial(record);
         let waiting = Waiting {
             version: record.version,
             created_at: record.created_at,
             since,
             need,
             kind,
+            is_trial,
             lapsed,
             tries,
         };
@@ -374,7 +411,7 @@ impl Floor {
         let call_off = live.map(|live| CallOff { task_id: record.id, attempt: held.attempt, live });
         if let Some(failure) = record.failure.as_ref().filter(|failure| failure.attempt == held.attempt) {
             held.tries.fail(failure, self.backoff.failed, self.backoff.max, now);
-            self.scores.blame(held.key.provider, now);
+            self.blame(held.key.provider, now);
         }
         (call_off, Some(held.tries))
     }
@@ -393,53 +430,12 @@ impl Floor {
     }
 
     /// Counts tasks given to a host up or down.
-    fn give(&mut self, key: &NodeKey, change: i32) {
+    pub(super) fn give(&mut self, key: &NodeKey, change: i32) {
         let Some(node) = self.places.get_mut(key).and_then(|place| place.node.as_mut()) else { return };
         node.given = node.given.saturating_add_signed(change);
-        self.index.set_load(key, node.busy(), node.slots(), node.warm(&self.scores));
-    }
-
-    /// Chooses hosts for tasks that wait, oldest first, at most `limit`, and says when a host may be asked again.
-    pub(super) fn assign(&mut self, limit: usize, now: Instant) -> (Vec<Plan>, Option<Instant>) {
-        let mut chosen = Vec::new();
-        let mut unfit: HashSet<&Kind> = HashSet::new();
-        let mut good = HashMap::new();
-        let totals = self.index.totals();
-        let free = usize::try_from(totals.slots.saturating_sub(totals.busy)).unwrap_or(usize::MAX);
-        for (place, waiting) in &self.waiting {
-            if chosen.len() >= limit.min(free) {
-                break;
-            }
-            if unfit.contains(&waiting.kind) {
-                continue;
-            }
-            match choose(&self.index, &self.scores, waiting, &mut good, now) {
-                Some(key) => {
-                    self.index.reserve(&key);
-                    chosen.push((place.1, *place, key));
-                }
-                None if waiting.tries.is_empty() && waiting.lapsed.is_empty() => {
-                    unfit.insert(&waiting.kind);
-                }
-                None => {}
-            }
+        for index in [&mut self.index, &mut self.proven] {
+            index.set_load(key, node.busy(), node.slots(), node.warm(&self.scores));
         }
-        let plans =
-            chosen.into_iter().filter_map(|(id, place, key)| self.begin_offer(id, place, key)).collect();
-        let again = self.waiting.values().filter_map(|waiting| waiting.tries.next_end(now));
-        let again = again.chain(self.scores.next_end(now).filter(|_| !self.waiting.is_empty())).min();
-        (plans, again)
-    }
-
-    fn begin_offer(&mut self, task_id: TaskId, place: (Timestamp, TaskId), key: NodeKey) -> Option<Plan> {
-        let live = Arc::clone(&self.node(&key)?.live);
-        let waiting = self.waiting.remove(&place)?;
-        // From here the floor's own count of what each host was given stands for the reservation.
-        self.index.release(&key);
-        let since = waiting.since;
-        self.offering.insert(task_id, Offering { key, waiting });
-        self.give(&key, 1);
-        Some(Plan { task_id, live, since })
     }
 
     /// Ends an offer that was not taken: the task waits again, with the reason noted against the host.
@@ -453,9 +449,10 @@ impl Floor {
         self.waiting.insert((waiting.created_at, task_id), waiting);
     }
 
-    /// Notes that a provider left an offer unanswered.
+    /// Notes that a provider left an offer unanswered, or failed an attempt.
     pub(super) fn blame(&mut self, provider: Address, now: Instant) {
         self.scores.blame(provider, now);
+        self.reconsider(provider);
     }
 
     /// Keeps the oldest `max` waiting tasks, and says whether there were more.
@@ -468,36 +465,10 @@ impl Floor {
     }
 }
 
-/// The best host for a task: one that has not been tried with it and did not fail lately; or else one that did, or one that may be
-/// asked again. While hosts of the first sort are only busy, the task does not go to who failed again and again, nor to who would fail
-/// it again.
-fn choose<'a>(
-    index: &Index,
-    scores: &Scores,
-    waiting: &'a Waiting,
-    good: &mut HashMap<&'a Kind, Vec<NodeKey>>,
-    now: Instant,
-) -> Option<NodeKey> {
-    let (need, tries) = (&waiting.need, &waiting.tries);
-    let lapsed = |key: &NodeKey| waiting.lapsed.contains(&key.provider);
-    let tried = |key: &NodeKey| lapsed(key) || tries.last(key).is_some();
-    let first = index.pick(need, |key| tried(key) || scores.is_behind(&key.provider, now));
-    if first.is_some() || (tries.is_empty() && scores.next_end(now).is_none()) {
-        return first;
-    }
-    let good = good.entry(&waiting.kind).or_insert_with(|| {
-        let explained = index.explain(need, |key| scores.is_behind(&key.provider, now), MAX_GOOD);
-        let is_busy = |exclusion: &Exclusion| matches!(exclusion, Exclusion::NoFreeSlot { .. });
-        let fits = explained.into_iter().filter(|(_, exclusions)| exclusions.iter().all(is_busy));
-        fits.map(|(key, _)| key).collect()
-    });
-    let has_better = good.iter().any(|key| !tried(key));
-    let held_back = |key: &NodeKey| {
-        has_better && (scores.is_shunned(&key.provider, now) || tries.last(key).is_some_and(Try::is_fault))
-    };
-    index
-        .pick(need, |key| tried(key) || held_back(key))
-        .or_else(|| index.pick(need, |key| lapsed(key) || tries.bar(key, now).is_some() || held_back(key)))
+/// The keys of a provider's hosts.
+pub(super) fn keys_of(provider: Address) -> RangeInclusive<NodeKey> {
+    let [first, last] = [0, 0xff].map(|byte| NodeKey { provider, node_id: Bytes32([byte; 32].into()) });
+    first..=last
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@
 //! - [`timer`] lets time act on tasks.
 //! - [`explain`] and [`view`] say why a task waits, and who is here.
 //!
-//! The [`floor`] is what all of them share: memory only, rebuilt from the store and the sessions whenever it may have missed something.
+//! The [`floor`] is what all of them share, and where hosts are chosen ([`choice`]): memory only, rebuilt from the store and the sessions
+//! whenever it may have missed something.
 
+mod choice;
 mod config;
 mod dispatch;
 mod entries;
@@ -24,6 +26,7 @@ mod timer;
 mod tries;
 mod view;
 
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,8 +36,8 @@ use rpc::error::ErrorCode;
 use rpc::relay::ProviderView;
 use scheduler::{Need, NodeKey};
 use taskmarket::{
-    Address, Bytes32, Domain, RegisterNode, ReleaseReason, Task, TaskId, TaskRecord, UpdateNodeStatus,
-    Verified, Word,
+    Address, Bytes32, Domain, RegisterNode, ReleaseReason, Runtime, Task, TaskId, TaskRecord,
+    UpdateNodeStatus, Verified, Word,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -48,7 +51,7 @@ use crate::error::ApiError;
 use crate::market::Market;
 use crate::places::Places;
 use entries::CallOff;
-use floor::{Backoff, Floor};
+use floor::{Backoff, Floor, keys_of};
 
 /// Calls that tell hosts to stop an attempt, at once.
 const MAX_CALLS: usize = 1024;
@@ -160,10 +163,20 @@ impl Hub {
         }
     }
 
-    /// Each host that is connected.
-    pub(crate) fn providers(&self) -> Vec<ProviderView> {
+    /// The hosts that are connected, in the order of their keys: the first `limit` after this one.
+    pub(crate) fn providers(&self, after: Option<NodeKey>, limit: usize) -> Vec<ProviderView> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let floor = self.floor();
-        let view = |node: &node::Node| ProviderView {
+        floor.nodes((after, Bound::Unbounded)).take(limit).map(|node| self.view(node)).collect()
+    }
+
+    /// The hosts of a provider that are connected.
+    pub(crate) fn providers_of(&self, provider: Address) -> Vec<ProviderView> {
+        self.floor().nodes(keys_of(provider)).map(|node| self.view(node)).collect()
+    }
+
+    fn view(&self, node: &node::Node) -> ProviderView {
+        ProviderView {
             provider: node.live.key.provider,
             node_id: node.live.key.node_id,
             endpoint: format!("relay://{}/{}", self.config.relay_id, node.live.session_id),
@@ -172,10 +185,12 @@ impl Hub {
             status: node.status,
             metadata: node.metadata.clone(),
             busy: node.busy(),
-        };
-        let mut providers: Vec<_> = floor.nodes().map(view).collect();
-        providers.sort_by_key(|view| (view.provider, view.node_id));
-        providers
+        }
+    }
+
+    /// The runtimes that connected hosts offer.
+    pub(crate) fn runtimes(&self) -> Vec<Runtime> {
+        self.floor().index.totals().runtimes.into_iter().collect()
     }
 
     /// Whether a task is on offer to this host, here and now.

@@ -103,7 +103,7 @@ fn check_binding(message: &RegisterNode, offered: &Offered<'_>, now: Timestamp) 
         return wrong("nonce", "it is not the nonce that was offered".into());
     }
     if !is_own_url(&message.relay_url, offered.public_urls) {
-        return wrong("relay_url", "it is none of this relay's public URLs, nor a loopback URL".into());
+        return wrong("relay_url", format!("this relay takes {}", own_urls(offered.public_urls)));
     }
     check_time(message, now)
 }
@@ -182,6 +182,12 @@ fn is_own_url(dialled: &str, public: &[Url]) -> bool {
         || public.iter().any(|url| self::origin(url).as_ref() == Some(&origin) && below(url.path()))
 }
 
+/// The URLs that agents may dial, as a refusal names them.
+fn own_urls(public: &[Url]) -> String {
+    let urls = public.iter().map(Url::to_string).chain(["loopback URLs".to_owned()]);
+    urls.collect::<Vec<_>>().join(", ")
+}
+
 /// Whether the transport is encrypted, the host and the port. `wss` and `https` are the same, and so are `ws` and `http`.
 fn origin(url: &Url) -> Option<(bool, String, u16)> {
     let encrypted = match url.scheme() {
@@ -226,6 +232,13 @@ mod tests {
         ] {
             assert!(!is_own_url(other, &public), "{other}");
         }
+    }
+
+    #[test]
+    fn a_refusal_names_the_urls_that_would_do() {
+        let public = ["wss://relay.example/".parse().unwrap()];
+        assert_eq!(own_urls(&public), "wss://relay.example/, loopback URLs");
+        assert_eq!(own_urls(&[]), "loopback URLs");
     }
 
     #[test]

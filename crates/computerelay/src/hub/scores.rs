@@ -1,5 +1,5 @@
-//! What is remembered of providers across tasks, for a while and in memory only: who failed lately, and which models hosts did work
-//! with. Identities cost nothing, so nobody comes first by word alone.
+//! What is remembered of providers across tasks, for a while and in memory only: who completed tasks, who failed lately, and which
+//! models hosts did work with. Identities cost nothing, so nobody comes first by word alone, or by being new.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -35,10 +35,22 @@ struct Score {
     until: Instant,
 }
 
+impl Score {
+    /// What is remembered longest: completed tasks, which cost something, before failures, which fresh identities have for nothing.
+    fn worth(&self) -> (u32, Instant) {
+        (self.done, self.until)
+    }
+}
+
 impl Scores {
     /// After its first failure a provider comes after others for `base`; doubled each time, up to `max`.
     pub(super) fn new(base: Duration, max: Duration) -> Self {
         Self { providers: HashMap::new(), proven: HashMap::new(), base, max }
+    }
+
+    /// Whether a provider completed more tasks than it failed, as far as is remembered.
+    pub(super) fn is_proven(&self, provider: &Address) -> bool {
+        self.providers.get(provider).is_some_and(|score| score.done > score.failed)
     }
 
     /// Notes that a provider left an offer unanswered, or failed an attempt.
@@ -97,7 +109,7 @@ impl Scores {
         if self.providers.len() >= MAX_REMEMBERED
             && !self.providers.contains_key(&provider)
             && let Some(first) =
-                self.providers.iter().min_by_key(|(_, score)| score.until).map(|(address, _)| *address)
+                self.providers.iter().min_by_key(|(_, score)| score.worth()).map(|(address, _)| *address)
         {
             self.providers.remove(&first);
         }
@@ -130,6 +142,22 @@ mod tests {
         assert!(scores.is_behind(&provider, now) && !scores.is_shunned(&provider, now));
         scores.blame(provider, last + FORGET + secs(1));
         assert_eq!(scores.next_end(last + FORGET), Some(last + FORGET + secs(31)), "it begins anew");
+    }
+
+    #[test]
+    fn completed_tasks_prove_a_provider_and_no_number_of_strangers_has_them_forgotten() {
+        let (mut scores, now) = (Scores::new(FORGET, FORGET), Instant::now());
+        let provider = Address::repeat_byte(1);
+        assert!(!scores.is_proven(&provider));
+        scores.praise(NodeKey { provider, node_id: Bytes32::default() }, None, now);
+        for stranger in 0..2 * MAX_REMEMBERED as u64 {
+            let mut address = [2; 20];
+            address[..8].copy_from_slice(&stranger.to_be_bytes());
+            scores.blame(Address::from(address), now);
+        }
+        assert!(scores.providers.len() <= MAX_REMEMBERED && scores.is_proven(&provider));
+        scores.blame(provider, now);
+        assert!(!scores.is_proven(&provider));
     }
 
     #[test]

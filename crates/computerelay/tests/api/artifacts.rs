@@ -123,12 +123,11 @@ async fn an_attempt_reads_what_its_task_names_and_nothing_else() {
         FolderManifest::new(vec![FolderEntry { path: "w.bin".to_owned(), size: 7, digest: weights }])
             .unwrap();
     let folder = rig.store(&folder.to_bytes()).await;
-    let (input, pinned, private) =
-        (rig.store(b"input").await, rig.store(b"pinned").await, rig.store(b"private").await);
+    // The input is named by its pinned hash alone.
+    let (input, private) = (rig.store(b"input").await, rig.store(b"private").await);
     let task = Task {
         model_cid: format!("artifact://{folder}/").parse().unwrap(),
-        input_cid: format!("artifact://{input}").parse().unwrap(),
-        input_hash: pinned.to_string().parse().unwrap(),
+        input_hash: input.to_string().parse().unwrap(),
         ..task(&wallet)
     };
     let (status, view) = rig.publish(&signed(&wallet, &task)).await;
@@ -151,7 +150,7 @@ async fn an_attempt_reads_what_its_task_names_and_nothing_else() {
         let other = of(method, input, 1, Address::repeat_byte(5)).body("input").send().await.unwrap();
         assert_eq!(other.status(), StatusCode::FORBIDDEN);
     }
-    for named in [folder, weights, input, pinned] {
+    for named in [folder, weights, input] {
         let response = with(Method::GET, named, 1).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{named}");
         assert_eq!(Digest::of(&response.bytes().await.unwrap()), named);

@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use rpc::relay::RefreshNode;
 use rpc::tasks::SignedMutation;
 use taskmarket::{
-    Address, ApproveResult, CancelTask, ComputeProof, ContentHash, DisputeTask, Domain, NodeStatus,
+    Address, ApproveResult, CancelTask, ComputeProof, ContentHash, DisputeTask, Domain, FailTask, NodeStatus,
     UpdateNodeStatus,
 };
 use wallet::Wallet;
@@ -279,5 +279,92 @@ async fn a_host_says_anew_what_it_offers_and_whether_it_takes_work() {
     assert_eq!(list["providers"][0]["status"], "draining", "{list}");
     let elsewhere = format!("/v1/providers/{}/status", Address::repeat_byte(1));
     assert_error(&answer(rig.bare(Method::POST, &elsewhere).json(&body)).await, 400, "invalid_field");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_is_disputed_once() {
+    let (rig, wallet) = (Rig::start().await, Wallet::random());
+    let mut agent = Agent::connect(&rig).await;
+    let id = rig.publish_new(&wallet).await;
+    let taken = agent.next().await;
+    rig.wait_for(&id, "accepted").await;
+    let digest = artifact::Digest::of(b"wrong");
+    let put = rig.bare(Method::PUT, &format!("/v1/artifacts/{digest}")).bearer_auth(&taken.attempt_token);
+    assert_eq!(put.body("wrong").send().await.unwrap().status(), StatusCode::CREATED);
+    let proof = ComputeProof {
+        task_id: taken.task_id,
+        provider: agent.wallet.address(),
+        attempt: 1,
+        model_hash: ContentHash::UNPINNED,
+        input_hash: ContentHash::UNPINNED,
+        result_hash: digest.to_string().parse().unwrap(),
+        result_cid: format!("artifact://{digest}").parse().unwrap(),
+        started_at: now(),
+        finished_at: now(),
+        gpu_name: "CPU".to_owned(),
+    };
+    assert_eq!(rig.mutate(&agent.wallet, &id, "proof", &proof).await.0, StatusCode::OK);
+
+    let first = DisputeTask {
+        task_id: taken.task_id,
+        provider: proof.provider,
+        attempt: 1,
+        result_hash: proof.result_hash,
+        reason: "the words are not counted".to_owned(),
+        evidence: "ipfs://evidence-of-the-documentation".to_owned(),
+        issued_at: now(),
+    };
+    // Said again, it changes nothing and is acknowledged.
+    for _ in 0..2 {
+        let (status, view) = rig.mutate(&wallet, &id, "dispute", &first).await;
+        assert_eq!((status, view["status"].as_str()), (StatusCode::OK, Some("disputed")), "{view}");
+    }
+    let second = DisputeTask { reason: "nor are they read".to_owned(), ..first };
+    let refused = rig.mutate(&wallet, &id, "dispute", &second).await;
+    assert_error(&refused, 409, "conflict");
+    assert_eq!(refused.1["error"]["status"], "disputed");
+    let (_, history) = rig.get(&format!("/v1/tasks/{id}/events")).await;
+    assert_eq!(history["events"].as_array().unwrap().len(), 4, "{history}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_provider_says_of_a_failure_is_for_those_who_may_read_the_task() {
+    let (rig, wallet) = (Rig::start().await, Wallet::random());
+    let mut agent = Agent::connect(&rig).await;
+    let mut task = task(&wallet);
+    task.config.max_attempts = 1;
+    let (_, view) = rig.publish(&signed(&wallet, &task)).await;
+    let id = view["task_id"].as_str().unwrap().to_owned();
+    let taken = agent.next().await;
+    rig.wait_for(&id, "accepted").await;
+    let fail = FailTask {
+        task_id: taken.task_id,
+        provider: agent.wallet.address(),
+        attempt: 1,
+        code: "bad_input".to_owned(),
+        message: "line 7 of the hidden input".to_owned(),
+        issued_at: now(),
+    };
+    let (status, told) = rig.mutate(&agent.wallet, &id, "fail", &fail).await;
+    assert_eq!((status, told["status"].as_str()), (StatusCode::OK, Some("failed")), "{told}");
+
+    let (one, all) = (format!("/v1/tasks/{id}"), "/v1/tasks".to_owned());
+    let other_key = rig.other_key().await;
+    let call = serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "zor_getTaskStatus", "params": { "task_id": id } });
+    let by_rpc = rig.bare(Method::POST, "/rpc").bearer_auth(&other_key).json(&call);
+    let mut shown = vec![told, answer(by_rpc).await.1["result"].take()];
+    for path in [&one, &all] {
+        shown.push(answer(rig.bare(Method::GET, path).bearer_auth(&other_key)).await.1);
+    }
+    for view in shown {
+        let text = view.to_string();
+        assert!(text.contains("bad_input") && !text.contains("hidden"), "{text}");
+    }
+    for path in [&one, &all] {
+        let (_, view) = rig.get(path).await;
+        assert!(view.to_string().contains("line 7 of the hidden input"), "its own key sees it: {view}");
+    }
     rig.stop().await;
 }

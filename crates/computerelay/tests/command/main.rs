@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "../api/agent.rs"]
+#[allow(dead_code, reason = "the tests of the API use the rest of it")]
+mod agent;
 #[path = "../api/rig.rs"]
 #[allow(dead_code, reason = "the tests of the API use the rest of it")]
 mod rig;
@@ -12,14 +15,19 @@ mod rig;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use taskmarket::Timestamp;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use wallet::Wallet;
 
-use crate::rig::{KEY, Rig, answer, signed, task};
+use crate::agent::Agent;
+use crate::rig::{KEY, Rig, answer, now, signed, task};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -201,6 +209,53 @@ async fn a_database_is_taken_and_its_password_kept_quiet() {
     }
 }
 
+#[tokio::test]
+async fn what_is_wrong_before_it_runs_is_usage_and_what_fails_is_not() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let dir = TempDir::new().unwrap();
+    let (store, certificate) = (dir.path().join("store"), dir.path().join("relay.crt"));
+    std::fs::write(&certificate, "no certificate").unwrap();
+    let (missing, certificate) = (dir.path().join("missing"), path(&certificate));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let tls = |cert: &'static str| ["--tls-listen", "127.0.0.1:0", "--tls-key", cert, "--tls-cert"];
+    let usage = [
+        (vec!["--listen", "here"], "ADDRESS:PORT"),
+        (vec!["--listen", "192.0.2.1:0"], "an address of this machine"),
+        (vec!["--tls-cert", certificate], "--tls-listen"),
+        ([&tls("/missing/key")[..], &[path(&missing)]].concat(), "--tls-cert takes"),
+        ([&tls("/missing/key")[..], &[certificate]].concat(), "--tls-cert takes"),
+        (vec!["--relay-id", "a b"], "letters, digits"),
+        (vec!["--public-url", "https://relay.example"], "wss://"),
+        (vec!["--api-key-file", path(&missing)], "openssl rand"),
+        (vec!["--log-level", "link=loud"], "info"),
+    ];
+    for (flags, said) in usage {
+        let mut command = relay(&["--listen", "127.0.0.1:0", "--store", path(&store)]);
+        // The last one counts.
+        if flags[0] == "--listen" {
+            command = relay(&["--store", path(&store)]);
+        }
+        command.args(&flags).env("ZORAI_AI_API_KEY", KEY);
+        let output = run(command).await;
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {text}");
+        assert!(text.contains(said), "{flags:?}: {text}");
+        assert!(text.contains("hint:") || text.contains("--help"), "{flags:?}: {text}");
+    }
+    let no_key = run(relay(&["--listen", "127.0.0.1:0", "--store", path(&store)])).await;
+    assert_eq!(no_key.status.code(), Some(2), "{}", stderr(&no_key));
+
+    for flags in
+        [["--listen", &taken, "--store", path(&store)], ["--listen", "127.0.0.1:0", "--store", certificate]]
+    {
+        let mut command = relay(&flags);
+        command.env("ZORAI_AI_API_KEY", KEY);
+        let output = run(command).await;
+        assert_eq!(output.status.code(), Some(1), "{flags:?}: {}", stderr(&output));
+    }
+}
+
 /// Ends with the test.
 struct Process(Child);
 
@@ -211,6 +266,22 @@ impl Drop for Process {
     }
 }
 
+impl Process {
+    /// Where it says that it serves.
+    async fn url(&mut self) -> String {
+        let log = self.0.stderr.take().unwrap();
+        let url = tokio::task::spawn_blocking(move || {
+            let lines = BufReader::new(log).lines().map(Result::unwrap);
+            lines.into_iter().find_map(|line| {
+                let url = &line[line.find("http://")?..];
+                let end = |letter: char| letter.is_whitespace() || letter == '"';
+                Some(url.split(end).next().unwrap().to_owned())
+            })
+        });
+        url.await.unwrap().expect("it says where it serves")
+    }
+}
+
 #[tokio::test]
 async fn without_a_subcommand_it_serves() {
     let _turn = ONE_AT_A_TIME.lock().await;
@@ -218,22 +289,77 @@ async fn without_a_subcommand_it_serves() {
     let mut command = relay(&["--listen", "127.0.0.1:0", "--relay-id", "hz-1", "--store", path(dir.path())]);
     command.env("ZORAI_AI_API_KEY", KEY).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process(command.spawn().unwrap());
-    let log = process.0.stderr.take().unwrap();
-    let url = tokio::task::spawn_blocking(move || {
-        let lines = BufReader::new(log).lines().map(Result::unwrap);
-        lines.into_iter().find_map(|line| {
-            let start = line.find("http://")?;
-            let url = &line[start..];
-            Some(url.split(|letter: char| letter.is_whitespace() || letter == '"').next().unwrap().to_owned())
-        })
-    });
-    let url = url.await.unwrap().expect("it says where it serves");
+    let url = process.url().await;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let response = client.get(format!("{url}/v1/keys")).bearer_auth(KEY).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let info: Value = client.get(format!("{url}/v1/info")).send().await.unwrap().json().await.unwrap();
     assert_eq!(info["relay_id"], "hz-1");
+}
+
+#[tokio::test]
+async fn sessions_of_a_relay_that_was_killed_end_before_its_end() {
+    const DOWNTIME: Duration = Duration::from_secs(3);
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut dir = TempDir::new().unwrap();
+    let wallet = Arc::new(Wallet::random());
+    let path_of_sessions = format!("/v1/providers/{}/sessions", wallet.address());
+    let mut killed_at = None;
+    for run in 1..=2 {
+        let mut command = relay(&["--listen", "127.0.0.1:0", "--store", path(dir.path())]);
+        command.env("ZORAI_AI_API_KEY", KEY).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = Process(command.spawn().unwrap());
+        let base = process.url().await;
+        let rig = Rig {
+            addr: base.strip_prefix("http://").unwrap().parse().unwrap(),
+            base,
+            tls_addr: None,
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            dir,
+            shutdown: CancellationToken::new(),
+            running: tokio::spawn(async { Ok(()) }),
+        };
+        // The hub takes a host once it has ended what the last run left open.
+        let _agent = Agent::connect_as(&rig, Arc::clone(&wallet), Vec::new()).await;
+        let (_, list) = rig.get(&path_of_sessions).await;
+        assert_eq!(list["sessions"].as_array().unwrap().len(), run, "{list}");
+        if let Some(killed_at) = killed_at {
+            let ended: Timestamp = list["sessions"][1]["disconnected_at"].as_str().unwrap().parse().unwrap();
+            assert!(ended <= killed_at, "{list}: killed at {killed_at}");
+        }
+        killed_at = Some(now());
+        drop(process);
+        dir = rig.dir;
+        if run == 1 {
+            tokio::time::sleep(DOWNTIME).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_no_provider_elsewhere_could_use_says_so() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let public = ["--public-url", "wss://relay.example"];
+    let cases = [("0.0.0.0:0", &[][..], true), ("0.0.0.0:0", &public, false), ("127.0.0.1:0", &[], false)];
+    for (listen, flags, is_warned) in cases {
+        let dir = TempDir::new().unwrap();
+        let mut command = relay(&["--listen", listen, "--store", path(dir.path())]);
+        command.args(flags).env("ZORAI_AI_API_KEY", KEY).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = Process(command.spawn().unwrap());
+        let log = process.0.stderr.take().unwrap();
+        let said = tokio::task::spawn_blocking(move || {
+            let lines = BufReader::new(log).lines().map(Result::unwrap);
+            lines.take_while(|line| !line.contains("http://")).collect::<String>()
+        });
+        let said = said.await.unwrap();
+        assert_eq!(
+            said.contains("WARN") && said.contains("--public-url"),
+            is_warned,
+            "{listen} {flags:?}: {said}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent;
+#[cfg(target_os = "linux")]
+mod flood;
 mod offers;
 mod recovery;
 mod registration;

@@ -250,3 +250,68 @@ async fn a_task_does_not_go_back_to_who_failed_it_by_its_own_fault_while_another
     let task = relay.reaches(task_id, Status::Accepted, 2).await;
     assert_eq!(task.provider, Some(first.address()));
 }
+
+#[tokio::test]
+async fn identities_that_cost_nothing_cost_few_tasks_an_attempt_and_none_more() {
+    let relay = Relay::start(Times::default()).await;
+    let requester = Requester::new();
+    let honest = Script::new().slots(4).connect(&relay.url()).await;
+    let prove = async |task_id| {
+        let assignment = honest.is_offered(task_id).await;
+        let result = relay.store_result(&assignment.attempt_token, b"result").await;
+        assert_eq!(relay.tell(task_id, "proof", &honest.proof(&assignment, result)).await.0, 200);
+        honest.finish(&assignment);
+    };
+    let first = relay.publish(&requester, &requester.task()).await;
+    relay.reaches(first, Status::Accepted, 1).await;
+    prove(first).await;
+
+    // Three that accept and fail everything, each of which comes back as somebody new.
+    let mut liars = Vec::new();
+    for _ in 0..3 {
+        liars.push(Script::new().slots(4).connect(&relay.url()).await);
+    }
+    let (mut lost, mut trials) = (0, 0);
+    for _ in 0..16 {
+        relay.lists(|list| list.providers.len() == 4).await;
+        let task_id = relay.publish(&requester, &requester.task()).await;
+        trials += usize::from(task_id.0[31] % 4 == 0);
+        let mut task = relay.reaches(task_id, Status::Accepted, 1).await;
+        if task.provider != Some(honest.address()) {
+            lost += 1;
+            let liar = liars.iter().position(|liar| task.provider == Some(liar.address())).unwrap();
+            let liar = liars.swap_remove(liar);
+            let failure = liar.failure(&liar.is_offered(task_id).await);
+            assert_eq!(relay.tell(task_id, "fail", &failure).await.0, 200);
+            liar.stop().await;
+            liars.push(Script::new().slots(4).connect(&relay.url()).await);
+            task = relay.reaches(task_id, Status::Accepted, 2).await;
+        }
+        assert_eq!(task.provider, Some(honest.address()));
+        prove(task_id).await;
+        relay.reaches(task_id, Status::Submitted, task.attempt).await;
+    }
+    assert!(lost <= trials, "{lost} lost an attempt, {trials} were open to newcomers");
+}
+
+#[tokio::test]
+async fn a_newcomer_gets_work_beside_hosts_that_are_proven() {
+    let relay = Relay::start(Times::default()).await;
+    let requester = Requester::new();
+    let proven = Script::new().slots(64).connect(&relay.url()).await;
+    let first = relay.publish(&requester, &requester.task()).await;
+    let assignment = proven.is_offered(first).await;
+    relay.reaches(first, Status::Accepted, 1).await;
+    let result = relay.store_result(&assignment.attempt_token, b"result").await;
+    assert_eq!(relay.tell(first, "proof", &proven.proof(&assignment, result)).await.0, 200);
+    let newcomer = Script::new().slots(64).connect(&relay.url()).await;
+    relay.lists(|list| list.providers.len() == 2).await;
+    // One in four tasks is open to it; that none of these is, happens once in a hundred million times.
+    let mut published = 0;
+    while newcomer.state().assignments.is_empty() {
+        assert!(published < 64, "the newcomer gets nothing");
+        let task_id = relay.publish(&requester, &requester.task()).await;
+        relay.reaches(task_id, Status::Accepted, 1).await;
+        published += 1;
+    }
+}

@@ -6,7 +6,7 @@ use rpc::link::AttemptKey;
 use store::{NewSession, Sessions as _};
 use taskmarket::{Status, TaskId, Timestamp};
 
-use crate::agent::{Agent, Answer, Beats, Script};
+use crate::agent::{Agent, Answer, Beats, Script, now};
 use crate::support::{Relay, Requester, Times};
 
 fn quick() -> Times {
@@ -161,4 +161,44 @@ async fn reports_of_garbage_end_the_session_and_harm_nobody_else() {
     let list = relay.lists(|list| list.providers.len() == 1).await;
     assert_eq!(list.providers[0].provider, healthy.address());
     assert_eq!(list.providers[0].generation, 1);
+}
+
+#[tokio::test]
+async fn sessions_of_a_killed_relay_end_when_it_was_last_alive() {
+    let started = now();
+    let relay = Relay::start(Times::default()).await;
+    let host = Script::new();
+    let (provider, node_id) = (host.wallet.address(), host.node_id);
+    let session = |session_id: &str, node_id, at| NewSession {
+        session_id: session_id.to_owned(),
+        provider,
+        node_id,
+        relay_id: "relay".to_owned(),
+        metadata_json: "{}".to_owned(),
+        at,
+    };
+    let ended = async |store: &store::Sqlite, session_id: &str| {
+        let sessions = store.sessions(provider, 10).await.unwrap();
+        sessions.into_iter().find(|session| session.session_id == session_id).unwrap().ended.unwrap().0
+    };
+    let died = Timestamp::from_unix(started.unix() - 1000);
+    let relay = relay
+        .restart_after(Times::default(), async |store| {
+            // What it left behind says how long it lived.
+            let probe = session("probe", taskmarket::Bytes32([1; 32].into()), Timestamp::from_unix(1));
+            store.open_session(probe).await.unwrap();
+            let later = started.plus(1_000_000);
+            assert_eq!(store.close_sessions_of("relay", later, "a relay that was killed").await.unwrap(), 1);
+            assert!((started..=now()).contains(&ended(store, "probe").await));
+            // A relay that died long ago leaves a session open.
+            store
+                .open_session(session("open", node_id, Timestamp::from_unix(started.unix() - 5000)))
+                .await
+                .unwrap();
+            store.relay_lives("relay", died).await.unwrap();
+        })
+        .await;
+    let sessions = relay.sessions(provider).await.sessions;
+    let left = sessions.iter().find(|session| session.session_id == "open").unwrap();
+    assert_eq!(left.disconnected_at, Some(died), "the time without a relay is nobody's uptime");
 }

@@ -8,12 +8,13 @@ use rpc::link::HeldAttempt;
 use rpc::relay::{ProviderReport, SessionList};
 use rpc::tasks::{Phase, Progress};
 use serde_json::Value;
-use taskmarket::Address;
+use store::{NewSession, Sessions as _, Sqlite, Store as _};
+use taskmarket::{Address, B256, Bytes32, Timestamp};
 use tempfile::TempDir;
 use wallet::Wallet;
 
 use crate::agent::Agent;
-use crate::rig::{PATIENCE, Rig, assert_error};
+use crate::rig::{PATIENCE, Rig, assert_error, now};
 use crate::work::prove;
 
 async fn report(rig: &Rig, provider: Address) -> ProviderReport {
@@ -129,5 +130,94 @@ async fn sessions_are_paged() {
         Some(3)
     );
     let _: Value = rig.get("/v1/providers").await.1;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn providers_that_are_online_are_paged() {
+    let rig = Rig::start().await;
+    let mut agents = Vec::new();
+    for _ in 0..5 {
+        agents.push(Agent::connect(&rig).await);
+    }
+    let page = async |query: &str| {
+        let (status, page) = rig.get(&format!("/v1/providers{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{page}");
+        let hosts = page["providers"].as_array().unwrap().iter();
+        let addresses: Vec<Address> =
+            hosts.map(|host| host["provider"].as_str().unwrap().parse().unwrap()).collect();
+        (addresses, page["next_cursor"].as_str().map(str::to_owned))
+    };
+    let online = async |count| {
+        let waiting = async {
+            loop {
+                let (all, next) = page("").await;
+                if all.len() == count {
+                    return assert_eq!(next, None);
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    };
+    online(5).await;
+    let mut expected: Vec<_> = agents.iter().map(|agent| agent.wallet.address()).collect();
+    expected.sort_unstable();
+
+    let (first, cursor) = page("?limit=2").await;
+    assert_eq!(first, expected[..2]);
+    let cursor = cursor.unwrap();
+    // The host that the cursor names leaves; the others come all the same, each once.
+    agents.retain(|agent| agent.wallet.address() != expected[1]);
+    online(4).await;
+    let (second, next) = page(&format!("?limit=2&cursor={cursor}")).await;
+    assert_eq!(second, expected[2..4]);
+    let (last, none) = page(&format!("?limit=2&cursor={}", next.unwrap())).await;
+    assert_eq!((&last[..], none), (&expected[4..], None));
+
+    for limit in ["0", "1001"] {
+        assert_error(&rig.get(&format!("/v1/providers?limit={limit}")).await, 400, "invalid_field");
+    }
+    let node = cursor.split_once('-').unwrap().1;
+    for wrong in ["", "x", "-", "0x00-0x00", node, &format!("{cursor}0"), &format!("{cursor}-{node}")] {
+        let refused = rig.get(&format!("/v1/providers?cursor={wrong}")).await;
+        assert_error(&refused, 400, "malformed_request");
+        assert_eq!(refused.1["error"]["param"], "cursor", "{wrong}");
+    }
+    assert_error(&rig.get("/v1/providers?page=2").await, 400, "malformed_request");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn sessions_are_forgotten_when_they_have_been_over_for_long() {
+    const DAY: u64 = 24 * 60 * 60;
+    let dir = TempDir::new().unwrap();
+    let wallet = Wallet::random();
+    let store = Sqlite::open(dir.path().join("store")).await.unwrap();
+    for (session_id, host, days) in [("old", 1, 3), ("recent", 2, 1)] {
+        let session = NewSession {
+            session_id: session_id.to_owned(),
+            provider: wallet.address(),
+            node_id: Bytes32(B256::repeat_byte(host)),
+            relay_id: "another".to_owned(),
+            metadata_json: "{}".to_owned(),
+            at: Timestamp::from_unix(now().unix() - days * DAY - 60),
+        };
+        store.open_session(session).await.unwrap();
+        let ended = Timestamp::from_unix(now().unix() - days * DAY);
+        store.close_session(session_id, ended, "lost").await.unwrap();
+    }
+    store.close().await;
+    let rig = Rig::start_in(dir, |config| config.keep_sessions = Duration::from_secs(2 * DAY)).await;
+    let waiting = async {
+        loop {
+            let left = sessions(&rig, wallet.address(), "").await.sessions;
+            if left.len() == 1 {
+                return assert_eq!(left[0].session_id, "recent");
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     rig.stop().await;
 }

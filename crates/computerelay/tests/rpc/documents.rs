@@ -76,6 +76,6 @@ async fn schemas_take_what_the_relay_takes() {
     assert_eq!(described("TaskConfig"), written(&body["task"]["config"]));
     assert_eq!(schemas["Task"]["additionalProperties"], false);
     assert_eq!(schemas["TaskId"]["pattern"], "^0x[0-9a-fA-F]{64}$");
-    assert_eq!(schemas["Runtime"]["enum"], json!(["embed", "wasm"]));
+    assert_eq!(schemas["Runtime"]["enum"], json!(["embed", "wasm", "container", "openai"]));
     rig.stop().await;
 }

@@ -223,3 +223,16 @@ async fn http_around_it_is_strict() {
     assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (405, Some("method_not_allowed")));
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn references_are_checked_as_by_rest() {
+    let (rig, wallet) = (Rig::start().await, wallet::Wallet::random());
+    let mut task = crate::rig::task(&wallet);
+    task.input_cid = "ipfs://notacid".parse().unwrap();
+    let body = crate::rig::signed(&wallet, &task);
+    let params = json!({ "task": body.task, "signature": body.signature });
+    let (_, answer) = post(&rig, call(1, "zor_publishTask", params).to_string()).await;
+    let data = &answer["error"]["data"];
+    assert_eq!((data["code"].as_str(), data["param"].as_str()), (Some("invalid_field"), Some("input_cid")));
+    rig.stop().await;
+}

@@ -1,6 +1,6 @@
 //! The store in a PostgreSQL database, which many relays share.
 //!
-//! Writes of tasks wait in one queue; a task takes what waits, sends it to the server as one transaction without waiting in between,
+//! Writes of tasks wait in one queue; a thread takes what waits, sends it to the server as one transaction without waiting in between,
 //! and answers when that is durable, so that many callers share one flush. Whoever appends events holds the database's commit lock from
 //! there to the transaction's end: so the sequence of events becomes visible in its own order, whichever relay writes. Other calls go to
 //! a few connections of their own.
@@ -46,6 +46,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// may be silent for long, and the system's two hours are longer than followers can wait.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// How the writer's connection is set up besides: it looks up single rows by their keys only, also where a plan was made when a table
+/// was small, and plans once.
+const WRITER_SETTINGS: &str = "; SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan";
+
 /// A statement's parameters.
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -87,9 +91,9 @@ impl Postgres {
         let config = config(url)?;
         let database = config.get_dbname().unwrap_or_default().to_owned();
         let tls = tls()?;
-        let pool = |size| pool(config.clone(), tls.clone(), &options, size);
+        let pool = |size, settings| pool(config.clone(), tls.clone(), &options, size, settings);
         // The writer never waits for readers.
-        let (writers, pool) = (pool(1)?, pool(options.readers.max(1))?);
+        let (writers, pool) = (pool(1, WRITER_SETTINGS)?, pool(options.readers.max(1), "")?);
         // The first connection says why there is none; later ones are tried again and again.
         let mut client = pool.get().await.map_err(|error| {
             StoreError::Backend(Arc::new(Failed(format!("the database cannot be opened: {}", why(&error)))))
@@ -97,7 +101,7 @@ impl Postgres {
         schema::migrate(&mut client, &database).await?;
         drop(client);
         let committed = watch::Sender::new(());
-        let writer = Writer::start(writers, &options);
+        let writer = Writer::start(writers, &options)?;
         let listener = Listener::start(config, tls, committed.clone());
         Ok(Self { database, pool, writer, listener, committed })
     }
@@ -208,9 +212,15 @@ fn tls() -> Result<MakeRustlsConnect, StoreError> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-fn pool(config: Config, tls: MakeRustlsConnect, options: &Options, size: usize) -> Result<Pool, StoreError> {
+fn pool(
+    config: Config,
+    tls: MakeRustlsConnect,
+    options: &Options,
+    size: usize,
+    more: &str,
+) -> Result<Pool, StoreError> {
     let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let settings = settings(options);
+    let settings = settings(options) + more;
     Pool::builder(Manager::from_config(config, tls, manager_config))
         .max_size(size)
         .wait_timeout(Some(options.wait))

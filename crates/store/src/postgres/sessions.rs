@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use super::Postgres;
 use super::row::RowExt;
 use crate::row::to_sql;
-use crate::sessions::{SUPERSEDED, parse_node_status};
+use crate::sessions::{PRUNED_AT_ONCE, SUPERSEDED, parse_node_status};
 use crate::{NewSession, Sessions, StoreError, StoredSession};
 
 #[async_trait]
@@ -44,13 +44,22 @@ impl Sessions for Postgres {
         Ok(self.execute(sql, &[&session_id, &to_sql(at.unix()), &reason]).await? > 0)
     }
 
+    async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {
+        let sql = "INSERT INTO relays (relay_id, alive_at) VALUES ($1, $2)
+                   ON CONFLICT (relay_id) DO UPDATE SET alive_at = excluded.alive_at";
+        self.execute(sql, &[&relay_id, &to_sql(at.unix())]).await?;
+        Ok(())
+    }
+
     async fn close_sessions_of(
         &self,
         relay_id: &str,
         at: Timestamp,
         reason: &str,
     ) -> Result<u64, StoreError> {
-        let sql = "UPDATE sessions SET ended_at = $2, reason = $3 WHERE relay_id = $1 AND ended_at IS NULL";
+        let sql = "UPDATE sessions SET reason = $3, ended_at = greatest(connected_at, least($2,
+                       coalesce((SELECT alive_at FROM relays WHERE relay_id = $1), $2)))
+                   WHERE relay_id = $1 AND ended_at IS NULL";
         self.execute(sql, &[&relay_id, &to_sql(at.unix()), &reason]).await
     }
 
@@ -73,6 +82,18 @@ impl Sessions for Postgres {
         let rows =
             self.query(&sql, &[&provider.as_slice(), &to_sql(since.unix()), &to_sql(limit as u64)]).await?;
         rows.iter().map(|row| session(provider, row)).collect()
+    }
+
+    async fn prune_sessions(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let sql = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE ended_at < $1 LIMIT $2)";
+        let mut pruned = 0;
+        loop {
+            let part = self.execute(sql, &[&to_sql(before.unix()), &to_sql(PRUNED_AT_ONCE)]).await?;
+            pruned += part;
+            if part < PRUNED_AT_ONCE {
+                return Ok(pruned);
+            }
+        }
     }
 
     async fn set_node_status(

@@ -1,16 +1,21 @@
-//! The task that writes tasks.
+//! The thread that writes tasks.
+//!
+//! It has a runtime of its own, for its one connection and nothing else: on its callers' it would wait behind the signatures that they
+//! check.
 
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use deadpool_postgres::{Client, Pool};
 use futures_util::future::maybe_done;
-use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_postgres::{Error, Statement};
 
@@ -20,7 +25,28 @@ use crate::attempts::AttemptChange;
 use crate::row::{EventRow, TaskRow, to_sql};
 use crate::{KeyId, Options, Outcome, Placement, StoreError, WriteStats};
 
-const PUBLISH: &str = "SELECT publish_task($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+/// Keeps those of many tasks that are new, each with its first event. Answers which they are, and their events' places in the commit
+/// sequence. The arrays have one element for each task, and no task twice.
+const PUBLISH: &str = "
+    WITH fresh AS MATERIALIZED (
+        SELECT nextval('tasks_id_seq') AS id, given.*,
+            (SELECT coalesce(max(seq), 0) FROM events) + row_number() OVER (ORDER BY place) AS seq
+        FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::text[])
+            WITH ORDINALITY
+            AS given (task_id, status, requester, gpu_type, created_at, next_due, owner, record, recorded, place)
+        WHERE NOT EXISTS (SELECT FROM tasks WHERE tasks.task_id = given.task_id)
+    ), kept AS (
+        INSERT INTO tasks
+            (id, task_id, version, status, requester, attempts, gpu_type, created_at, next_due, owner, record)
+        SELECT id, task_id, 1, status, requester, 0, gpu_type, created_at, next_due, owner, record FROM fresh
+    ), appended AS (
+        INSERT INTO events (seq, task, requester, status, recorded)
+        SELECT seq, id, requester, status, recorded FROM fresh
+    ), counted AS (
+        INSERT INTO task_counts (status, tasks) SELECT status, count(*) FROM fresh GROUP BY status
+        ON CONFLICT (status) DO UPDATE SET tasks = task_counts.tasks + excluded.tasks
+    )
+    SELECT place, seq FROM fresh";
 const COMMIT: &str =
     "SELECT commit_task($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
 
@@ -33,10 +59,10 @@ pub(super) enum Write {
 /// The last event's place in the commit sequence; `None` where the task was not as the write expects it.
 type Answer = Result<Option<u64>, StoreError>;
 
-/// The handle of the task that writes.
+/// The handle of the thread that writes.
 pub(super) struct Writer {
     requests: mpsc::Sender<Message>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     counters: Arc<Counters>,
     wait: Duration,
     answer: Duration,
@@ -59,12 +85,24 @@ struct Request {
 }
 
 impl Writer {
-    /// Starts the task. It ends when it is closed, or after what is queued when nobody can send to it any more.
-    pub(super) fn start(pool: Pool, options: &Options) -> Self {
+    /// Starts the thread. It ends when it is closed, or after what is queued when nobody can send to it any more.
+    pub(super) fn start(pool: Pool, options: &Options) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::Backend(Arc::new(error));
         let (requests, queue) = mpsc::channel(options.queue.max(1));
         let counters = Arc::new(Counters::default());
-        let task = tokio::spawn(serve(pool, queue, options.batch.max(1), counters.clone()));
-        Self { requests, task: Mutex::new(Some(task)), counters, wait: options.wait, answer: options.answer }
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let serving = serve(pool, queue, options.batch.max(1), counters.clone());
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || runtime.block_on(serving))
+            .map_err(failed)?;
+        Ok(Self {
+            requests,
+            thread: Mutex::new(Some(thread)),
+            counters,
+            wait: options.wait,
+            answer: options.answer,
+        })
     }
 
     /// Has a write done, and answers when it is durable.
@@ -80,10 +118,12 @@ impl Writer {
             tracing::error!("the store's queue stayed full; it closes when its last user is gone");
             return;
         }
-        if let Some(task) = self.task.lock().await.take()
-            && !matches!(timeout(self.answer, task).await, Ok(Ok(())))
-        {
-            tracing::error!("the store's writer did not end in order");
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let joining = tokio::task::spawn_blocking(move || thread.join());
+            if !matches!(timeout(self.answer, joining).await, Ok(Ok(Ok(())))) {
+                tracing::error!("the store's writer did not end in order");
+            }
         }
     }
 
@@ -160,22 +200,23 @@ async fn carry_out_together(
     let commit = client.prepare_cached(COMMIT).await.map_err(reading)?;
     counters.commits.fetch_add(1, Ordering::Relaxed);
     let end = format!("NOTIFY {CHANNEL}; COMMIT");
-    let mut steps = vec![step(batch(client, "BEGIN"))];
-    for write in group {
-        steps.push(match write {
-            Write::Publish { row, first, owner } => step(run_publish(client, &publish, row, first, owner)),
-            Write::Commit { expected, row, events, placement } => {
-                step(run_commit(client, &commit, *expected, row, events, placement.as_ref()))
-            }
-        });
+    // What follows the lock sees all that was committed before it.
+    let mut steps = vec![step(batch(client, "BEGIN; SELECT take_commit_lock()"))];
+    // No write of a group knows of another, so that their order is free.
+    steps.push(step(run_publish(client, &publish, group)));
+    for (place, write) in group.iter().enumerate() {
+        if let Write::Commit { expected, row, events, placement } = write {
+            let placement = placement.as_ref();
+            steps.push(step(run_commit(client, &commit, place, *expected, row, events, placement)));
+        }
     }
     steps.push(step(batch(client, &end)));
     let results = send_all(steps).await;
     // After a failure the server refuses what follows and ends the transaction without its changes; the first error says why.
-    let mut seqs = Vec::with_capacity(group.len());
+    let mut seqs = vec![None; group.len()];
     for result in results {
         match result {
-            Ok(seq) => seqs.push(seq.map(i64::unsigned_abs)),
+            Ok(done) => done.into_iter().for_each(|(place, seq)| seqs[place] = Some(seq)),
             Err(error) => {
                 if !is_lost(&error) {
                     // Where the failure was the last step's own, the transaction may be open still.
@@ -185,20 +226,20 @@ async fn carry_out_together(
             }
         }
     }
-    // Beginning and end are no writes.
-    seqs.pop();
-    seqs.remove(0);
     Ok(seqs)
 }
 
-type Step<'a> = Pin<Box<dyn Future<Output = Result<Option<i64>, Error>> + Send + 'a>>;
+/// Which writes of the group were done, by their places, and where their last events are in the commit sequence.
+type Done = Result<Vec<(usize, u64)>, Error>;
 
-fn step<'a>(step: impl Future<Output = Result<Option<i64>, Error>> + Send + 'a) -> Step<'a> {
+type Step<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
+
+fn step<'a>(step: impl Future<Output = Done> + Send + 'a) -> Step<'a> {
     Box::pin(step)
 }
 
 /// Sends all steps in their order without waiting for answers in between, and then waits for all.
-async fn send_all(steps: Vec<Step<'_>>) -> Vec<Result<Option<i64>, Error>> {
+async fn send_all(steps: Vec<Step<'_>>) -> Vec<Done> {
     let mut sent: Vec<_> = steps.into_iter().map(maybe_done).collect();
     // The first poll sends.
     for step in &mut sent {
@@ -212,44 +253,61 @@ async fn send_all(steps: Vec<Step<'_>>) -> Vec<Result<Option<i64>, Error>> {
     results
 }
 
-async fn batch(client: &Client, sql: &str) -> Result<Option<i64>, Error> {
-    client.batch_execute(sql).await.map(|()| None)
+async fn batch(client: &Client, sql: &str) -> Done {
+    client.batch_execute(sql).await.map(|()| Vec::new())
 }
 
-async fn run_publish(
-    client: &Client,
-    statement: &Statement,
-    row: &TaskRow,
-    first: &EventRow,
-    owner: &KeyId,
-) -> Result<Option<i64>, Error> {
-    let found = client
-        .query_one(
+/// Carries out all publications of a group.
+async fn run_publish(client: &Client, statement: &Statement, group: &[&Write]) -> Done {
+    let mut ids = HashSet::new();
+    let mut places = Vec::with_capacity(group.len());
+    let mut tasks = Vec::with_capacity(group.len());
+    for (place, write) in group.iter().enumerate() {
+        // Of a task that is given twice, the second finds the first.
+        if let Write::Publish { row, first, owner } = write
+            && ids.insert(row.id)
+        {
+            places.push(place);
+            tasks.push((row, first, owner));
+        }
+    }
+    if tasks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = client
+        .query(
             statement,
             &[
-                &row.id.0.as_slice(),
-                &row.status.as_str(),
-                &row.requester.as_slice(),
-                &row.gpu_type,
-                &to_sql(row.created_at.unix()),
-                &row.next_due.map(|due| to_sql(due.unix())),
-                &owner.as_str(),
-                &row.record,
-                &first.recorded,
+                &tasks.iter().map(|(row, ..)| row.id.0.as_slice()).collect::<Vec<_>>(),
+                &tasks.iter().map(|(row, ..)| row.status.as_str()).collect::<Vec<_>>(),
+                &tasks.iter().map(|(row, ..)| row.requester.as_slice()).collect::<Vec<_>>(),
+                &tasks.iter().map(|(row, ..)| row.gpu_type.as_str()).collect::<Vec<_>>(),
+                &tasks.iter().map(|(row, ..)| to_sql(row.created_at.unix())).collect::<Vec<_>>(),
+                &tasks.iter().map(|(row, ..)| row.next_due.map(|due| to_sql(due.unix()))).collect::<Vec<_>>(),
+                &tasks.iter().map(|(.., owner)| owner.as_str()).collect::<Vec<_>>(),
+                &tasks.iter().map(|(row, ..)| row.record.as_str()).collect::<Vec<_>>(),
+                &tasks.iter().map(|(_, first, _)| first.recorded.as_str()).collect::<Vec<_>>(),
             ],
         )
         .await?;
-    found.try_get(0)
+    // The statement counts from 1.
+    rows.iter()
+        .map(|row| {
+            let (place, seq): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+            Ok((places[place.unsigned_abs() as usize - 1], seq.unsigned_abs()))
+        })
+        .collect()
 }
 
 async fn run_commit(
     client: &Client,
     statement: &Statement,
+    place: usize,
     expected: u64,
     row: &TaskRow,
     events: &[EventRow],
     placement: Option<&Placement>,
-) -> Result<Option<i64>, Error> {
+) -> Done {
     let begun = |event: &EventRow| match &event.attempt {
         Some(AttemptChange::Begins { attempt, provider }) => Some((i64::from(*attempt), provider.to_vec())),
         Some(AttemptChange::Ends(_)) | None => None,
@@ -284,5 +342,6 @@ async fn run_commit(
             ],
         )
         .await?;
-    found.try_get(0)
+    let seq: Option<i64> = found.try_get(0)?;
+    Ok(seq.map(|seq| (place, seq.unsigned_abs())).into_iter().collect())
 }

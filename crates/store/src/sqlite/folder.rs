@@ -2,8 +2,15 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::StoreError;
+
+/// How long to wait for the folder's lock. Its last holder may be about to end; and a process that it started holds, from its fork until
+/// its program begins, all that was open then.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes the folder where there is none, and locks it for this process until the file is dropped.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
@@ -16,10 +23,14 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     }
     let path = dir.join("relay.lock");
     let file = open_private(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(StoreError::io(&path, error)),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(StoreError::io(&path, error)),
+        }
     }
 }
 
@@ -46,4 +57,43 @@ fn open_private(path: &Path) -> Result<File, StoreError> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path).map_err(|error| StoreError::io(path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_given_up_in_time_is_waited_for_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(StoreError::Locked { .. })));
+        let waiting = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock(dir.path()));
+            std::thread::sleep(LOCK_PATIENCE / 10);
+            drop(held);
+            waiting.join().unwrap()
+        });
+        assert!(waiting.is_ok());
+    }
+
+    /// Between its fork and its program a new process holds what was open, the lock among it.
+    #[cfg(unix)]
+    #[test]
+    fn processes_that_start_meanwhile_keep_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                        std::process::Command::new("true").status().unwrap();
+                    }
+                });
+            }
+            let locked: Vec<_> = (0..2000).map(|_| lock(dir.path()).map(drop)).collect();
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(locked.iter().all(Result::is_ok), "{:?}", locked.iter().find(|locked| locked.is_err()));
+        });
+    }
 }

@@ -9,7 +9,12 @@ use rusqlite::{Connection, OpenFlags};
 use crate::StoreError;
 
 /// What takes each schema version to the next; the file's `user_version` says how many have run. Only ever added to.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/1.sql"),
+    include_str!("migrations/2.sql"),
+    include_str!("migrations/3.sql"),
+    include_str!("migrations/4.sql"),
+];
 
 /// Checkpoints of other processes (an operator's shell) may hold the file for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use taskmarket::{Address, B256, Bytes32, NodeStatus, Timestamp};
 
 use super::{Sqlite, to_sql};
-use crate::sessions::{SUPERSEDED, parse_node_status};
+use crate::sessions::{PRUNED_AT_ONCE, SUPERSEDED, parse_node_status};
 use crate::{NewSession, Sessions, StoreError, StoredSession};
 
 #[async_trait]
@@ -44,6 +44,20 @@ impl Sessions for Sqlite {
         .await
     }
 
+    async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {
+        let relay_id = relay_id.to_owned();
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO relays (relay_id, alive_at) VALUES (?1, ?2)
+                     ON CONFLICT DO UPDATE SET alive_at = excluded.alive_at",
+                )?
+                .execute((relay_id, to_sql(at.unix())))?;
+            Ok(())
+        })
+        .await
+    }
+
     async fn close_sessions_of(
         &self,
         relay_id: &str,
@@ -54,7 +68,9 @@ impl Sessions for Sqlite {
         self.write(move |connection| {
             let changed = connection
                 .prepare_cached(
-                    "UPDATE sessions SET ended_at = ?2, reason = ?3 WHERE relay_id = ?1 AND ended_at IS NULL",
+                    "UPDATE sessions SET reason = ?3, ended_at = max(connected_at, min(?2,
+                         coalesce((SELECT alive_at FROM relays WHERE relay_id = ?1), ?2)))
+                     WHERE relay_id = ?1 AND ended_at IS NULL",
                 )?
                 .execute((relay_id, to_sql(at.unix()), reason))?;
             Ok(changed as u64)
@@ -90,6 +106,17 @@ impl Sessions for Sqlite {
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
+    }
+
+    async fn prune_sessions(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let mut pruned = 0;
+        loop {
+            let part = self.write(move |connection| prune(connection, before)).await?;
+            pruned += part;
+            if part < PRUNED_AT_ONCE {
+                return Ok(pruned);
+            }
+        }
     }
 
     async fn set_node_status(
@@ -162,6 +189,16 @@ fn open(connection: &Connection, session: &NewSession) -> Result<u64, StoreError
             at,
         ))?;
     Ok(generation)
+}
+
+/// Removes some of the sessions that ended before a time.
+fn prune(connection: &Connection, before: Timestamp) -> Result<u64, StoreError> {
+    let removed = connection
+        .prepare_cached(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE ended_at < ?1 LIMIT ?2)",
+        )?
+        .execute((to_sql(before.unix()), to_sql(PRUNED_AT_ONCE)))?;
+    Ok(removed as u64)
 }
 
 const COLUMNS: &str = "session_id, node_id, relay_id, metadata, generation, connected_at, ended_at, reason";

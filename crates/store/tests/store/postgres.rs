@@ -47,29 +47,18 @@ async fn a_follower_misses_nothing_while_a_writer_is_held_open() {
     const OTHERS: u64 = 40;
     let server = Server::start(Durability::None);
     let url = server.database();
-    let stores = [Postgres::connect(&url).await.unwrap(), Postgres::connect(&url).await.unwrap()];
+    let named = |name| format!("{url}?application_name={name}");
+    let [one, two] = ["one", "two"].map(named);
+    let stores = [Postgres::connect(&one).await.unwrap(), Postgres::connect(&two).await.unwrap()];
     let stores = stores.map(Arc::new);
     publish(&*stores[0], task(0), at(0)).await;
 
-    // A writer takes its place in the sequence, and does not commit.
+    // A writer appends to the sequence, as the store does, and does not commit.
     let held = client(&url).await;
-    held.batch_execute("BEGIN").await.unwrap();
-    let (record, first) = published(task(1), at(1));
-    let place: i64 = held
-        .query_one(
-            "SELECT publish_task($1, 'open', $2, 'a100', 1, NULL, $3, $4, $5)",
-            &[
-                &record.id.0.as_slice(),
-                &record.task.requester.as_slice(),
-                &owner().as_str(),
-                &serde_json::to_string(&record).unwrap(),
-                &serde_json::to_string(&first).unwrap(),
-            ],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    assert_eq!(place, 2);
+    held.batch_execute("BEGIN; SELECT take_commit_lock()").await.unwrap();
+    let first = serde_json::to_string(&published(task(1), at(1)).1).unwrap();
+    let append = "INSERT INTO events SELECT seq + 1, task, requester, status, $1 FROM events ORDER BY seq DESC LIMIT 1";
+    assert_eq!(held.execute(append, &[&first]).await.unwrap(), 1);
 
     // Others on both relays want to commit, and a follower reads on.
     let mut others = JoinSet::new();
@@ -92,7 +81,8 @@ async fn a_follower_misses_nothing_while_a_writer_is_held_open() {
     assert_eq!(sees.recv().await, Some(1));
     // Whoever overtook the held writer would be seen now: the server has them waiting for its lock.
     let watcher = client(&url).await;
-    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    let waiting = "SELECT count(DISTINCT application_name) FROM pg_stat_activity JOIN pg_locks USING (pid)
+                   WHERE locktype = 'advisory' AND NOT granted";
     let both_wait = async {
         while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) < 2 {
             tokio::task::yield_now().await;

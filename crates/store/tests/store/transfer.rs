@@ -45,6 +45,7 @@ async fn fill(store: &dyn Store) {
         };
         store.open_session(session).await.unwrap();
     }
+    store.relay_lives("hz-1", at(4)).await.unwrap();
     store.set_node_status(address(7), node(1), NodeStatus::Draining, at(3)).await.unwrap();
     store.add_artifact(ContentHash(node(5).0), 1 << 40, owner(), at(1)).await.unwrap();
     store.secret("attempt tokens").await.unwrap();

@@ -4,7 +4,7 @@ use http::StatusCode;
 use rpc::error::ErrorCode;
 use rpc::evidence::Evidence;
 use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyQuery, KeyView, UsagePage, UsageQuery};
-use rpc::relay::{Info, MarketStats, ProviderList, ProviderReport, RefreshNode, SessionList, SessionQuery};
+use rpc::relay::{Info, MarketStats, ProviderReport, RefreshNode, SessionList, SessionQuery};
 use rpc::tasks::{
     EventQuery, Explanation, PublishTask, PublishedTask, SignedMutation, TaskHistory, TaskPage, TaskQuery,
     TaskView, WebhookList, WebhookReplay,
@@ -16,6 +16,8 @@ use taskmarket::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, ContentHash, DisputeTask, FailTask, Provider,
     ResolveDispute, TaskId, UpdateNodeStatus,
 };
+
+use crate::api::providers::{ProviderPage, ProviderQuery};
 
 use super::operation::{Document, Operation};
 
@@ -243,7 +245,9 @@ fn blob(operation: Operation<'_>) -> Operation<'_> {
 fn providers(document: &mut Document) {
     document
         .call("get", "/v1/providers", "listProviders", "Who is online, and what they offer")
-        .answers::<ProviderList>(OK, "Each host that is connected.")
+        .query::<ProviderQuery>()
+        .answers::<ProviderPage>(OK, "A page.")
+        .fails(&[ErrorCode::InvalidField])
         .end();
     document
         .call(

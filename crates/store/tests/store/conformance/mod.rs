@@ -24,8 +24,10 @@ macro_rules! each_case {
             tasks::a_closed_store_refuses
             sessions::generations_count_each_hosts_sessions
             sessions::a_relay_ends_the_sessions_that_it_left_open
+            sessions::sessions_of_a_killed_relay_ended_when_it_lived_last
             sessions::metadata_is_refreshed_while_a_session_lasts
             sessions::reports_find_the_sessions_of_a_time
+            sessions::old_sessions_are_removed_and_open_ones_never
             sessions::commits_keep_attempts_and_how_they_end
             sessions::each_attempt_at_a_task_is_kept
             sessions::only_a_newer_host_status_counts

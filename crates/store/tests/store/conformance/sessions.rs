@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use store::{ArtifactMeta, KeyId, NewSession, Outcome, Placement, SUPERSEDED, Store, StoredAttempt};
-use taskmarket::{ContentHash, Event, NodeStatus, ReleaseReason};
+use taskmarket::{B256, Bytes32, ContentHash, Event, NodeStatus, ReleaseReason};
+use tokio::task::JoinSet;
 
 use crate::fixtures::{
     accepted, address, at, cancelled, commit, commit_placed, failed, node, owner, publish, submitted, task,
@@ -58,6 +59,25 @@ pub(crate) async fn a_relay_ends_the_sessions_that_it_left_open(store: Arc<dyn S
     let sessions = store.sessions(address(1), 10).await.unwrap();
     let reasons: Vec<_> = sessions.iter().map(|s| s.ended.as_ref().map(|(_, why)| why.as_str())).collect();
     assert_eq!(reasons, [Some("goodbye"), None, Some("relay_restarted"), Some("relay_restarted")]);
+    assert_eq!(sessions[3].ended.as_ref().unwrap().0, at(5));
+}
+
+pub(crate) async fn sessions_of_a_killed_relay_ended_when_it_lived_last(store: Arc<dyn Store>) {
+    for (id, host, relay, begins) in
+        [("before", 1, "hz-1", 0), ("after", 2, "hz-1", 45), ("other", 3, "jp-2", 0)]
+    {
+        store.open_session(session(id, 1, host, relay, begins)).await.unwrap();
+    }
+    for seconds in [10, 40] {
+        store.relay_lives("hz-1", at(seconds)).await.unwrap();
+    }
+    store.relay_lives("jp-2", at(70)).await.unwrap();
+    assert_eq!(store.close_sessions_of("hz-1", at(60), "killed").await.unwrap(), 2);
+    assert_eq!(store.close_sessions_of("jp-2", at(60), "killed").await.unwrap(), 1);
+    let sessions = store.sessions(address(1), 10).await.unwrap();
+    let ends: Vec<_> = sessions.iter().map(|s| (s.session_id.as_str(), s.ended.clone().unwrap().0)).collect();
+    // None ends before it began, nor later than now.
+    assert_eq!(ends, [("other", at(60)), ("after", at(45)), ("before", at(40))]);
 }
 
 pub(crate) async fn only_a_newer_host_status_counts(store: Arc<dyn Store>) {
@@ -118,6 +138,41 @@ pub(crate) async fn reports_find_the_sessions_of_a_time(store: Arc<dyn Store>) {
     assert_eq!(since(10, 10).await, ["d", "c", "b"]);
     assert_eq!(since(11, 10).await, ["d", "c"], "those that last count at any time");
     assert_eq!(since(0, 2).await, ["d", "c"]);
+}
+
+pub(crate) async fn old_sessions_are_removed_and_open_ones_never(store: Arc<dyn Store>) {
+    // More than one write removes.
+    const MANY: u64 = 1100;
+    assert_eq!(store.prune_sessions(at(1_000_000)).await.unwrap(), 0);
+    let mut opening = JoinSet::new();
+    for number in 0..MANY {
+        let mut session = session(&format!("many {number}"), 1, 1, "old", 0);
+        session.node_id = Bytes32(B256::left_padding_from(&(1_000 + number).to_be_bytes()));
+        let store = store.clone();
+        opening.spawn(async move { store.open_session(session).await.unwrap() });
+    }
+    opening.join_all().await;
+    assert_eq!(store.close_sessions_of("old", at(5), "relay_restarted").await.unwrap(), MANY);
+    for (id, host, begins) in [("first", 1, 0), ("second", 1, 10), ("third", 1, 20), ("open", 2, 0)] {
+        store.open_session(session(id, 2, host, "hz-1", begins)).await.unwrap();
+    }
+    store.open_session(session("gone", 3, 1, "hz-1", 0)).await.unwrap();
+    store.close_session("gone", at(9), "lost").await.unwrap();
+    let left = async |provider| {
+        let sessions = store.sessions(address(provider), 10).await.unwrap();
+        sessions.into_iter().map(|session| session.session_id).collect::<Vec<_>>()
+    };
+
+    assert_eq!(store.prune_sessions(at(5)).await.unwrap(), 0, "what ended then did not end before");
+    assert_eq!(store.prune_sessions(at(9)).await.unwrap(), MANY);
+    assert_eq!((left(1).await.len(), left(3).await), (0, vec!["gone".to_owned()]));
+    assert_eq!(store.prune_sessions(at(11)).await.unwrap(), 2);
+    assert_eq!(left(2).await, ["open", "third", "second"]);
+    assert_eq!(store.prune_sessions(at(1_000_000)).await.unwrap(), 1);
+    assert_eq!(left(2).await, ["open", "third"]);
+    // A host is counted on while a session of it is left.
+    assert_eq!(store.open_session(session("fourth", 2, 1, "hz-1", 30)).await.unwrap(), 4);
+    assert_eq!(store.open_session(session("again", 3, 1, "hz-1", 30)).await.unwrap(), 1);
 }
 
 pub(crate) async fn commits_keep_attempts_and_how_they_end(store: Arc<dyn Store>) {
