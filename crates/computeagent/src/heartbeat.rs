@@ -84,6 +84,7 @@ impl Stream {
             slots: if draining { 0 } else { host.slots(&self.shared.config.policy) },
             free_vram_mb: report.map(|report| report.free_vram_mb.clone()).unwrap_or_default(),
             warm_models: report.map(|report| report.warm_models.clone()).unwrap_or_default(),
+            models: report.map(|report| report.models.clone()).unwrap_or_default(),
             unhealthy,
             attempts: self.shared.attempts.held(),
         }

@@ -200,6 +200,7 @@ mod tests {
                 slots: 1,
                 busy: 0,
                 warm_models: Vec::new(),
+                models: Vec::new(),
                 unhealthy: None,
             }),
             ..Host::default()

@@ -205,6 +205,7 @@ async fn report(State(service): State<Service>) -> Json<NodeReport> {
         slots: executor.slots(),
         busy: executor.busy(),
         warm_models: executor.warm_models(),
+        models: Vec::new(),
         unhealthy,
     })
 }

@@ -7,10 +7,12 @@
 //! - `market`: the market's JSON-RPC methods; with the features `client` and `server`.
 //! - [`evidence`]: a task's history as a document for others, and its check.
 //! - [`keys`]: API keys and their use.
+//! - [`inference`]: the models that hosts serve, and receipts.
 //! - [`error`]: the one shape of an error.
 
 pub mod error;
 pub mod evidence;
+pub mod inference;
 pub mod keys;
 pub mod link;
 #[cfg(any(feature = "client", feature = "server"))]

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 use taskmarket::{Bytes32, ContentHash, RegisterNode, Runtime, Signature, Task, TaskId, Timestamp};
 
+use crate::inference::ModelOffer;
 use crate::relay::DomainView;
 use crate::tasks::Progress;
 
@@ -156,6 +157,9 @@ pub struct Heartbeat {
     pub free_vram_mb: Vec<u64>,
     /// Models that are loaded.
     pub warm_models: Vec<ContentHash>,
+    /// Models that its engines serve to inference requests.
+    #[serde(default)]
+    pub models: Vec<ModelOffer>,
     /// What is wrong with the host, if anything.
     #[serde(default)]
     pub unhealthy: Option<String>,

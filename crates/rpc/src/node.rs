@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use taskmarket::{ContentHash, Runtime, Task, TaskId, Timestamp};
 
+use crate::inference::ModelOffer;
 use crate::link::DeviceView;
 use crate::tasks::{FailureView, Phase};
 
@@ -54,6 +55,9 @@ pub struct NodeReport {
     pub busy: u32,
     /// Models that are loaded.
     pub warm_models: Vec<ContentHash>,
+    /// Models that its engines serve.
+    #[serde(default)]
+    pub models: Vec<ModelOffer>,
     /// What is wrong, if anything.
     #[serde(default)]
     pub unhealthy: Option<String>,

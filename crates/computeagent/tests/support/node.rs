@@ -22,6 +22,7 @@ impl Node {
             slots: 2,
             busy: 0,
             warm_models: Vec::new(),
+            models: Vec::new(),
             unhealthy: None,
         };
         Self {

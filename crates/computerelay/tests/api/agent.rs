@@ -152,6 +152,7 @@ pub(crate) fn report(attempts: Vec<HeldAttempt>) -> Heartbeat {
         slots: 4,
         free_vram_mb: Vec::new(),
         warm_models: Vec::new(),
+        models: Vec::new(),
         unhealthy: None,
         attempts,
     }

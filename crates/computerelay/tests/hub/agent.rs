@@ -397,6 +397,7 @@ impl Shared {
                 slots,
                 free_vram_mb: Vec::new(),
                 warm_models: Vec::new(),
+                models: Vec::new(),
                 unhealthy: None,
                 attempts: if forgetful { Vec::new() } else { held.into_iter().map(self::held).collect() },
             };
