@@ -3,6 +3,7 @@
 //! A blob lies at `ab/cdef…`. It is written under `tmp/`, synced, and renamed into place, so a file in
 //! place is always whole; what a crash left under `tmp/` is removed when the store is opened. Several
 //! processes may use one store: each holds a shared lock, and the clearing is done only by one that finds itself alone.
+//! After a crash the blobs are not believed unread, in case the disk lost what it had promised to hold.
 
 use std::fs::TryLockError;
 use std::io;
@@ -15,6 +16,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
+use crate::cache::Life;
 use crate::digest::{Digest, Hasher};
 
 /// How much of a file is copied at a time.
@@ -31,6 +33,7 @@ struct Inner {
     root: PathBuf,
     /// Held (shared) as long as the store is open: it keeps others from clearing `tmp/`.
     _lock: std::fs::File,
+    life: Life,
 }
 
 /// How much a store holds.
@@ -88,7 +91,8 @@ impl BlobStore {
             Err(TryLockError::Error(e)) => return Err(e),
         }
         lock.lock_shared()?;
-        Ok(Self { inner: Arc::new(Inner { root, _lock: lock }) })
+        let life = Life::begin(&root)?;
+        Ok(Self { inner: Arc::new(Inner { root, _lock: lock, life }) })
     }
 
     /// Stores the bytes of `source` and answers with their digest and length, once they are durable. When
@@ -141,6 +145,9 @@ impl BlobStore {
 
     /// Opens a blob for reading and tells its length in bytes; `None` if the store does not have it.
     pub async fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, u64)>> {
+        if !self.is_trusted(digest).await? {
+            return Ok(None);
+        }
         let file = match File::open(self.path(digest)).await {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -153,7 +160,7 @@ impl BlobStore {
     /// The length of a blob in bytes; `None` if the store does not have it.
     pub async fn size_of(&self, digest: &Digest) -> io::Result<Option<u64>> {
         match tokio::fs::metadata(self.path(digest)).await {
-            Ok(metadata) => Ok(Some(metadata.len())),
+            Ok(metadata) => Ok(self.is_trusted(digest).await?.then_some(metadata.len())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
@@ -166,9 +173,15 @@ impl BlobStore {
 
     /// Where the blob lies if the store has it. Others must only read there.
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        let name = digest.to_string();
-        let (shard, rest) = name.split_at(2);
-        self.inner.root.join(shard).join(rest)
+        path_in(self.root(), digest)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    pub(crate) fn life(&self) -> &Life {
+        &self.inner.life
     }
 
     /// Removes a blob and tells whether it was there. Who has it open can read on.
@@ -183,7 +196,8 @@ impl BlobStore {
     /// All blobs with their lengths in bytes, in no order. Files that are not blobs are passed over.
     pub async fn list(&self) -> io::Result<Vec<(Digest, u64)>> {
         let root = self.inner.root.clone();
-        blocking(move || list_blobs(&root)).await
+        let listed = blocking(move || list_blobs(&root)).await?;
+        Ok(listed.into_iter().map(|(digest, metadata)| (digest, metadata.len())).collect())
     }
 
     /// How much the store holds.
@@ -232,6 +246,16 @@ impl Partial {
         self.hasher.digest()
     }
 
+    /// Where it is being written.
+    pub(crate) fn path(&self) -> &Path {
+        &self.temporary.0
+    }
+
+    /// Makes what was written so far readable at [`Partial::path`].
+    pub(crate) async fn flush(&mut self) -> Result<(), PutError> {
+        self.file.flush().await.map_err(|e| self.failed(e))
+    }
+
     /// Appends a piece.
     pub(crate) async fn write(&mut self, piece: &[u8]) -> Result<(), PutError> {
         if self.len().saturating_add(piece.len() as u64) > self.max_bytes {
@@ -267,6 +291,7 @@ impl Partial {
         let (from, to) = (self.temporary.0.clone(), target.clone());
         let placed = blocking(move || place(&from, &to)).await;
         placed.map_err(|source| PutError::Io { path: target, source })?;
+        self.store.trust(actual);
         Ok((actual, self.len()))
     }
 
@@ -282,8 +307,17 @@ impl Drop for Temporary {
     }
 }
 
+/// Where a blob lies in the store `root`.
+pub(crate) fn path_in(root: &Path, digest: &Digest) -> PathBuf {
+    let name = digest.to_string();
+    let (shard, rest) = name.split_at(2);
+    root.join(shard).join(rest)
+}
+
 /// Runs `work` on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await?
 }
 
@@ -308,7 +342,7 @@ fn clear(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn list_blobs(root: &Path) -> io::Result<Vec<(Digest, u64)>> {
+pub(crate) fn list_blobs(root: &Path) -> io::Result<Vec<(Digest, std::fs::Metadata)>> {
     let mut found = Vec::new();
     for shard in std::fs::read_dir(root)? {
         let shard = shard?;
@@ -324,7 +358,7 @@ fn list_blobs(root: &Path) -> io::Result<Vec<(Digest, u64)>> {
             let Some(name) = name.to_str().map(|rest| format!("{start}{rest}")) else { continue };
             let Some(digest) = name.parse().ok().filter(|d: &Digest| d.to_string() == name) else { continue };
             match blob.metadata() {
-                Ok(metadata) => found.push((digest, metadata.len())),
+                Ok(metadata) => found.push((digest, metadata)),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }

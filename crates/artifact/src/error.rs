@@ -1,4 +1,4 @@
-//! Why a fetch failed.
+//! Why a fetch failed, under which name, and by whose making.
 
 use std::io;
 use std::time::Duration;
@@ -14,10 +14,10 @@ pub enum FetchError {
     #[error("{reference}: {reason}")]
     #[allow(missing_docs)]
     BadReference { reference: String, reason: String },
-    /// The reference is well formed, but its scheme cannot be fetched here.
-    #[error("{reference}: {scheme}:// cannot be fetched here; use https://, artifact:// or file://")]
+    /// The reference is well formed, but its scheme cannot be fetched here in this way.
+    #[error("{reference}: {scheme}:// {reason}")]
     #[allow(missing_docs)]
-    UnsupportedScheme { reference: String, scheme: &'static str },
+    UnsupportedScheme { reference: String, scheme: &'static str, reason: &'static str },
     /// The policy forbids it.
     #[error("{reference}: {reason}")]
     #[allow(missing_docs)]
@@ -51,25 +51,146 @@ pub enum FetchError {
     #[allow(missing_docs)]
     HashMismatch { reference: String, expected: Digest, actual: Digest },
     /// The server was silent for too long, or the whole fetch took too long.
-    #[error("{reference}: gave up after {after:?} without {what}; try again or raise the limit")]
+    #[error("{reference}: gave up after {after:?} without {wait}; try again or raise the limit")]
     #[allow(missing_docs)]
-    TimedOut { reference: String, after: Duration, what: &'static str },
-    /// A longer chain of redirects than the policy permits.
-    #[error("{reference}: more than {limit} redirects; use the final URL")]
+    TimedOut { reference: String, after: Duration, wait: Wait },
+    /// Redirects that lead back to where they came from, or a longer chain than the policy permits.
+    #[error("{reference}: redirects in a circle, or more than {limit} of them; use the final URL")]
     #[allow(missing_docs)]
     TooManyRedirects { reference: String, limit: u8 },
     /// No connection, a broken one, or an answer that is not one; after all tries.
     #[error("{reference}: {reason}; check the address, or try again later")]
     #[allow(missing_docs)]
-    Unreachable { reference: String, reason: String },
-    /// The folder's manifest is malformed or does not fit its files.
-    #[error("{reference}: bad folder manifest: {source}")]
+    Unreachable { reference: String, reason: String, how: Unreached },
+    /// The content came, and it is malformed or of a kind that is not read here: a folder's manifest, an
+    /// IPFS tree, a container image.
+    #[error("{reference}: {source}")]
     #[allow(missing_docs)]
-    BadManifest { reference: String, source: ManifestError },
+    BadManifest { reference: String, source: ContentError },
     /// This machine's file system failed.
     #[error("{reference}: {source}; check the disk and the permissions of this machine")]
     #[allow(missing_docs)]
     Io { reference: String, source: io::Error },
+}
+
+/// What was waited for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Wait {
+    /// The next bytes of a server.
+    #[error("a sign of life from the server")]
+    Server,
+    /// The end of the whole fetch.
+    #[error("an end")]
+    Whole,
+}
+
+/// How a source failed to deliver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreached {
+    /// There was no connection, or no answer of use.
+    Server,
+    /// Each try broke off before its end.
+    Truncated,
+    /// No IPFS gateway served all blocks; the reason says what each did.
+    Gateways,
+}
+
+/// What is wrong with content that came.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContentError {
+    /// The folder's manifest is malformed or does not fit its files.
+    #[error("bad folder manifest: {0}")]
+    Manifest(#[from] ManifestError),
+    /// The server compressed it, though the bytes themselves were asked for. It is not decoded, so it cannot swell.
+    #[error("the server sends it with content-encoding {encoding}; serve the file's own bytes")]
+    #[allow(missing_docs)]
+    Encoded { encoding: String },
+    /// An IPFS block is of a codec other than raw and dag-pb.
+    #[error("{cid}: codec 0x{codec:x} is not read here, only raw (0x55) and dag-pb (0x70)")]
+    #[allow(missing_docs)]
+    UnsupportedCodec { cid: String, codec: u64 },
+    /// A CID is made by a hash function other than SHA-256, SHA-512 and identity.
+    #[error("{cid}: hash function 0x{function:x} is not known here, only sha2-256, sha2-512 and identity")]
+    #[allow(missing_docs)]
+    UnsupportedHash { cid: String, function: u64 },
+    /// A UnixFS node is neither a file nor a folder.
+    #[error("{cid}: {what} is neither a file nor a folder")]
+    #[allow(missing_docs)]
+    UnsupportedNode { cid: String, what: String },
+    /// A block is the right one by its hash, but no well-formed part of a file or a folder.
+    #[error("{cid}: {reason}")]
+    #[allow(missing_docs)]
+    BadBlock { cid: String, reason: String },
+    /// The image is not made for the platform.
+    #[error("the image has no variant for {platform}, only for {offered}")]
+    #[allow(missing_docs)]
+    NoPlatform { platform: String, offered: String },
+    /// The image's manifest, configuration or layers are not what they have to be.
+    #[error("bad image: {reason}")]
+    #[allow(missing_docs)]
+    BadImage { reason: String },
+}
+
+/// By whose making something failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// Who named the content: it would fail on every machine.
+    Requester,
+    /// The machine that fetches.
+    Provider,
+    /// Nobody's for certain, such as a connection that breaks.
+    Neither,
+}
+
+/// Each code of a [`FetchError`] and by whose making it comes.
+const CODES: [(&str, Blame); 24] = [
+    ("bad_reference", Blame::Requester),
+    ("unsupported_scheme", Blame::Requester),
+    ("not_allowed", Blame::Requester),
+    ("forbidden_address", Blame::Requester),
+    ("not_found", Blame::Requester),
+    ("unauthorized", Blame::Requester),
+    ("too_large", Blame::Requester),
+    ("hash_mismatch", Blame::Requester),
+    ("redirect_loop", Blame::Requester),
+    ("bad_manifest", Blame::Requester),
+    ("content_encoded", Blame::Requester),
+    ("unsupported_codec", Blame::Requester),
+    ("unsupported_hash", Blame::Requester),
+    ("unsupported_node", Blame::Requester),
+    ("bad_block", Blame::Requester),
+    ("image_without_platform", Blame::Requester),
+    ("bad_image", Blame::Requester),
+    ("unreachable", Blame::Neither),
+    ("truncated", Blame::Neither),
+    ("no_gateway_served_it", Blame::Neither),
+    ("stalled", Blame::Neither),
+    ("timed_out", Blame::Neither),
+    ("disk_full", Blame::Provider),
+    ("io", Blame::Provider),
+];
+
+impl Blame {
+    /// By whose making a failure with this code of [`FetchError::code`] comes; `None` for codes of others.
+    pub fn of_code(code: &str) -> Option<Self> {
+        CODES.iter().find(|(known, _)| *known == code).map(|(_, blame)| *blame)
+    }
+}
+
+impl ContentError {
+    /// The stable name of the error, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Manifest(_) => "bad_manifest",
+            Self::Encoded { .. } => "content_encoded",
+            Self::UnsupportedCodec { .. } => "unsupported_codec",
+            Self::UnsupportedHash { .. } => "unsupported_hash",
+            Self::UnsupportedNode { .. } => "unsupported_node",
+            Self::BadBlock { .. } => "bad_block",
+            Self::NoPlatform { .. } => "image_without_platform",
+            Self::BadImage { .. } => "bad_image",
+        }
+    }
 }
 
 impl FetchError {
@@ -84,11 +205,59 @@ impl FetchError {
             Self::Unauthorized { .. } => "unauthorized",
             Self::TooLarge { .. } => "too_large",
             Self::HashMismatch { .. } => "hash_mismatch",
-            Self::TimedOut { .. } => "timed_out",
-            Self::TooManyRedirects { .. } => "too_many_redirects",
-            Self::Unreachable { .. } => "unreachable",
-            Self::BadManifest { .. } => "bad_manifest",
+            Self::TimedOut { wait: Wait::Server, .. } => "stalled",
+            Self::TimedOut { wait: Wait::Whole, .. } => "timed_out",
+            Self::TooManyRedirects { .. } => "redirect_loop",
+            Self::Unreachable { how: Unreached::Server, .. } => "unreachable",
+            Self::Unreachable { how: Unreached::Truncated, .. } => "truncated",
+            Self::Unreachable { how: Unreached::Gateways, .. } => "no_gateway_served_it",
+            Self::BadManifest { source, .. } => source.code(),
+            Self::Io { source, .. } if is_full(source) => "disk_full",
             Self::Io { .. } => "io",
         }
+    }
+
+    /// By whose making it failed, so that nobody answers for what others did.
+    pub fn blame(&self) -> Blame {
+        // Every code is in the table; a test holds them together.
+        Blame::of_code(self.code()).unwrap_or(Blame::Neither)
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_has_its_code_and_its_maker() {
+        let reference = || "r".to_owned();
+        let io = |kind: io::ErrorKind| FetchError::Io { reference: reference(), source: kind.into() };
+        let gone = |how| FetchError::Unreachable { reference: reference(), reason: String::new(), how };
+        let late = |wait| FetchError::TimedOut { reference: reference(), after: Duration::ZERO, wait };
+        let bad = |source| FetchError::BadManifest { reference: reference(), source };
+        let platform = ContentError::NoPlatform { platform: String::new(), offered: String::new() };
+        for (error, code, blame) in [
+            (io(io::ErrorKind::StorageFull), "disk_full", Blame::Provider),
+            (io(io::ErrorKind::PermissionDenied), "io", Blame::Provider),
+            (gone(Unreached::Server), "unreachable", Blame::Neither),
+            (gone(Unreached::Truncated), "truncated", Blame::Neither),
+            (gone(Unreached::Gateways), "no_gateway_served_it", Blame::Neither),
+            (late(Wait::Server), "stalled", Blame::Neither),
+            (late(Wait::Whole), "timed_out", Blame::Neither),
+            (bad(ManifestError::TooLong.into()), "bad_manifest", Blame::Requester),
+            (bad(platform), "image_without_platform", Blame::Requester),
+            (
+                FetchError::TooManyRedirects { reference: reference(), limit: 1 },
+                "redirect_loop",
+                Blame::Requester,
+            ),
+        ] {
+            assert_eq!((error.code(), error.blame()), (code, blame), "{error}");
+        }
+        assert_eq!(Blame::of_code("out_of_fuel"), None, "another's code");
     }
 }

@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::AsyncReadExt;
 use url::Url;
 
-use crate::blobs::BlobStore;
+use crate::blobs::{BlobStore, Partial};
 use crate::digest::Digest;
-use crate::error::FetchError;
-use crate::http::{Job, Place, Progress, Web, put_error};
-use crate::manifest::{
-    FolderEntry, FolderError, FolderManifest, MAX_MANIFEST_BYTES, ManifestError, check_path,
-};
+use crate::error::{ContentError, FetchError, Wait};
+use crate::hops::{Request, Web};
+use crate::http::{Job, put_error};
+use crate::image::{LocalImage, Platform};
+use crate::manifest::{FolderEntry, FolderManifest, MAX_MANIFEST_BYTES, ManifestError, check_path};
+use crate::meter::{Meter, Progress};
 use crate::outbound::system_tls;
 use crate::policy::{FetchPolicy, Origin};
 use crate::reference::{Reference, ReferenceKind};
@@ -22,9 +25,9 @@ use crate::reference::{Reference, ReferenceKind};
 /// Fetches references under a [`FetchPolicy`] into a [`BlobStore`]. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
-    policy: Arc<FetchPolicy>,
-    store: BlobStore,
-    web: Arc<Web>,
+    pub(crate) policy: Arc<FetchPolicy>,
+    pub(crate) store: BlobStore,
+    pub(crate) web: Arc<Web>,
 }
 
 /// A file on this machine whose hash was checked.
@@ -42,16 +45,16 @@ pub struct LocalFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalFolder {
     /// The folder's digest: over all its files for `artifact://` and `file://`, over exactly the fetched
-    /// files for `https://`, which cannot be listed.
+    /// files for `https://`, which cannot be listed, and for `ipfs://`, which has no SHA-256 of what was not fetched.
     pub digest: Digest,
     /// Where the fetched files lie, by their path in the folder. To be read only.
     pub files: BTreeMap<String, PathBuf>,
 }
 
 /// The files that the caller wants of a folder.
-struct Names<'a> {
-    required: BTreeSet<&'a str>,
-    optional: BTreeSet<&'a str>,
+pub(crate) struct Names<'a> {
+    pub(crate) required: BTreeSet<&'a str>,
+    pub(crate) optional: BTreeSet<&'a str>,
 }
 
 impl Fetcher {
@@ -112,7 +115,7 @@ impl Fetcher {
     /// A folder at an `https` URL ends in `/` and needs names, because HTTP cannot list folders.
     ///
     /// # Errors
-    /// Any [`FetchError`]; `not_found` if a required file is missing.
+    /// Any [`FetchError`]; `not_found` if a required file is missing. Whole files of an `ipfs://` folder stay in the store then.
     pub async fn fetch_folder(
         &self,
         reference: &Reference,
@@ -127,15 +130,30 @@ impl Fetcher {
         let optional = optional.iter().copied().filter(|name| !required.contains(name)).collect();
         call.within_time(call.folder(reference, pin, &Names { required, optional })).await
     }
+
+    /// Brings the image `reference` (`oci://…`) here for `platform`: its manifest, its configuration and its layers, each
+    /// checked. What the store has already is not fetched again. Registries are asked without credentials.
+    ///
+    /// # Errors
+    /// Any [`FetchError`]; `image_without_platform` if the image is not made for `platform`.
+    pub async fn fetch_image(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        progress: impl Fn(u64, Option<u64>) + Send + Sync,
+    ) -> Result<LocalImage, FetchError> {
+        let call = Call { fetcher: self, name: &reference.redacted(), origin: None, progress: &progress };
+        call.within_time(call.image(reference, platform)).await
+    }
 }
 
 /// What the steps of one fetch share.
-struct Call<'a> {
-    fetcher: &'a Fetcher,
+pub(crate) struct Call<'a> {
+    pub(crate) fetcher: &'a Fetcher,
     /// The reference as errors name it.
-    name: &'a str,
+    pub(crate) name: &'a str,
     origin: Option<&'a Origin>,
-    progress: Progress<'a>,
+    pub(crate) progress: Progress<'a>,
 }
 
 impl Call<'_> {
@@ -146,7 +164,7 @@ impl Call<'_> {
         let after = self.fetcher.policy.timeout;
         match tokio::time::timeout(after, work).await {
             Ok(done) => done,
-            Err(_) => Err(FetchError::TimedOut { reference: self.name(), after, what: "an end" }),
+            Err(_) => Err(FetchError::TimedOut { reference: self.name(), after, wait: Wait::Whole }),
         }
     }
 
@@ -158,19 +176,22 @@ impl Call<'_> {
         if let Some(digest) = pin
             && let Some(file) = self.stored(digest).await?
         {
+            (self.progress)(file.size, Some(file.size));
             return Ok(file);
         }
         match reference.kind() {
             ReferenceKind::Artifact { digest, .. } => {
-                self.blob(*digest, self.fetcher.policy.max_bytes, self.progress).await
+                self.blob(*digest, self.max_bytes(), true, &self.meter(None)).await
             }
             ReferenceKind::Web { url, .. } => {
-                let place = Place::Url(url.clone());
-                self.download(place, pin, self.fetcher.policy.max_bytes, self.progress).await
+                let request = Request::stranger(self.name, url.clone());
+                let meter = self.meter(None);
+                let job = Job { request, fixed: false, max_bytes: meter.limit(), alone: true, meter: &meter };
+                self.place(self.download(&job).await?, pin).await
             }
             ReferenceKind::File { path, .. } => self.local_file(path, pin).await,
-            ReferenceKind::Ipfs { .. } => Err(self.unsupported("ipfs")),
-            ReferenceKind::Oci { .. } => Err(self.unsupported("oci")),
+            ReferenceKind::Ipfs { cid, path } => Box::pin(self.ipfs_file(cid, path, pin)).await,
+            ReferenceKind::Oci { .. } => Err(self.image_as_file()),
         }
     }
 
@@ -196,8 +217,8 @@ impl Call<'_> {
                 Err(self.bad("it names a file, but a folder is needed; the reference of a folder ends in /"))
             }
             ReferenceKind::File { path, .. } => self.local_folder(path, pin, names).await,
-            ReferenceKind::Ipfs { .. } => Err(self.unsupported("ipfs")),
-            ReferenceKind::Oci { .. } => Err(self.unsupported("oci")),
+            ReferenceKind::Ipfs { cid, path } => Box::pin(self.ipfs_folder(cid, path, pin, names)).await,
+            ReferenceKind::Oci { .. } => Err(self.image_as_file()),
         }
     }
 
@@ -208,7 +229,7 @@ impl Call<'_> {
         Ok(Some(*digest))
     }
 
-    fn check(&self, pin: Option<Digest>, actual: Digest) -> Result<(), FetchError> {
+    pub(crate) fn check(&self, pin: Option<Digest>, actual: Digest) -> Result<(), FetchError> {
         match pin {
             Some(expected) if expected != actual => {
                 Err(FetchError::HashMismatch { reference: self.name(), expected, actual })
@@ -217,11 +238,16 @@ impl Call<'_> {
         }
     }
 
-    /// The blob from the store, if it is there.
-    async fn stored(&self, digest: Digest) -> Result<Option<LocalFile>, FetchError> {
+    /// The blob from the store, if it is there; used just now.
+    pub(crate) async fn stored(&self, digest: Digest) -> Result<Option<LocalFile>, FetchError> {
         let store = &self.fetcher.store;
-        let size = store.size_of(&digest).await.map_err(|e| self.io(e))?;
-        Ok(size.map(|size| LocalFile { path: store.path(&digest), digest, size }))
+        let Some(size) = store.size_of(&digest).await.map_err(|e| self.io(e))? else { return Ok(None) };
+        match store.touch(&digest).await {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => tracing::debug!(%error, "the time of a file's use cannot be kept"),
+            Ok(()) => {}
+        }
+        Ok(Some(LocalFile { path: store.path(&digest), digest, size }))
     }
 
     /// The blob from the store or from the relay.
@@ -229,9 +255,12 @@ impl Call<'_> {
         &self,
         digest: Digest,
         max_bytes: u64,
-        progress: Progress<'_>,
+        alone: bool,
+        meter: &Meter<'_>,
     ) -> Result<LocalFile, FetchError> {
         if let Some(file) = self.stored(digest).await? {
+            // The limit is on what is fetched, so bytes that are here cannot exceed it.
+            let _ = meter.add(file.size);
             return Ok(file);
         }
         let Some(origin) = self.origin else {
@@ -239,21 +268,20 @@ impl Call<'_> {
                 "there is no relay at hand to fetch artifact:// from; upload the file to a public https URL";
             return Err(self.not_allowed(reason));
         };
-        self.download(Place::Origin(origin, digest), Some(digest), max_bytes, progress).await
+        let request = Request::origin(self.name, origin, &digest);
+        let partial = self.download(&Job { request, fixed: true, max_bytes, alone, meter }).await?;
+        self.place(partial, Some(digest)).await
     }
 
-    async fn download(
-        &self,
-        place: Place<'_>,
-        pin: Option<Digest>,
-        max_bytes: u64,
-        progress: Progress<'_>,
-    ) -> Result<LocalFile, FetchError> {
+    pub(crate) async fn download(&self, job: &Job<'_>) -> Result<Partial, FetchError> {
         let Fetcher { policy, store, web } = self.fetcher;
-        let job = Job { name: self.name, place, max_bytes, progress };
-        let partial = web.download(policy, store, &job).await?;
+        web.download(policy, store, job).await
+    }
+
+    /// Puts a file that is here in its place.
+    pub(crate) async fn place(&self, partial: Partial, pin: Option<Digest>) -> Result<LocalFile, FetchError> {
         let (digest, size) = partial.finish(pin).await.map_err(|e| put_error(self.name, e))?;
-        Ok(LocalFile { path: store.path(&digest), digest, size })
+        Ok(LocalFile { path: self.fetcher.store.path(&digest), digest, size })
     }
 
     /// The folder from the store, if its manifest and all that is wanted of it are there.
@@ -268,18 +296,22 @@ impl Call<'_> {
         let Ok(manifest) = FolderManifest::parse(&self.read(&listed.path).await?) else { return Ok(None) };
         let Ok(wanted) = names.select(&manifest) else { return Ok(None) };
         let mut files = BTreeMap::new();
+        let mut total = 0;
         for entry in wanted {
             match self.stored(entry.digest).await? {
                 Some(file) if file.size == entry.size => files.insert(entry.path.clone(), file.path),
                 Some(_) | None => return Ok(None),
             };
+            total += entry.size;
         }
+        (self.progress)(total, Some(total));
         Ok(Some(LocalFolder { digest, files }))
     }
 
     async fn artifact_folder(&self, digest: Digest, names: &Names<'_>) -> Result<LocalFolder, FetchError> {
-        let max_bytes = self.fetcher.policy.max_bytes;
-        let listed = self.blob(digest, MAX_MANIFEST_BYTES.min(max_bytes), &|_, _| {}).await?;
+        let max_bytes = self.max_bytes();
+        let unseen = Meter::new(max_bytes, None, &|_, _| {});
+        let listed = self.blob(digest, MAX_MANIFEST_BYTES.min(max_bytes), false, &unseen).await?;
         if listed.size > MAX_MANIFEST_BYTES {
             return Err(self.bad_manifest(ManifestError::TooLong));
         }
@@ -287,19 +319,33 @@ impl Call<'_> {
         let manifest = FolderManifest::parse(&bytes).map_err(|e| self.bad_manifest(e))?;
         let wanted = names.select(&manifest).map_err(|missing| self.not_found(missing))?;
         let total = self.check_total(&wanted)?;
+        let meter = self.meter(Some(total));
         let mut files = BTreeMap::new();
-        let mut done = 0;
-        for entry in wanted {
-            let progress = |now: u64, _| (self.progress)(done + now, Some(total));
-            let file = self.blob(entry.digest, max_bytes - done, &progress).await?;
-            if file.size != entry.size {
-                let (path, listed) = (entry.path.clone(), entry.size);
-                return Err(self.bad_manifest(ManifestError::Size { path, listed, actual: file.size }));
+        let (mut waiting, mut running) = (wanted.into_iter(), FuturesUnordered::new());
+        loop {
+            while running.len() < self.parallel()
+                && let Some(entry) = waiting.next()
+            {
+                running.push(self.listed_blob(entry, &meter));
             }
-            done += file.size;
-            files.insert(entry.path.clone(), file.path);
+            let Some(fetched) = running.next().await else { return Ok(LocalFolder { digest, files }) };
+            let (path, file) = fetched?;
+            files.insert(path, file);
         }
-        Ok(LocalFolder { digest, files })
+    }
+
+    /// One file of a manifest, which must have the listed size.
+    async fn listed_blob(
+        &self,
+        entry: &FolderEntry,
+        meter: &Meter<'_>,
+    ) -> Result<(String, PathBuf), FetchError> {
+        let file = self.blob(entry.digest, self.max_bytes(), false, meter).await?;
+        if file.size != entry.size {
+            let (path, listed) = (entry.path.clone(), entry.size);
+            return Err(self.bad_manifest(ManifestError::Size { path, listed, actual: file.size }));
+        }
+        Ok((entry.path.clone(), file.path))
     }
 
     /// Downloads the named files below `base`. They reach their places in the store only when all are here
@@ -313,17 +359,20 @@ impl Call<'_> {
         if names.is_empty() {
             return Err(self.bad("a folder at a URL cannot be listed; name its files, or use artifact://"));
         }
-        let Fetcher { policy, store, web } = self.fetcher;
+        let meter = self.meter(None);
         let (mut entries, mut partials) = (Vec::new(), Vec::new());
-        let mut done = 0;
-        for name in names.required.iter().chain(&names.optional) {
-            let progress = |now: u64, _| (self.progress)(done + now, None);
-            let place = Place::Url(below(base, name));
-            let job = Job { name: self.name, place, max_bytes: policy.max_bytes - done, progress: &progress };
-            match web.download(policy, store, &job).await {
+        let mut waiting = names.required.iter().chain(&names.optional);
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < self.parallel()
+                && let Some(name) = waiting.next()
+            {
+                running.push(self.named_file(base, name, &meter));
+            }
+            let Some((name, fetched)) = running.next().await else { break };
+            match fetched {
                 Ok(partial) => {
-                    done += partial.len();
-                    let (path, size, digest) = ((*name).to_owned(), partial.len(), partial.digest());
+                    let (path, size, digest) = (name.to_owned(), partial.len(), partial.digest());
                     entries.push(FolderEntry { path, size, digest });
                     partials.push(partial);
                 }
@@ -333,143 +382,106 @@ impl Call<'_> {
             }
         }
         let manifest = FolderManifest::new(entries).map_err(|e| self.bad_manifest(e))?;
-        let digest = manifest.digest();
-        self.check(pin, digest)?;
+        self.check(pin, manifest.digest())?;
         for partial in partials {
-            partial.finish(None).await.map_err(|e| put_error(self.name, e))?;
+            self.place(partial, None).await?;
         }
+        self.assembled(&manifest).await
+    }
+
+    async fn named_file<'n>(
+        &self,
+        base: &Url,
+        name: &'n str,
+        meter: &Meter<'_>,
+    ) -> (&'n str, Result<Partial, FetchError>) {
+        let request = Request::stranger(self.name, below(base, name));
+        let job = Job { request, fixed: false, max_bytes: meter.limit(), alone: false, meter };
+        (name, self.download(&job).await)
+    }
+
+    /// The folder of files that are in the store.
+    pub(crate) async fn assembled(&self, manifest: &FolderManifest) -> Result<LocalFolder, FetchError> {
+        let store = &self.fetcher.store;
         // With the manifest in the store, the same pinned folder needs no network next time.
-        store.put_bytes(&manifest.to_bytes(), Some(digest)).await.map_err(|e| put_error(self.name, e))?;
+        let put = store.put_bytes(&manifest.to_bytes(), None).await;
+        let (digest, _) = put.map_err(|e| put_error(self.name, e))?;
         let files = manifest.entries().iter().map(|e| (e.path.clone(), store.path(&e.digest))).collect();
         Ok(LocalFolder { digest, files })
     }
 
-    /// A file of this machine, hashed and served in place.
-    async fn local_file(&self, path: &Path, pin: Option<Digest>) -> Result<LocalFile, FetchError> {
-        let path = self.allowed(path).await?;
-        // Asked before it is opened, since opening a pipe would wait for its other end.
-        let metadata = tokio::fs::metadata(&path).await.map_err(|e| self.io(e))?;
-        if metadata.is_dir() {
-            return Err(self.bad("it names a folder, but a file is needed"));
-        }
-        if !metadata.is_file() {
-            return Err(self.not_allowed("it is not a regular file"));
-        }
-        self.check_size(metadata.len())?;
-        let (digest, size) = Digest::of_file(&path).await.map_err(|e| self.io(e))?;
-        self.check(pin, digest)?;
-        (self.progress)(size, Some(size));
-        Ok(LocalFile { path, digest, size })
-    }
-
-    /// A folder of this machine, hashed and served in place.
-    async fn local_folder(
-        &self,
-        path: &Path,
-        pin: Option<Digest>,
-        names: &Names<'_>,
-    ) -> Result<LocalFolder, FetchError> {
-        let dir = self.allowed(path).await?;
-        if !tokio::fs::metadata(&dir).await.map_err(|e| self.io(e))?.is_dir() {
-            return Err(self.bad("it names a file, but a folder is needed"));
-        }
-        let manifest = FolderManifest::of_dir(&dir).await.map_err(|e| match e {
-            FolderError::Manifest(source) => self.bad_manifest(source),
-            FolderError::Io { source, .. } => self.io(source),
-            FolderError::Irregular { .. } | FolderError::NotUtf8 { .. } => self.not_allowed(&e.to_string()),
-        })?;
-        let digest = manifest.digest();
-        self.check(pin, digest)?;
-        let wanted = names.select(&manifest).map_err(|missing| self.not_found(missing))?;
-        let total = self.check_total(&wanted)?;
-        (self.progress)(total, Some(total));
-        let files = wanted.into_iter().map(|e| (e.path.clone(), dir.join(&e.path))).collect();
-        Ok(LocalFolder { digest, files })
-    }
-
-    /// The path without symbolic links, if it lies in a folder that the policy allows.
-    async fn allowed(&self, path: &Path) -> Result<PathBuf, FetchError> {
-        let mut roots = self.fetcher.policy.allowed_dirs.clone();
-        for dir in &self.fetcher.policy.allowed_dirs {
-            match tokio::fs::canonicalize(dir).await {
-                Ok(real) => roots.push(real),
-                Err(error) => {
-                    tracing::warn!(dir = %dir.display(), %error, "an allowed folder cannot be used")
-                }
-            }
-        }
-        let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
-        let outside =
-            "the path is not in a folder that this machine's operator allows for file:// references";
-        match tokio::fs::canonicalize(path).await {
-            Ok(real) if inside(&real) => Ok(real),
-            Ok(_) => Err(self.not_allowed(outside)),
-            // Whether something exists elsewhere is nobody's business.
-            Err(_) if !inside(path) || path.components().any(|c| c == Component::ParentDir) => {
-                Err(self.not_allowed(outside))
-            }
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                Err(self.not_found("it"))
-            }
-            Err(e) => Err(self.io(e)),
-        }
-    }
-
-    async fn read(&self, path: &Path) -> Result<Vec<u8>, FetchError> {
+    pub(crate) async fn read(&self, path: &Path) -> Result<Vec<u8>, FetchError> {
         let mut bytes = Vec::new();
         let file = tokio::fs::File::open(path).await.map_err(|e| self.io(e))?;
         file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes).await.map_err(|e| self.io(e))?;
         Ok(bytes)
     }
 
+    /// Counts the bytes of this call.
+    pub(crate) fn meter(&self, total: Option<u64>) -> Meter<'_> {
+        Meter::new(self.max_bytes(), total, self.progress)
+    }
+
+    pub(crate) fn max_bytes(&self) -> u64 {
+        self.fetcher.policy.max_bytes
+    }
+
+    pub(crate) fn parallel(&self) -> usize {
+        self.fetcher.policy.max_parallel.max(1)
+    }
+
     /// The bytes of all these files, if they are not too many.
-    fn check_total(&self, entries: &[&FolderEntry]) -> Result<u64, FetchError> {
+    pub(crate) fn check_total(&self, entries: &[&FolderEntry]) -> Result<u64, FetchError> {
         let total = entries.iter().fold(0_u64, |sum, e| sum.saturating_add(e.size));
         self.check_size(total)?;
         Ok(total)
     }
 
-    fn check_size(&self, size: u64) -> Result<(), FetchError> {
-        let limit = self.fetcher.policy.max_bytes;
-        if size > limit { Err(FetchError::TooLarge { reference: self.name(), limit }) } else { Ok(()) }
+    pub(crate) fn check_size(&self, size: u64) -> Result<(), FetchError> {
+        if size > self.max_bytes() { Err(self.too_large()) } else { Ok(()) }
     }
 
     fn name(&self) -> String {
         self.name.to_owned()
     }
 
-    fn bad(&self, reason: &str) -> FetchError {
+    pub(crate) fn too_large(&self) -> FetchError {
+        FetchError::TooLarge { reference: self.name(), limit: self.max_bytes() }
+    }
+
+    pub(crate) fn bad(&self, reason: &str) -> FetchError {
         FetchError::BadReference { reference: self.name(), reason: reason.to_owned() }
     }
 
-    fn not_allowed(&self, reason: &str) -> FetchError {
+    pub(crate) fn not_allowed(&self, reason: &str) -> FetchError {
         FetchError::NotAllowed { reference: self.name(), reason: reason.to_owned() }
     }
 
-    fn not_found(&self, what: &str) -> FetchError {
+    pub(crate) fn not_found(&self, what: &str) -> FetchError {
         FetchError::NotFound { reference: self.name(), what: what.to_owned() }
     }
 
-    fn bad_manifest(&self, source: ManifestError) -> FetchError {
-        FetchError::BadManifest { reference: self.name(), source }
+    pub(crate) fn bad_manifest(&self, source: impl Into<ContentError>) -> FetchError {
+        FetchError::BadManifest { reference: self.name(), source: source.into() }
     }
 
-    fn unsupported(&self, scheme: &'static str) -> FetchError {
-        FetchError::UnsupportedScheme { reference: self.name(), scheme }
+    fn image_as_file(&self) -> FetchError {
+        let reason = "names a container image, which is neither a file nor a folder";
+        FetchError::UnsupportedScheme { reference: self.name(), scheme: "oci", reason }
     }
 
-    fn io(&self, source: io::Error) -> FetchError {
+    pub(crate) fn io(&self, source: io::Error) -> FetchError {
         FetchError::Io { reference: self.name(), source }
     }
 }
 
 impl Names<'_> {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.required.is_empty() && self.optional.is_empty()
     }
 
     /// The wanted files of a folder, or the name of a required one that is missing.
-    fn select<'m>(&self, manifest: &'m FolderManifest) -> Result<Vec<&'m FolderEntry>, &str> {
+    pub(crate) fn select<'m>(&self, manifest: &'m FolderManifest) -> Result<Vec<&'m FolderEntry>, &str> {
         if self.is_empty() {
             return Ok(manifest.entries().iter().collect());
         }

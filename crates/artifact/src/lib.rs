@@ -7,21 +7,30 @@
 //! ([`FetchPolicy`]).
 
 mod blobs;
+mod cache;
 mod digest;
 mod error;
 mod fetch;
 mod guard;
+mod hops;
 mod http;
+mod image;
+mod ipfs;
+mod local;
 mod manifest;
+mod meter;
 mod outbound;
 mod policy;
 mod reference;
+mod registry;
 
 pub use blobs::{BlobStore, PutError, Usage};
+pub use cache::{Kept, Scrubbed, Trimmed};
 pub use digest::{Digest, Hasher, ParseDigestError};
-pub use error::FetchError;
+pub use error::{Blame, ContentError, FetchError, Unreached, Wait};
 pub use fetch::{Fetcher, LocalFile, LocalFolder};
 pub use guard::AddressClass;
+pub use image::{LocalImage, Platform};
 pub use manifest::{FolderEntry, FolderError, FolderManifest, ManifestError};
 pub use outbound::{GuardedClient, RefusedAddress, RefusedUrl};
 pub use policy::{FetchPolicy, Origin};

@@ -11,6 +11,9 @@ use crate::digest::Digest;
 use crate::error::FetchError;
 use crate::reference::redact_url;
 
+/// Public trustless gateways, of independent operators where there are.
+const PUBLIC_GATEWAYS: [&str; 3] = ["https://trustless-gateway.link", "https://ipfs.io", "https://dweb.link"];
+
 /// What a [`crate::Fetcher`] may do with a reference that a stranger wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchPolicy {
@@ -26,6 +29,15 @@ pub struct FetchPolicy {
     pub timeout: Duration,
     /// The time that a server may stay silent before the try counts as failed.
     pub idle_timeout: Duration,
+    /// How many files, layers or blocks are fetched at a time.
+    pub max_parallel: usize,
+    /// The trustless gateways that `ipfs://` is fetched from, the first one first; none turns `ipfs://` off. They are the operator's
+    /// choice, so they may have private addresses; where they redirect to is judged like any stranger's URL.
+    pub ipfs_gateways: Vec<Url>,
+    /// The largest IPFS block that is taken, in bytes. Networks of IPFS carry up to 2 MiB; never more than 4 MiB are taken.
+    pub max_block_bytes: u64,
+    /// The most IPFS blocks that one call may read, repeated ones counted each time.
+    pub max_blocks: u64,
     /// How many redirects are followed for one request.
     pub max_redirects: u8,
     /// How many times a download is tried (and resumed, where the server can) before it fails.
@@ -37,7 +49,8 @@ pub struct FetchPolicy {
 
 impl Default for FetchPolicy {
     /// Public `https` only and no local files: 32 GiB (a large model) in at most an hour, 30 seconds of
-    /// silence, 5 redirects, 5 tries from 250 ms on.
+    /// silence, 5 redirects, 5 tries from 250 ms on, 4 files at a time. IPFS from three public gateways, in a million blocks
+    /// (32 GiB in pieces of 32 KiB) of 2 MiB.
     fn default() -> Self {
         Self {
             allow_private_addresses: false,
@@ -45,6 +58,10 @@ impl Default for FetchPolicy {
             max_bytes: 32 << 30,
             timeout: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(30),
+            max_parallel: 4,
+            ipfs_gateways: PUBLIC_GATEWAYS.iter().filter_map(|url| Url::parse(url).ok()).collect(),
+            max_block_bytes: 2 << 20,
+            max_blocks: 1 << 20,
             max_redirects: 5,
             max_tries: 5,
             retry_pause: Duration::from_millis(250),
@@ -111,6 +128,11 @@ impl fmt::Debug for Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_gateways_are_urls() {
+        assert_eq!(FetchPolicy::default().ipfs_gateways.len(), PUBLIC_GATEWAYS.len());
+    }
 
     #[test]
     fn urls_of_blobs_keep_the_base_path() {

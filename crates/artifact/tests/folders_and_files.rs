@@ -6,6 +6,8 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 
 use artifact::{
     Digest, FetchError, FetchPolicy, Fetcher, FolderEntry, FolderManifest, LocalFolder, Origin, Reference,
@@ -134,6 +136,45 @@ async fn the_limit_of_bytes_is_for_the_whole_folder() {
     let reference = server.reference("/");
     assert_eq!(folder(&fetcher, &reference, None, [&["a"], &[]]).await.unwrap().files.len(), 1);
     assert_eq!(folder(&fetcher, &reference, None, [&["a", "b"], &[]]).await.unwrap_err().code(), "too_large");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn files_of_a_folder_come_side_by_side_but_not_all_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    // No answer goes out before two requests are here, and more than two are never here.
+    let (together, here) = (Barrier::new(2), AtomicUsize::new(0));
+    let server = Server::start(move |_, request| {
+        assert!(here.fetch_add(1, Ordering::SeqCst) < 2);
+        together.wait();
+        here.fetch_sub(1, Ordering::SeqCst);
+        let body = request.split(' ').nth(1).unwrap().as_bytes().to_vec();
+        together.wait();
+        Reply::Close(ok("", &body))
+    })
+    .await;
+    let fetcher = fetcher(dir.path(), FetchPolicy { max_parallel: 2, max_tries: 1, ..policy() });
+    let got = folder(&fetcher, &server.reference("/m/"), None, [&["a", "b", "c", "d"], &[]]).await.unwrap();
+    let wanted = ["a", "b", "c", "d"].map(|name| (name, format!("/m/{name}").into_bytes()));
+    assert_eq!(contents(&got), wanted);
+}
+
+#[tokio::test]
+async fn progress_is_over_all_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = FolderManifest::new(vec![entry("a", b"A"), entry("b", b"BB"), entry("c", b"A")]).unwrap();
+    let (_server, origin) = relay(&[&manifest.to_bytes(), b"A", b"BB"]).await;
+    let fetcher = fetcher(dir.path(), policy());
+    let reference = Reference::artifact_folder(manifest.digest());
+    let seen = Mutex::new(Vec::new());
+    let report = |done, total| seen.lock().unwrap().push((done, total));
+    fetcher.fetch_folder(&reference, None, Some(&origin), &[], &[], report).await.unwrap();
+    let seen = seen.into_inner().unwrap();
+    assert!(seen.iter().all(|(_, total)| *total == Some(4)), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(4, Some(4))));
+    let seen = Mutex::new(Vec::new());
+    let report = |done, total| seen.lock().unwrap().push((done, total));
+    fetcher.fetch_folder(&reference, None, None, &[], &[], report).await.unwrap();
+    assert_eq!(seen.into_inner().unwrap(), [(4, Some(4))], "from the store");
 }
 
 /// A folder that is allowed, one that is not, and a fetcher that knows.

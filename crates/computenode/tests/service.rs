@@ -196,8 +196,8 @@ async fn a_failed_task_says_why_and_the_node_lives_on() {
         (
             12,
             "upper",
-            json!({"model_cid": "ipfs://bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"}),
-            "unsupported_scheme",
+            json!({"model_cid": "ipfs://bafyreigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"}),
+            "unsupported_codec",
         ),
     ] {
         let mut request = compute_request(folder.path(), number, program, "hello");
