@@ -7,11 +7,14 @@ pub(crate) fn device() -> Device {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Device {
         kind: DeviceKind::Cpu,
+        vendor: None,
         index: 0,
         name: model_name(&cpuinfo).unwrap_or_else(|| format!("CPU ({})", std::env::consts::ARCH)),
         uuid: None,
+        mig_parent: None,
         vram_mb: 0,
         free_vram_mb: 0,
+        power_limit_w: None,
         driver: None,
         cuda: None,
         compute_capability: None,
