@@ -4,6 +4,7 @@ mod floor;
 mod floor_postgres;
 mod layers;
 mod pick;
+mod place;
 mod publish;
 mod reads;
 mod relay;
@@ -13,18 +14,19 @@ mod timing;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
-use store::{Sqlite, Store};
+use store::Options;
 use tempfile::TempDir;
 
+use crate::place::Backend;
 use crate::reads::Filled;
-use crate::relay::Folder;
-use crate::report::Table;
-use crate::tasks::Requesters;
+use crate::relay::Stored;
+use crate::report::{Cell, Table};
+use crate::tasks::{Requesters, filling};
 
 /// The smaller of two stores that are compared has this part of the larger one's tasks.
 const TENTH: u64 = 10;
@@ -47,6 +49,10 @@ struct Cli {
     /// A folder on the disk to measure; what is made in it is removed. [default: the folder of temporary files]
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
+
+    /// A PostgreSQL database to measure besides, in schemas market_bench_*, which are removed.
+    #[arg(long, global = true, value_name = "URL")]
+    postgres: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -54,7 +60,9 @@ Examples:
   Everything, with a million tasks stored:
     market-bench all --relay target/release/compute-relay --stored 1000000 --json bench.json
   Publications alone, on PostgreSQL too:
-    market-bench publish --postgres postgres://market@%2Fvar%2Frun%2Fpostgresql/empty";
+    market-bench publish --postgres postgres://market@%2Fvar%2Frun%2Fpostgresql/market
+  A look at whether everything runs:
+    market-bench all --quick";
 
 #[derive(Subcommand)]
 enum What {
@@ -83,9 +91,6 @@ struct Publish {
     /// Callers at the same time.
     #[arg(long, value_delimiter = ',', default_value = "64,256", value_name = "N,...", value_parser = callers)]
     callers: Vec<usize>,
-    /// An empty PostgreSQL database to measure besides.
-    #[arg(long, value_name = "URL")]
-    postgres: Option<String>,
 }
 
 #[derive(Args)]
@@ -96,16 +101,16 @@ struct Layers {
 }
 
 #[derive(Args)]
-struct Stored {
+struct Filling {
     /// Tasks in the larger store.
-    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100_000..))]
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(10_000..))]
     stored: u64,
 }
 
 #[derive(Args)]
 struct Reads {
     #[command(flatten)]
-    stored: Stored,
+    filling: Filling,
     /// Reads of each kind on each store.
     #[arg(long, default_value_t = 5_000, value_name = "N")]
     reads: usize,
@@ -114,7 +119,7 @@ struct Reads {
 #[derive(Args)]
 struct Start {
     #[command(flatten)]
-    stored: Stored,
+    filling: Filling,
     /// The program `compute-relay`, built with --release.
     #[arg(long, value_name = "FILE")]
     relay: PathBuf,
@@ -143,18 +148,38 @@ struct All {
     /// The program `compute-relay`, built with --release; without it, its start is not measured.
     #[arg(long, value_name = "FILE")]
     relay: Option<PathBuf>,
+    /// Everything in about a minute, to see that it runs: too short for figures to rely on, and the other sizes do not count.
+    #[arg(long)]
+    quick: bool,
+}
+
+impl All {
+    /// As short as it can be.
+    fn shorten(&mut self) {
+        (self.publish.tasks, self.publish.rounds) = (2_000, 1);
+        self.layers.layer_tasks = 2_000;
+        (self.reads.filling.stored, self.reads.reads) = (10_000, 200);
+        (self.pick.hosts, self.pick.picks) = (vec![1_000, 10_000], 10_000);
+    }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    if let What::All(all) = &mut cli.what
+        && all.quick
+    {
+        all.shorten();
+    }
     let dir = match &cli.dir {
         Some(dir) => TempDir::new_in(dir),
         None => TempDir::new(),
     };
     let dir = dir.context("cannot make a folder to work in")?;
     let before = load();
-    let tables = measure(&cli.what, dir.path()).await?;
+    let mut backends = vec![Backend::Sqlite(dir.path().to_owned())];
+    backends.extend(cli.postgres.clone().map(Backend::Postgres));
+    let tables = measure(&cli.what, dir.path(), &backends).await?;
     let machine = machine(&before)?;
     let mut out = io::stdout().lock();
     writeln!(out, "{machine}")?;
@@ -171,70 +196,86 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(what: &What, dir: &Path) -> anyhow::Result<Vec<Table>> {
+async fn measure(what: &What, dir: &Path, backends: &[Backend]) -> anyhow::Result<Vec<Table>> {
     match what {
-        What::Publish(publish) => publishes(dir, publish).await,
+        What::Publish(publish) => publishes(dir, backends, publish).await,
         What::Layers(layers) => Ok(vec![layers::measure(dir, layers.layer_tasks).await?]),
-        What::Reads(reads) => {
-            let filled = fill_both(dir, reads.stored.stored).await?;
-            Ok(vec![reads::measure(&filled, reads.reads).await?])
-        }
-        What::Start(start) => {
-            close(fill_both(dir, start.stored.stored).await?).await;
-            Ok(vec![starts(dir, start.stored.stored, &start.relay).await?])
-        }
+        What::Reads(reads) => stored(backends, reads.filling.stored, Some(reads.reads), None).await,
+        What::Start(start) => stored(backends, start.filling.stored, None, Some(&start.relay)).await,
         What::Pick(pick) => Ok(vec![pick::measure(&pick.hosts, pick.picks)?]),
         What::All(all) => {
-            let mut tables = publishes(dir, &all.publish).await?;
+            let mut tables = publishes(dir, backends, &all.publish).await?;
             tables.push(layers::measure(dir, all.layers.layer_tasks).await?);
-            let filled = fill_both(dir, all.reads.stored.stored).await?;
-            tables.push(reads::measure(&filled, all.reads.reads).await?);
-            close(filled).await;
-            if let Some(relay) = &all.relay {
-                tables.push(starts(dir, all.reads.stored.stored, relay).await?);
-            }
+            let (reads, relay) = (Some(all.reads.reads), all.relay.as_deref());
+            tables.extend(stored(backends, all.reads.filling.stored, reads, relay).await?);
             tables.push(pick::measure(&all.pick.hosts, all.pick.picks)?);
             Ok(tables)
         }
     }
 }
 
-async fn publishes(dir: &Path, args: &Publish) -> anyhow::Result<Vec<Table>> {
+async fn publishes(dir: &Path, backends: &[Backend], args: &Publish) -> anyhow::Result<Vec<Table>> {
     let plan = publish::Plan { tasks: args.tasks, rounds: args.rounds, callers: args.callers.clone() };
-    let mut tables = vec![publish::sqlite(dir, &plan).await?];
-    if let Some(url) = &args.postgres {
-        tables.push(publish::postgres(dir, &plan, url).await?);
+    let mut tables = Vec::new();
+    for backend in backends {
+        tables.push(publish::measure(dir, backend, &plan).await?);
     }
     Ok(tables)
 }
 
-async fn starts(dir: &Path, stored: u64, relay: &Path) -> anyhow::Result<Table> {
-    let folders: Vec<_> =
-        [0, stored / TENTH, stored].map(|tasks| Folder { path: folder(dir, tasks), tasks }).into();
-    let relay = relay.to_owned();
-    tokio::task::spawn_blocking(move || relay::measure(&relay, &folders)).await?
-}
-
-/// Two stores, with a tenth of the tasks and with all.
-async fn fill_both(dir: &Path, stored: u64) -> anyhow::Result<Vec<Filled>> {
-    let mut both = Vec::new();
-    for tasks in [stored / TENTH, stored] {
-        let requesters = Requesters::new()?;
-        let store: Arc<dyn Store> = Arc::new(Sqlite::open(folder(dir, tasks)).await?);
-        let ids = requesters.fill(store.clone(), tasks, SAMPLE).await?;
-        both.push(Filled { store, tasks, ids, requesters: requesters.addresses().collect() });
+/// What is measured of filled stores, of each kind: reads and a relay's start, where they are wanted.
+async fn stored(
+    backends: &[Backend],
+    tasks: u64,
+    reads: Option<usize>,
+    relay: Option<&Path>,
+) -> anyhow::Result<Vec<Table>> {
+    let mut tables = Vec::new();
+    for backend in backends {
+        let mut filled = Vec::new();
+        let mut fills = Table::new(format!("Filling, {}", backend.name()), &["tasks_stored", "secs"]);
+        for tasks in [0, tasks / TENTH, tasks] {
+            let began = Instant::now();
+            filled.push(fill(backend, tasks).await?);
+            fills.row([Cell::count(tasks), Cell::Number(began.elapsed().as_secs_f64(), 1)]);
+        }
+        fills.note("Each task signed, checked and published; in larger groups than a relay's, so that it takes less time.");
+        tables.push(fills);
+        if let Some(reads) = reads {
+            // Nothing can be read of the empty one.
+            tables.push(reads::measure(backend.name(), &filled[1..], reads).await?);
+        }
+        for filled in &filled {
+            filled.store.close().await;
+        }
+        if let Some(relay) = relay {
+            tables.push(starts(backend, &filled, relay).await?);
+        }
+        for filled in filled {
+            filled.place.remove().await?;
+        }
     }
-    Ok(both)
+    Ok(tables)
 }
 
-async fn close(stores: Vec<Filled>) {
-    for filled in stores {
-        filled.store.close().await;
-    }
+async fn starts(backend: &Backend, filled: &[Filled], relay: &Path) -> anyhow::Result<Table> {
+    let stored = filled
+        .iter()
+        .map(|filled| Ok(Stored { location: filled.place.location()?, tasks: filled.tasks }))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let (relay, kind) = (relay.to_owned(), backend.name());
+    tokio::task::spawn_blocking(move || relay::measure(&relay, kind, &stored)).await?
 }
 
-fn folder(dir: &Path, tasks: u64) -> PathBuf {
-    dir.join(format!("stored-{tasks}"))
+/// A store with some tasks.
+async fn fill(backend: &Backend, tasks: u64) -> anyhow::Result<Filled> {
+    let requesters = Requesters::new()?;
+    let place = backend.make(&format!("stored-{tasks}")).await?;
+    let store = place.open(filling()).await?;
+    let ids = requesters.fill(store.clone(), tasks, SAMPLE).await?;
+    store.close().await;
+    let store = place.open(Options::default()).await?;
+    Ok(Filled { place, store, tasks, ids, requesters: requesters.addresses().collect() })
 }
 
 /// The machine in words, with how busy it was before and is now.

@@ -6,14 +6,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::bail;
-use store::{Sqlite, Store};
+use store::Options;
 
 use crate::floor::{self, Group, Rows};
+use crate::floor_postgres;
+use crate::place::{Backend, Place};
 use crate::report::{Cell, Table};
 use crate::tasks::{Requesters, admit, keep, publish};
 use crate::timing::{Run, drive, median};
-use crate::{floor_postgres, timing};
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -48,35 +48,11 @@ impl Series {
     }
 }
 
-/// Where the tables are.
-enum Backend<'a> {
-    Sqlite,
-    Postgres(&'a str),
-}
-
-/// Measures on SQLite, in new folders below one.
-pub(crate) async fn sqlite(dir: &Path, plan: &Plan) -> anyhow::Result<Table> {
-    measure(dir, plan, &Backend::Sqlite).await
-}
-
-/// Measures on a PostgreSQL database, which must be empty.
-pub(crate) async fn postgres(dir: &Path, plan: &Plan, url: &str) -> anyhow::Result<Table> {
-    let store = store::open(url).await?;
-    let used = store.last_seq().await? > 0;
-    store.close().await;
-    if used {
-        bail!("the database has tasks in it: the bench fills an empty one");
-    }
-    measure(dir, plan, &Backend::Postgres(url)).await
-}
-
-async fn measure(dir: &Path, plan: &Plan, backend: &Backend<'_>) -> anyhow::Result<Table> {
+/// Measures on one kind of store, each series in a new one; files are written in a folder.
+pub(crate) async fn measure(dir: &Path, backend: &Backend, plan: &Plan) -> anyhow::Result<Table> {
     let requesters = Requesters::new()?;
-    let rows = sample(dir, plan.tasks, backend, &requesters).await?;
-    let title = match backend {
-        Backend::Sqlite => "Durable publications, SQLite",
-        Backend::Postgres(_) => "Durable publications, PostgreSQL",
-    };
+    let rows = sample(plan.tasks, backend, &requesters).await?;
+    let title = format!("Durable publications, {}", backend.name());
     let columns = [
         "callers",
         "series",
@@ -94,7 +70,9 @@ async fn measure(dir: &Path, plan: &Plan, backend: &Backend<'_>) -> anyhow::Resu
         for _ in 0..plan.rounds {
             let mut round = Vec::new();
             for series in Series::ALL {
-                round.push(run(dir, backend, series, callers, &requesters, &rows).await?);
+                let place = backend.make("series").await?;
+                round.push(run(dir, &place, series, callers, &requesters, &rows).await?);
+                place.remove().await?;
             }
             runs.push(round);
         }
@@ -136,14 +114,9 @@ fn row(callers: usize, series: Series, place: usize, runs: &[Vec<Run>]) -> Vec<C
 }
 
 /// The rows that the store makes of publications.
-async fn sample(
-    dir: &Path,
-    count: usize,
-    backend: &Backend<'_>,
-    requesters: &Arc<Requesters>,
-) -> anyhow::Result<Arc<Rows>> {
-    let folder = tempfile::tempdir_in(dir)?;
-    let store = open(folder.path(), backend).await?;
+async fn sample(count: usize, backend: &Backend, requesters: &Arc<Requesters>) -> anyhow::Result<Arc<Rows>> {
+    let place = backend.make("sample").await?;
+    let store = place.open(Options::default()).await?;
     let tasks = requesters.sign_many(count).await?;
     let (filling, now) = (store.clone(), requesters.now());
     drive(64, tasks, move |task| {
@@ -153,32 +126,35 @@ async fn sample(
     .await?;
     let rows = Rows::of(&*store, count).await?;
     store.close().await;
+    place.remove().await?;
     Ok(rows)
 }
 
 async fn run(
     dir: &Path,
-    backend: &Backend<'_>,
+    place: &Place,
     series: Series,
     callers: usize,
     requesters: &Arc<Requesters>,
     rows: &Arc<Rows>,
-) -> anyhow::Result<timing::Run> {
-    let folder = tempfile::tempdir_in(dir)?;
+) -> anyhow::Result<Run> {
     let now = requesters.now();
     match series {
-        Series::File => run_group(floor::file(folder.path(), rows.clone())?, callers, rows).await,
+        Series::File => {
+            let folder = tempfile::tempdir_in(dir)?;
+            run_group(floor::file(folder.path(), rows.clone())?, callers, rows).await
+        }
         Series::Raw => {
-            let group = match backend {
-                Backend::Sqlite => floor::sqlite(folder.path(), rows.clone()).await?,
-                Backend::Postgres(url) => floor_postgres::start(url, rows.clone()).await?,
+            let group = match place {
+                Place::Folder(folder) => floor::sqlite(folder, rows.clone()).await?,
+                Place::Schema { .. } => floor_postgres::start(place, rows.clone()).await?,
             };
             run_group(group, callers, rows).await
         }
         Series::Store => {
             let tasks = requesters.sign_many(rows.count).await?;
             let admitted = tasks.into_iter().map(|task| admit(task, now)).collect::<anyhow::Result<_>>()?;
-            let store = open(folder.path(), backend).await?;
+            let store = place.open(Options::default()).await?;
             let keeping = store.clone();
             let run = drive(callers, admitted, move |(record, first)| {
                 let store = keeping.clone();
@@ -190,7 +166,7 @@ async fn run(
         }
         Series::Market => {
             let tasks = requesters.sign_many(rows.count).await?;
-            let store = open(folder.path(), backend).await?;
+            let store = place.open(Options::default()).await?;
             let keeping = store.clone();
             let run = drive(callers, tasks, move |task| {
                 let store = keeping.clone();
@@ -209,11 +185,4 @@ async fn run_group(group: Group, callers: usize, rows: &Arc<Rows>) -> anyhow::Re
         drive(callers, (0..rows.count).collect(), move |place| floor::write(requests.clone(), place)).await?;
     group.finish().await?;
     Ok(run)
-}
-
-async fn open(folder: &Path, backend: &Backend<'_>) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(match backend {
-        Backend::Sqlite => Arc::new(Sqlite::open(folder).await?),
-        Backend::Postgres(url) => store::open(url).await?,
-    })
 }

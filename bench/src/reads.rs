@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use store::{Cursor, Store, TaskFilter};
 use taskmarket::{Address, TaskId};
 
+use crate::place::Place;
 use crate::report::{Cell, Table};
 use crate::timing::Times;
 
@@ -16,6 +17,8 @@ const PAGE: usize = 50;
 
 /// A store with tasks in it.
 pub(crate) struct Filled {
+    /// Where it is.
+    pub(crate) place: Place,
     /// The store.
     pub(crate) store: Arc<dyn Store>,
     /// How many tasks it has.
@@ -49,9 +52,9 @@ impl Read {
 }
 
 /// Measures each kind of read, `reads` times on each store, the stores in turn.
-pub(crate) async fn measure(stores: &[Filled], reads: usize) -> anyhow::Result<Table> {
+pub(crate) async fn measure(kind: &str, stores: &[Filled], reads: usize) -> anyhow::Result<Table> {
     let columns = ["read", "tasks_stored", "mean_us", "p50_us", "p99_us", "per_sec"];
-    let mut table = Table::new("Reads, one caller", &columns);
+    let mut table = Table::new(format!("Reads, one caller, {kind}"), &columns);
     for read in Read::ALL {
         let mut cursors = Vec::new();
         for filled in stores {

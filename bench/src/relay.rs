@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// How often an address that is not bound yet is tried again.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// A folder with a store, and how many tasks it has.
+/// A store, and how many tasks it has.
 #[derive(Debug, Clone)]
-pub(crate) struct Folder {
-    /// The folder.
-    pub(crate) path: PathBuf,
+pub(crate) struct Stored {
+    /// How the relay names it.
+    pub(crate) location: String,
     /// How many tasks.
     pub(crate) tasks: u64,
 }
@@ -40,30 +40,30 @@ impl Drop for Relay {
     }
 }
 
-/// Measures the program on each folder, the folders in turn. The first of them is the one that others' memory is compared to.
-pub(crate) fn measure(program: &Path, folders: &[Folder]) -> anyhow::Result<Table> {
-    let mut figures: Vec<Vec<(f64, f64)>> = vec![Vec::new(); folders.len()];
+/// Measures the program on each store of one kind, the stores in turn. The first of them is the one that others' memory is compared to.
+pub(crate) fn measure(program: &Path, kind: &str, stores: &[Stored]) -> anyhow::Result<Table> {
+    let mut figures: Vec<Vec<(f64, f64)>> = vec![Vec::new(); stores.len()];
     for _ in 0..STARTS {
-        for (place, folder) in folders.iter().enumerate() {
-            figures[place].push(start(program, &folder.path)?);
+        for (place, stored) in stores.iter().enumerate() {
+            figures[place].push(start(program, &stored.location)?);
         }
     }
-    let mut table =
-        Table::new("Relay: start and memory", &["tasks_stored", "ready_ms", "rss_mib", "rss_per_task_bytes"]);
+    let columns = ["tasks_stored", "ready_ms", "rss_mib", "rss_per_task_bytes"];
+    let mut table = Table::new(format!("Relay: start and memory, {kind}"), &columns);
     let mut empty = None;
-    for (folder, figures) in folders.iter().zip(figures) {
+    for (stored, figures) in stores.iter().zip(figures) {
         let ready = median(figures.iter().map(|(ready, _)| *ready));
         let rss = median(figures.iter().map(|(_, rss)| *rss));
         let more = rss - *empty.get_or_insert(rss);
         table.row([
-            Cell::count(folder.tasks),
+            Cell::count(stored.tasks),
             Cell::Number(ready, 0),
             Cell::Number(rss / 1024.0, 1),
-            Cell::Number(more * 1024.0 / folder.tasks.max(1) as f64, 1),
+            Cell::Number(more * 1024.0 / stored.tasks.max(1) as f64, 1),
         ]);
     }
     table.note(format!(
-        "Medians of {STARTS} starts in turn, from the process's start to the first 200 of /readyz, files in the page cache; memory {} s \
+        "Medians of {STARTS} starts in turn, from the process's start to the first 200 of /readyz, the store's files in the page cache; memory {} s \
          later, all tasks open. Goals: under 1,000 ms with 1,000,000 tasks; no memory for a stored task, apart from SQLite's \
          bounded caches.",
         SETTLE.as_secs()
@@ -72,13 +72,13 @@ pub(crate) fn measure(program: &Path, folders: &[Folder]) -> anyhow::Result<Tabl
 }
 
 /// Starts a relay, and answers the milliseconds until it is ready and then the KiB of memory that it has.
-fn start(program: &Path, store: &Path) -> anyhow::Result<(f64, f64)> {
+fn start(program: &Path, location: &str) -> anyhow::Result<(f64, f64)> {
     // Free now; nobody else is known to want it.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let began = Instant::now();
     let relay = Command::new(program)
         .args(["--listen", &address.to_string(), "--store"])
-        .arg(store)
+        .arg(location)
         .env("ZORAI_AI_API_KEY", "bench-bench-bench-bench-bench-bench")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use store::{KeyId, Published, Store};
+use store::{KeyId, Options, Published, Store};
 use taskmarket::{
     Address, Amount, B256, Bytes32, ContentHash, Domain, Event, Recorded, Runtime, Signed, Task, TaskConfig,
     TaskId, TaskRecord, Timestamp,
@@ -19,10 +19,23 @@ const REQUESTERS: u64 = 100;
 const GPU_TYPES: [&str; 4] = ["A100", "H100", "RTX 4090", "L40S"];
 /// What the market takes at most, less an hour for the run.
 const DEADLINE_SECS: u64 = taskmarket::MAX_DEADLINE_SECS - 3600;
-/// Callers that fill a store.
-const FILLERS: usize = 256;
+/// Callers that fill a store. They share flushes as far as the store lets them.
+const FILLERS: usize = 2048;
+/// How long one of them may wait.
+const FILL_WAIT: Duration = Duration::from_secs(60);
 /// Tasks that a filled store took in each second, by its tasks' times.
 const FILL_PER_SEC: u64 = 1000;
+
+/// The limits of a store that is filled: its groups are as large as its callers are many.
+pub(crate) fn filling() -> Options {
+    Options {
+        queue: 2 * FILLERS,
+        batch: FILLERS / 2,
+        wait: FILL_WAIT,
+        answer: FILL_WAIT,
+        ..Options::default()
+    }
+}
 
 /// People who publish tasks that nobody has published before.
 #[derive(Debug)]
@@ -76,7 +89,7 @@ impl Requesters {
         Ok(tasks)
     }
 
-    /// Fills an empty store with open tasks, one after the other in time, and answers some of their ids.
+    /// Fills an empty store with open tasks, one after the other in time, and answers some of their ids, from all its ages.
     pub(crate) async fn fill(
         self: &Arc<Self>,
         store: Arc<dyn Store>,
@@ -96,6 +109,7 @@ impl Requesters {
         .await?;
         let table = store::TABLES.iter().find(|table| table.name == "tasks").context("no table of tasks")?;
         let mut ids = Vec::with_capacity(sample);
+        let sample = if count == 0 { 0 } else { sample };
         for place in 0..sample as u64 {
             let after = store::Value::Int((place * count / sample as u64).cast_signed());
             let rows = store.rows(table, Some(vec![after]), 1).await?;

@@ -42,6 +42,25 @@ impl Capability {
                     >= need.gpu_count)
     }
 
+    /// The same without memory: what its family has in common.
+    pub(crate) fn without_memory(&self) -> Self {
+        let mut gpus: Vec<Gpus> = Vec::new();
+        // Those of one name follow each other.
+        for next in &self.gpus {
+            match gpus.last_mut().filter(|last| last.words == next.words) {
+                Some(last) => last.count = last.count.saturating_add(next.count),
+                None => gpus.push(Gpus { vram_mb: 0, ..next.clone() }),
+            }
+        }
+        Self { gpus, runtimes: self.runtimes.clone() }
+    }
+
+    /// Whether a host fits as far as it can be told [`without_memory`](Self::without_memory).
+    pub(crate) fn may_fit(&self, need: &Need) -> bool {
+        self.runtimes.contains(&need.runtime)
+            && (need.gpu_count == 0 || self.count(|gpus| gpus.is_named(need)) >= need.gpu_count)
+    }
+
     /// Why a host of this kind does not fit; empty if it does.
     pub(crate) fn exclusions(&self, need: &Need) -> Vec<Exclusion> {
         let mut exclusions = Vec::new();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use taskmarket::{Address, B256, Bytes32, ContentHash};
 
 use crate::capability::Capability;
+use crate::free::{self, ClassId, FamilyId, Pool, Queue, Rank};
 use crate::{Exclusion, Need, NodeKey, Offer, Totals};
 
 /// The live index of what hosts offer.
@@ -16,30 +17,40 @@ pub struct Index {
     nodes: BTreeMap<NodeKey, Node>,
     classes: BTreeMap<ClassId, Class>,
     class_ids: BTreeMap<Capability, ClassId>,
-    /// Classes by each word of their GPUs' names.
-    by_word: HashMap<String, BTreeSet<ClassId>>,
+    families: BTreeMap<FamilyId, Family>,
+    family_ids: BTreeMap<Capability, FamilyId>,
+    /// Families by each word of their GPUs' names.
+    by_word: HashMap<String, BTreeSet<FamilyId>>,
+    free: Pool,
     /// Free hosts by each model that they have loaded.
-    warm: HashMap<ContentHash, BTreeMap<ClassId, BTreeSet<Rank>>>,
+    warm: HashMap<ContentHash, Pool>,
     totals: Totals,
-    next_class: u64,
+    next_id: u64,
     /// Counts reservations, to tell who was given a task the longest ago.
     given: u64,
 }
-
-type ClassId = u64;
 
 /// Hosts of equal capability.
 #[derive(Debug)]
 struct Class {
     capability: Capability,
-    has_gpu: bool,
+    family: FamilyId,
     members: usize,
-    free: BTreeSet<Rank>,
+}
+
+/// Classes that differ in their GPUs' memory alone: hosts report it a little differently, and a choice looks at each family.
+#[derive(Debug)]
+struct Family {
+    capability: Capability,
+    has_gpu: bool,
+    classes: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Node {
     class: ClassId,
+    family: FamilyId,
+    gpus: u32,
     accepting: bool,
     slots: u32,
     /// By its own word.
@@ -50,14 +61,6 @@ struct Node {
     fresh: u32,
     warm: Vec<ContentHash>,
     given: u64,
-}
-
-/// A free host's place in the order of choice: the least is taken first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    load: u64,
-    given: u64,
-    key: NodeKey,
 }
 
 impl Node {
@@ -91,8 +94,13 @@ impl Index {
     /// Adds a host, or replaces what it offers. Reservations stay.
     pub fn upsert(&mut self, offer: Offer) {
         let before = self.take_out(&offer.key);
+        let capability = Capability::of(&offer);
+        let gpus = capability.gpu_count();
+        let (class, family) = self.join(capability);
         let mut node = Node {
-            class: self.join(Capability::of(&offer)),
+            class,
+            family,
+            gpus,
             accepting: offer.accepting,
             slots: offer.slots,
             reported: offer.busy,
@@ -161,12 +169,12 @@ impl Index {
 
     /// The host to give a task to, if any fits that is free and not excluded. Nothing is reserved by this.
     ///
-    /// It takes one look at each class of hosts that may fit, and one at each excluded host that would come before the choice.
+    /// It takes one look at each family of hosts that may fit, and one at each host that would come before the choice but is excluded,
+    /// or the first of a class with too little memory.
     pub fn pick(&self, need: &Need, excluded: impl Fn(&NodeKey) -> bool) -> Option<NodeKey> {
         let warm = need.model.and_then(|model| self.warm.get(&model)).into_iter().flatten();
-        let warm = warm.filter_map(|(id, free)| Some((self.classes.get(id)?, free)));
-        let best = choose(need, warm, &excluded);
-        best.or_else(|| choose(need, self.candidates(need).map(|class| (class, &class.free)), &excluded))
+        let best = self.choose(need, warm, &excluded);
+        best.or_else(|| self.choose(need, self.candidates(need), &excluded))
     }
 
     /// The hosts of a provider that fit a task, whether or not they are free.
@@ -204,19 +212,49 @@ impl Index {
 
     /// What all hosts offer together.
     pub fn totals(&self) -> Totals {
-        let runtimes = self.classes.values().flat_map(|class| class.capability.runtimes()).copied();
+        let runtimes = self.families.values().flat_map(|family| family.capability.runtimes()).copied();
         Totals { runtimes: runtimes.collect(), ..self.totals.clone() }
     }
 
-    /// The classes that may fit.
-    fn candidates(&self, need: &Need) -> impl Iterator<Item = &Class> {
-        let named = need.words.iter().map(|word| self.by_word.get(word)).min_by_key(|classes| {
+    /// The free hosts of the families that may fit.
+    fn candidates(&self, need: &Need) -> impl Iterator<Item = (&FamilyId, &Queue)> {
+        let named = need.words.iter().map(|word| self.by_word.get(word)).min_by_key(|families| {
             // A word that no host has leaves none.
-            classes.map_or(0, BTreeSet::len)
+            families.map_or(0, BTreeSet::len)
         });
-        let all = named.is_none().then(|| self.classes.values());
-        let named = named.flatten().into_iter().flatten().filter_map(|id| self.classes.get(id));
+        let all = named.is_none().then_some(&self.free);
+        let named = named.flatten().into_iter().flatten().filter_map(|id| self.free.get_key_value(id));
         all.into_iter().flatten().chain(named)
+    }
+
+    /// The best free host of the families that fit.
+    fn choose<'a>(
+        &'a self,
+        need: &Need,
+        families: impl Iterator<Item = (&'a FamilyId, &'a Queue)>,
+        excluded: impl Fn(&NodeKey) -> bool,
+    ) -> Option<NodeKey> {
+        let mut best: Option<(bool, Rank)> = None;
+        for (id, queue) in families {
+            let Some(family) = self.families.get(id) else { continue };
+            let wastes_gpu = need.gpu_count == 0 && family.has_gpu;
+            let is_better =
+                |rank: &Rank, best: Option<(bool, Rank)>| best.is_none_or(|best| (wastes_gpu, *rank) < best);
+            let mut may_fit = None;
+            for (first, class) in queue.firsts() {
+                if !is_better(first, best) || !*may_fit.get_or_insert_with(|| family.capability.may_fit(need))
+                {
+                    break;
+                }
+                if !self.classes.get(class).is_some_and(|class| class.capability.fits(need)) {
+                    continue;
+                }
+                let better = queue.of_class(*class).take_while(|rank| is_better(rank, best));
+                let found = better.into_iter().find(|rank| !excluded(&rank.key));
+                best = found.map(|rank| (wastes_gpu, *rank)).or(best);
+            }
+        }
+        best.map(|(_, rank)| rank.key)
     }
 
     fn class_fits(&self, node: &Node, need: &Need) -> bool {
@@ -224,79 +262,57 @@ impl Index {
     }
 
     fn change(&mut self, key: &NodeKey, change: impl FnOnce(&mut Node)) {
-        if let Some(mut node) = self.take_out(key) {
-            change(&mut node);
-            self.put_in(*key, node);
-        }
+        let Some(node) = self.nodes.get_mut(key) else { return };
+        count_out(&mut self.totals, node);
+        remove_free(&mut self.free, &mut self.warm, *key, node);
+        change(node);
+        insert_free(&mut self.free, &mut self.warm, *key, node);
+        count_in(&mut self.totals, node);
     }
 
     /// Takes a host out of everything but its class's count of members.
     fn take_out(&mut self, key: &NodeKey) -> Option<Node> {
         let node = self.nodes.remove(key)?;
-        let gpus = self.classes.get(&node.class).map_or(0, |class| class.capability.gpu_count());
-        self.totals.nodes -= 1;
-        self.totals.slots -= u64::from(node.slots);
-        self.totals.busy -= u64::from(node.busy().min(node.slots));
-        self.totals.gpus -= u64::from(gpus);
-        if node.is_free() {
-            self.remove_free(&node, &node.rank(*key));
-        }
+        count_out(&mut self.totals, &node);
+        remove_free(&mut self.free, &mut self.warm, *key, &node);
         Some(node)
     }
 
     /// The reverse of [`Self::take_out`].
     fn put_in(&mut self, key: NodeKey, node: Node) {
-        let gpus = self.classes.get(&node.class).map_or(0, |class| class.capability.gpu_count());
-        self.totals.nodes += 1;
-        self.totals.slots += u64::from(node.slots);
-        self.totals.busy += u64::from(node.busy().min(node.slots));
-        self.totals.gpus += u64::from(gpus);
-        if node.is_free() {
-            self.insert_free(&node, node.rank(key));
-        }
+        insert_free(&mut self.free, &mut self.warm, key, &node);
+        count_in(&mut self.totals, &node);
         self.nodes.insert(key, node);
     }
 
-    fn insert_free(&mut self, node: &Node, rank: Rank) {
-        if let Some(class) = self.classes.get_mut(&node.class) {
-            class.free.insert(rank);
+    /// Counts a host into the class of its capability, which comes with its first member, as its family does with its first class.
+    fn join(&mut self, capability: Capability) -> (ClassId, FamilyId) {
+        if let Some(id) = self.class_ids.get(&capability)
+            && let Some(class) = self.classes.get_mut(id)
+        {
+            class.members += 1;
+            return (*id, class.family);
         }
-        for model in &node.warm {
-            self.warm.entry(*model).or_default().entry(node.class).or_default().insert(rank);
-        }
+        let family = self.join_family(capability.without_memory());
+        self.next_id += 1;
+        self.class_ids.insert(capability.clone(), self.next_id);
+        self.classes.insert(self.next_id, Class { capability, family, members: 1 });
+        (self.next_id, family)
     }
 
-    fn remove_free(&mut self, node: &Node, rank: &Rank) {
-        if let Some(class) = self.classes.get_mut(&node.class) {
-            class.free.remove(rank);
-        }
-        for model in &node.warm {
-            let Some(by_class) = self.warm.get_mut(model) else { continue };
-            if let Some(free) = by_class.get_mut(&node.class) {
-                free.remove(rank);
-                if free.is_empty() {
-                    by_class.remove(&node.class);
-                }
-            }
-            if by_class.is_empty() {
-                self.warm.remove(model);
-            }
-        }
-    }
-
-    /// Counts a host into the class of its capability, which comes with its first member.
-    fn join(&mut self, capability: Capability) -> ClassId {
-        let id = *self.class_ids.entry(capability.clone()).or_insert_with(|| {
-            self.next_class += 1;
-            self.next_class
+    /// Counts a class into its family.
+    fn join_family(&mut self, capability: Capability) -> FamilyId {
+        let id = *self.family_ids.entry(capability.clone()).or_insert_with(|| {
+            self.next_id += 1;
+            self.next_id
         });
-        let class = self.classes.entry(id).or_insert_with(|| {
+        let family = self.families.entry(id).or_insert_with(|| {
             for word in capability.words() {
                 self.by_word.entry(word.clone()).or_default().insert(id);
             }
-            Class { has_gpu: capability.gpu_count() > 0, capability, members: 0, free: BTreeSet::new() }
+            Family { has_gpu: capability.gpu_count() > 0, capability, classes: 0 }
         });
-        class.members += 1;
+        family.classes += 1;
         id
     }
 
@@ -309,10 +325,23 @@ impl Index {
         }
         if let Some(class) = self.classes.remove(&id) {
             self.class_ids.remove(&class.capability);
-            for word in class.capability.words() {
-                if let Some(classes) = self.by_word.get_mut(word) {
-                    classes.remove(&id);
-                    if classes.is_empty() {
+            self.leave_family(class.family);
+        }
+    }
+
+    /// Counts a class out of its family, which goes with its last class.
+    fn leave_family(&mut self, id: FamilyId) {
+        let Some(family) = self.families.get_mut(&id) else { return };
+        family.classes -= 1;
+        if family.classes > 0 {
+            return;
+        }
+        if let Some(family) = self.families.remove(&id) {
+            self.family_ids.remove(&family.capability);
+            for word in family.capability.words() {
+                if let Some(families) = self.by_word.get_mut(word) {
+                    families.remove(&id);
+                    if families.is_empty() {
                         self.by_word.remove(word);
                     }
                 }
@@ -321,21 +350,44 @@ impl Index {
     }
 }
 
-/// The best free host of the classes that fit.
-fn choose<'a>(
-    need: &Need,
-    classes: impl Iterator<Item = (&'a Class, &'a BTreeSet<Rank>)>,
-    excluded: impl Fn(&NodeKey) -> bool,
-) -> Option<NodeKey> {
-    let mut best = None;
-    for (class, free) in classes {
-        let wastes_gpu = need.gpu_count == 0 && class.has_gpu;
-        let is_better = |rank: &Rank| best.is_none_or(|best| (wastes_gpu, *rank) < best);
-        if !free.first().is_some_and(is_better) || !class.capability.fits(need) {
-            continue;
-        }
-        let first = free.iter().take_while(|rank| is_better(rank)).find(|rank| !excluded(&rank.key));
-        best = first.map(|rank| (wastes_gpu, *rank)).or(best);
+fn count_in(totals: &mut Totals, node: &Node) {
+    totals.nodes += 1;
+    totals.slots += u64::from(node.slots);
+    totals.busy += u64::from(node.busy().min(node.slots));
+    totals.gpus += u64::from(node.gpus);
+}
+
+fn count_out(totals: &mut Totals, node: &Node) {
+    totals.nodes -= 1;
+    totals.slots -= u64::from(node.slots);
+    totals.busy -= u64::from(node.busy().min(node.slots));
+    totals.gpus -= u64::from(node.gpus);
+}
+
+/// Adds a host to those that can be chosen, if it is free.
+fn insert_free(all: &mut Pool, warm: &mut HashMap<ContentHash, Pool>, key: NodeKey, node: &Node) {
+    if !node.is_free() {
+        return;
     }
-    best.map(|(_, rank)| rank.key)
+    let rank = node.rank(key);
+    free::insert(all, node.family, node.class, rank);
+    for model in &node.warm {
+        free::insert(warm.entry(*model).or_default(), node.family, node.class, rank);
+    }
+}
+
+/// Removes a host from those that can be chosen, if it is free.
+fn remove_free(all: &mut Pool, warm: &mut HashMap<ContentHash, Pool>, key: NodeKey, node: &Node) {
+    if !node.is_free() {
+        return;
+    }
+    let rank = node.rank(key);
+    free::remove(all, node.family, node.class, &rank);
+    for model in &node.warm {
+        let Some(pool) = warm.get_mut(model) else { continue };
+        free::remove(pool, node.family, node.class, &rank);
+        if pool.is_empty() {
+            warm.remove(model);
+        }
+    }
 }

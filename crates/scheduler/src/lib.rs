@@ -12,6 +12,7 @@
 
 mod capability;
 mod explain;
+mod free;
 mod index;
 mod need;
 mod offer;

@@ -95,7 +95,7 @@ fn slots() -> impl Strategy<Value = u32> {
 fn devices() -> impl Strategy<Value = Device> {
     (
         select(vec!["NVIDIA A100-SXM4", "NVIDIA A10", "AMD MI300", "a100 nvidia sxm4"]),
-        select(vec![24, 40, 80]),
+        select(vec![24, 39, 40, 41, 80]),
         prop::bool::weighted(0.8),
     )
         .prop_map(|(name, vram_mb, is_gpu)| Device { name: name.into(), vram_mb, is_gpu })
@@ -104,7 +104,7 @@ fn devices() -> impl Strategy<Value = Device> {
 fn offers() -> impl Strategy<Value = Offer> {
     let runtimes = vec(select(Runtime::ALL.to_vec()), 0..3);
     let rest = (slots(), 0_u32..4, vec(models(), 0..3), prop::bool::weighted(0.8));
-    (keys(), vec(devices(), 0..3), runtimes, rest).prop_map(
+    (keys(), vec(devices(), 0..4), runtimes, rest).prop_map(
         |(key, devices, runtimes, (slots, busy, warm, accepting))| Offer {
             key,
             devices,
@@ -119,7 +119,7 @@ fn offers() -> impl Strategy<Value = Offer> {
 
 fn tasks() -> impl Strategy<Value = Task> {
     let kinds = select(vec!["", "A100", "a10", "nvidia", "MI300 amd", "H100"]);
-    (select(Runtime::ALL.to_vec()), kinds, 0_u32..3, select(vec![0, 24, 40]), models()).prop_map(
+    (select(Runtime::ALL.to_vec()), kinds, 0_u32..3, select(vec![0, 24, 40, 41]), models()).prop_map(
         |(runtime, gpu_type, gpu_count, min_vram, model)| {
             let mut task = base_task();
             task.config.runtime = runtime;
@@ -250,7 +250,8 @@ proptest! {
             index.remove(&host.offer.key);
         }
         prop_assert_eq!(index.totals(), scheduler::Totals::default());
-        let empty = "nodes: {}, classes: {}, class_ids: {}, by_word: {}, warm: {}";
+        let empty =
+            "nodes: {}, classes: {}, class_ids: {}, families: {}, family_ids: {}, by_word: {}, free: {}, warm: {}";
         prop_assert!(format!("{index:?}").contains(empty), "{index:?}");
     }
 }

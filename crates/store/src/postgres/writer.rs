@@ -26,7 +26,8 @@ use crate::row::{EventRow, TaskRow, to_sql};
 use crate::{KeyId, Options, Outcome, Placement, StoreError, WriteStats};
 
 /// Keeps those of many tasks that are new, each with its first event. Answers which they are, and their events' places in the commit
-/// sequence. The arrays have one element for each task, and no task twice.
+/// sequence. The arrays have one element for each task, and no task twice. Nobody else publishes meanwhile: whoever runs this holds the
+/// commit lock.
 const PUBLISH: &str = "
     WITH fresh AS MATERIALIZED (
         SELECT nextval('tasks_id_seq') AS id, given.*,

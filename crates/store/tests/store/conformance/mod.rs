@@ -9,6 +9,7 @@ macro_rules! each_case {
     ($conforms:ident) => {
         $conforms! {
             tasks::a_publication_counts_once
+            tasks::of_publications_at_once_each_task_counts_once
             tasks::an_unknown_task_is_none
             tasks::of_two_commits_on_one_version_one_wins
             tasks::events_must_lead_to_the_record

@@ -28,6 +28,29 @@ pub(crate) async fn a_publication_counts_once(store: Arc<dyn Store>) {
     assert_eq!(store.history(record.id).await.unwrap().len(), 1);
 }
 
+pub(crate) async fn of_publications_at_once_each_task_counts_once(store: Arc<dyn Store>) {
+    let callers = (0..60_u64).map(|number| {
+        let store = store.clone();
+        let (record, first) = published(task(number % 3), at(0));
+        tokio::spawn(async move { (number % 3, store.publish(record, first, owner()).await.unwrap()) })
+    });
+    let mut new = Vec::new();
+    for caller in callers.collect::<Vec<_>>() {
+        match caller.await.unwrap() {
+            (salt, Published::New { seq }) => new.push((salt, seq)),
+            (salt, Published::Existing(task)) => {
+                assert_eq!(task.record, published(self::task(salt), at(0)).0)
+            }
+        }
+    }
+    new.sort_unstable();
+    assert!(new.iter().map(|(salt, _)| *salt).eq(0..3), "{new:?}");
+    new.sort_unstable_by_key(|(_, seq)| *seq);
+    assert!(new.iter().map(|(_, seq)| *seq).eq(1..=3), "{new:?}");
+    assert_eq!(store.last_seq().await.unwrap(), 3);
+    assert_eq!(store.counts().await.unwrap()[&Status::Open], 3);
+}
+
 pub(crate) async fn an_unknown_task_is_none(store: Arc<dyn Store>) {
     let (record, _) = published(task(1), at(0));
     assert_eq!(store.task(record.id).await.unwrap(), None);
