@@ -116,6 +116,7 @@ fn handshake(corpus: &Path) -> Result<(), Box<dyn Error>> {
         slots: 2,
         free_vram_mb: vec![81_920],
         warm_models: vec![ContentHash(B256::repeat_byte(0xab))],
+        models: Vec::new(),
         unhealthy: Some("the GPU is hot".to_owned()),
         attempts: vec![held],
     };
