@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wallet::{SignError, Wallet};
 
+use crate::announce::announce;
 use crate::attempts::Attempts;
 use crate::config::Config;
 use crate::driver::Driver;
@@ -188,6 +189,7 @@ impl Agent {
             host,
             shared.closing.clone(),
         ));
+        shared.tasks.spawn(announce(Arc::clone(&shared)));
         restore(&shared).await?;
         let result = {
             let mut connection = pin!(connect(&shared));

@@ -1,15 +1,18 @@
 //! The command line, and what it means.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
+use daemon::config_file::{self, ConfigError};
 use daemon::{LogArgs, Secret, SecretFileError, ShutdownArgs, default_data_dir, read_secret_file};
 use taskmarket::{Address, Amount, LEASE_MARGIN_SECS, MAX_GPU_NAME_BYTES, ParseError, Runtime, eip55};
 use url::Url;
 use wallet::{Wallet, WalletError};
 
 use crate::config::{Config, GpuOverride, Policy, RelayUrl, Timing};
+use crate::policy::{Hours, ImageRule, OwnerUse};
 
 /// The variable that holds the provider's key where no flag names one.
 const KEY_VARIABLE: &str = "PROVIDER_PRIVATE_KEY";
@@ -31,6 +34,10 @@ const PASSWORD_VARIABLE: &str = "ZORAI_KEY_PASSWORD";
                   --provider-key-file ~/.config/zorai/provider.json --min-budget 1000000"
 )]
 pub struct Args {
+    /// A TOML file that sets flags by their long names, such as min-budget = 1000. Flags and variables win over it.
+    #[arg(long, env = "ZORAI_AGENT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// The relay to dial: wss://HOST/v1/provider/connect.
     #[arg(long, env = "ZORAI_AGENT_RELAY", value_name = "URL", value_parser = RelayUrl::parse)]
     pub relay: RelayUrl,
@@ -90,7 +97,7 @@ pub struct Args {
     #[arg(long, env = "ZORAI_AGENT_MIN_BUDGET", value_name = "AMOUNT", default_value = "0")]
     pub min_budget: Amount,
 
-    /// Offer this runtime (embed or wasm); repeat it for several [default: all that the node has].
+    /// Offer this runtime, such as wasm; repeat it for several [default: all that the node has].
     #[arg(long, env = "ZORAI_AGENT_ALLOW_RUNTIME", value_name = "RUNTIME", value_delimiter = ',')]
     pub allow_runtime: Vec<Runtime>,
 
@@ -103,6 +110,29 @@ pub struct Args {
         value_parser = parse_address
     )]
     pub allow_requester: Vec<Address>,
+
+    /// Run containers of this repository and all below it (oci://HOST/PATH), or of this digest (sha256:HEX); repeat it for
+    /// several [default: every image].
+    #[arg(long, env = "ZORAI_AGENT_ALLOW_IMAGE", value_name = "IMAGE", value_delimiter = ',')]
+    pub allow_image: Vec<ImageRule>,
+
+    /// Take tasks only at these hours of the day, such as 22-7 or 08:30-17:00UTC; local time unless it says UTC; repeat it for
+    /// several [default: always].
+    #[arg(long, env = "ZORAI_AGENT_HOURS", value_name = "HOURS", value_delimiter = ',')]
+    pub hours: Vec<Hours>,
+
+    /// Take no tasks while other programs hold so much memory of a GPU, in MiB, and for a minute after.
+    #[arg(long, env = "ZORAI_AGENT_PAUSE_AT_FOREIGN_VRAM_MB", value_name = "MIB")]
+    pub pause_at_foreign_vram_mb: Option<u64>,
+
+    /// Take no tasks while other programs keep a GPU busy for so much of the time, in percent, and for a minute after.
+    #[arg(
+        long,
+        env = "ZORAI_AGENT_PAUSE_AT_FOREIGN_UTILIZATION",
+        value_name = "PERCENT",
+        value_parser = clap::value_parser!(u32).range(1..=100)
+    )]
+    pub pause_at_foreign_utilization: Option<u32>,
 
     /// Take no task that may run longer, in seconds.
     #[arg(long, env = "ZORAI_AGENT_MAX_DURATION_SECS", value_name = "SECONDS")]
@@ -154,6 +184,15 @@ pub enum ArgsError {
 }
 
 impl Args {
+    /// Reads a command line with its variables and its configuration file, in which a key has no place.
+    ///
+    /// # Errors
+    /// Any [`ConfigError`]; clap's own know how to end the program.
+    pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, ConfigError> {
+        let matches = config_file::matches(&Self::command(), line, &["provider-key"])?;
+        Ok(Self::from_arg_matches(&matches)?)
+    }
+
     /// Loads the key and applies the defaults. `variable` reads the environment.
     ///
     /// # Errors
@@ -186,7 +225,13 @@ impl Args {
                 min_budget: self.min_budget,
                 runtimes: self.allow_runtime,
                 requesters: self.allow_requester,
+                images: self.allow_image,
                 max_duration_secs: self.max_duration_secs,
+                hours: self.hours,
+                owner: OwnerUse {
+                    vram_mb: self.pause_at_foreign_vram_mb,
+                    utilization_percent: self.pause_at_foreign_utilization,
+                },
                 lease_margin_secs: self.lease_margin_secs,
             },
             drain: Duration::from_secs(self.drain_secs),
@@ -221,7 +266,6 @@ fn parse_address(text: &str) -> Result<Address, ParseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     const KEY: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 

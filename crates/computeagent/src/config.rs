@@ -8,6 +8,8 @@ use taskmarket::{Address, Amount, CLOCK_TOLERANCE_SECS, LEASE_MARGIN_SECS, Runti
 use url::Url;
 use wallet::Wallet;
 
+use crate::policy::{Hours, ImageRule, OwnerUse};
+
 /// All that an agent needs to know. It holds the provider's key, which its `Debug` does not show.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -55,8 +57,14 @@ pub struct Policy {
     pub runtimes: Vec<Runtime>,
     /// Whose tasks are taken; everybody's if empty.
     pub requesters: Vec<Address>,
+    /// The container images that may run; all if empty.
+    pub images: Vec<ImageRule>,
     /// The longest `max_duration`, in seconds.
     pub max_duration_secs: Option<u64>,
+    /// When tasks are taken; always if empty.
+    pub hours: Vec<Hours>,
+    /// When the owner's own use of the GPU keeps tasks away.
+    pub owner: OwnerUse,
     /// What a lease outlasts `max_duration` by, in seconds: time to fetch the model and to hand the result in. A relay takes
     /// 600 at most by its own clock.
     pub lease_margin_secs: u64,
@@ -74,7 +82,10 @@ impl Default for Policy {
             min_budget: Amount::ZERO,
             runtimes: Vec::new(),
             requesters: Vec::new(),
+            images: Vec::new(),
             max_duration_secs: None,
+            hours: Vec::new(),
+            owner: OwnerUse::default(),
             lease_margin_secs: Self::DEFAULT_LEASE_MARGIN_SECS,
         }
     }
@@ -87,6 +98,8 @@ pub struct Timing {
     pub node_poll: Duration,
     /// How long one question about an attempt waits at the node for news.
     pub status_wait: Duration,
+    /// How long tasks are kept away after the owner's last use of a GPU.
+    pub owner_hold: Duration,
     /// The first bound of the delays between retries; it doubles up to `retry_cap`.
     pub retry_base: Duration,
     /// The largest bound of the delays between retries.
@@ -106,6 +119,7 @@ impl Default for Timing {
         Self {
             node_poll: Duration::from_secs(3),
             status_wait: Duration::from_secs(20),
+            owner_hold: Duration::from_secs(60),
             retry_base: Duration::from_millis(250),
             retry_cap: Duration::from_secs(30),
             stable_session: Duration::from_secs(30),

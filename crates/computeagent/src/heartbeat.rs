@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Shared, now};
 use crate::host::Host;
+use crate::policy::pause;
 
 /// An endless body of newline-delimited [`Heartbeat`]s, which ends with `ending`.
 pub(crate) fn body(shared: Arc<Shared>, every: Duration, ending: CancellationToken) -> Body {
@@ -73,15 +74,19 @@ impl Stream {
         let host = self.host.borrow();
         let draining = self.told_draining;
         let report = host.report.as_ref();
+        let policy = &self.shared.config.policy;
+        let pause = pause(policy, &host, jiff::Timestamp::now());
+        let closed = draining || pause.is_some();
         let unhealthy = match report {
             _ if draining => Some("the agent is stopping".to_owned()),
+            _ if let Some(pause) = pause => Some(pause.reason),
             Some(report) => report.unhealthy.clone(),
             None => host.problem.clone(),
         };
         Heartbeat {
             at: now(),
             busy: self.shared.attempts.computing().max(report.map_or(0, |report| report.busy)),
-            slots: if draining { 0 } else { host.slots(&self.shared.config.policy) },
+            slots: if closed { 0 } else { host.slots(policy) },
             free_vram_mb: report.map(|report| report.free_vram_mb.clone()).unwrap_or_default(),
             warm_models: report.map(|report| report.warm_models.clone()).unwrap_or_default(),
             models: report.map(|report| report.models.clone()).unwrap_or_default(),

@@ -14,6 +14,8 @@ pub(crate) struct Home {
     pub(crate) node_id: Bytes32,
     /// Where the journal lies.
     pub(crate) attempts: PathBuf,
+    /// Is there while the relay was told that the host drains.
+    draining: PathBuf,
     _lock: File,
 }
 
@@ -58,7 +60,24 @@ impl Home {
             source,
         })?;
         let lock = lock(path)?;
-        Ok(Self { node_id: node_id(&path.join("node-id"))?, attempts, _lock: lock })
+        let node_id = node_id(&path.join("node-id"))?;
+        Ok(Self { node_id, attempts, draining: path.join("draining"), _lock: lock })
+    }
+
+    /// Whether the relay was told last that the host drains.
+    pub(crate) fn was_draining(&self) -> bool {
+        self.draining.exists()
+    }
+
+    /// Notes what the relay is told.
+    pub(crate) fn note_draining(&self, draining: bool) -> io::Result<()> {
+        if draining {
+            return private_file::create(&self.draining, b"");
+        }
+        match fs::remove_file(&self.draining) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 

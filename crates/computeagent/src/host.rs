@@ -25,6 +25,8 @@ pub(crate) struct Host {
     /// The exact text to register with, once the node was reached and had slots. It stays as it was while the node is away or
     /// drains.
     pub(crate) metadata: Option<Arc<str>>,
+    /// Whether the owner uses a GPU, or did a moment ago, more than tasks are to put up with.
+    pub(crate) owner_uses_gpu: bool,
 }
 
 impl Host {
@@ -63,6 +65,7 @@ pub(crate) async fn watch_node(
     let new_backoff = || link::Backoff::with(retry_base, node_poll, rand::random::<f64>);
     let mut backoff = new_backoff();
     let mut reminded = Instant::now();
+    let mut owner_seen: Option<Instant> = None;
     loop {
         let asked = tokio::select! {
             () = closing.cancelled() => return,
@@ -71,7 +74,16 @@ pub(crate) async fn watch_node(
         let delay = match asked {
             Ok(report) => {
                 backoff.reset();
-                publish(&host, bounded(report), &config);
+                if config.policy.owner.is_seen_in(&report) {
+                    owner_seen = Some(Instant::now());
+                }
+                let hold = config.timing.owner_hold;
+                publish(
+                    &host,
+                    bounded(report),
+                    owner_seen.is_some_and(|seen| seen.elapsed() < hold),
+                    &config,
+                );
                 node_poll
             }
             Err(error) => {
@@ -98,7 +110,7 @@ pub(crate) async fn watch_node(
     }
 }
 
-fn publish(host: &watch::Sender<Host>, report: NodeReport, config: &Config) {
+fn publish(host: &watch::Sender<Host>, report: NodeReport, owner_uses_gpu: bool, config: &Config) {
     host.send_if_modified(|host| {
         if host.report.is_none() {
             tracing::info!(
@@ -109,7 +121,7 @@ fn publish(host: &watch::Sender<Host>, report: NodeReport, config: &Config) {
         // A node that drains has no slots for a while: that is the heartbeat's news, not another host.
         let metadata =
             if report.slots == 0 { host.metadata.clone() } else { Some(metadata(&report, config)) };
-        let next = Host { report: Some(report), problem: None, metadata };
+        let next = Host { report: Some(report), problem: None, metadata, owner_uses_gpu };
         let changed = *host != next;
         *host = next;
         changed
@@ -202,6 +214,9 @@ mod tests {
                 warm_models: Vec::new(),
                 models: Vec::new(),
                 unhealthy: None,
+                draining: false,
+                gpu_problems: Vec::new(),
+                foreign_gpu_use: Vec::new(),
             }),
             ..Host::default()
         };

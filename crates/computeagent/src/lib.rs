@@ -11,6 +11,7 @@
 //! node and the agent's own death. Each attempt has a task of its own; none waits for another.
 
 mod agent;
+mod announce;
 mod args;
 mod attempts;
 mod config;
@@ -23,6 +24,7 @@ mod http_client;
 mod journal;
 mod node;
 mod offer;
+mod policy;
 mod relay;
 mod service;
 mod session;
@@ -32,3 +34,4 @@ pub use args::{Args, ArgsError};
 pub use config::{Config, GpuOverride, Policy, RelayUrl, RelayUrlError, Timing};
 pub use home::HomeError;
 pub use http_client::ClientError;
+pub use policy::{Hours, ImageRule, OwnerUse, ParseHoursError, ParseImageRuleError};

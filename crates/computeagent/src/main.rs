@@ -2,13 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use computeagent::{Args, RunError, build};
+use daemon::config_file::ConfigError;
 use daemon::{Failure, Shutdown, init_logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match start(Args::parse()).await {
+    let args = match Args::read(std::env::args_os()) {
+        Ok(args) => args,
+        Err(ConfigError::Line(error)) => error.exit(),
+        Err(error @ (ConfigError::Unreadable { .. } | ConfigError::File { .. })) => {
+            return Failure::usage(error).report();
+        }
+    };
+    match start(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

@@ -95,6 +95,15 @@ impl NodeClient {
         self.send(Method::GET, &format!("result/{task}"), |request| request.timeout(patience)).await
     }
 
+    /// What a task's attempt says, as newline-delimited JSON, from line `from` on; with `follow` until the attempt ends.
+    pub(crate) async fn logs(&self, task: &TaskId, from: u64, follow: bool) -> Result<Response, NodeError> {
+        let path = format!("logs/{task}?from={from}&follow={follow}");
+        // The body has no end that could be waited for; its beginning has.
+        let answer = self.send(Method::GET, &path, |request| request);
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        answer.unwrap_or_else(|_| Err(NodeError::Unreachable("no answer in time".to_owned())))
+    }
+
     /// Calls a task off, if the node knows it.
     pub(crate) async fn cancel(&self, task: &TaskId) -> Result<(), NodeError> {
         let path = format!("compute/{task}");

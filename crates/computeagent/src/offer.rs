@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 use rpc::link::{Assignment, AttemptKey};
-use rpc::node::ComputeRequest;
+use rpc::node::{ComputeRequest, NodeReport};
 use rpc::relay::DomainView;
 use rpc::tasks::{Phase, SignedMutation};
 use taskmarket::{AcceptTask, Domain, Signed, Task, TaskId, Verified, latest_lease};
@@ -15,6 +15,7 @@ use crate::attempts::{NoPlace, Place};
 use crate::driver::Driver;
 use crate::journal::{Entry, Stage};
 use crate::node::NodeError;
+use crate::policy::{Pause, allows_image, pause};
 
 /// How long an older attempt of the same task may take to be called off.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(10);
@@ -105,10 +106,23 @@ fn check_policy(shared: &Shared, task: &Task) -> Result<u32, Refusal> {
     if policy.max_duration_secs.is_some_and(|max| task.config.max_duration > max) {
         return Err(against("duration_too_long", "this host does not take tasks that may run so long"));
     }
+    if !allows_image(policy, task) {
+        return Err(against("image_not_allowed", "this host does not run that container image"));
+    }
     let host = shared.host.borrow();
-    if host.report.is_none() {
-        let problem = host.problem.clone().unwrap_or_else(|| "it was not reached yet".to_owned());
-        return Err(not_now("node_unavailable", problem));
+    if let Some(Pause { code, reason }) = pause(policy, &host, jiff::Timestamp::now()) {
+        return Err(not_now(code, reason));
+    }
+    match &host.report {
+        None => {
+            let problem = host.problem.clone().unwrap_or_else(|| "it was not reached yet".to_owned());
+            return Err(not_now("node_unavailable", problem));
+        }
+        Some(report) if report.draining => return Err(not_now("draining", "the compute node is draining")),
+        Some(NodeReport { unhealthy: Some(reason), .. }) => {
+            return Err(not_now("node_unhealthy", reason.clone()));
+        }
+        Some(_) => {}
     }
     if !host.runtimes(policy).contains(&task.config.runtime) {
         return Err(against(

@@ -6,7 +6,7 @@ use reqwest::{Response, StatusCode};
 use rpc::error::ErrorCode;
 use rpc::tasks::SignedMutation;
 use serde::Serialize;
-use taskmarket::{ComputeProof, ContentHash, FailTask};
+use taskmarket::{ComputeProof, ContentHash, FailTask, UpdateNodeStatus};
 use url::Url;
 
 use crate::http_client::{Answer, chain, refusal};
@@ -96,6 +96,15 @@ impl RelayClient {
     pub(crate) async fn fail(&self, fail: &SignedMutation<FailTask>) -> Result<(), RelayError> {
         let path = format!("v1/tasks/{}/fail", fail.mutation.task_id);
         self.post(&path, fail).await
+    }
+
+    /// Says whether this host takes work.
+    pub(crate) async fn set_status(
+        &self,
+        update: &SignedMutation<UpdateNodeStatus>,
+    ) -> Result<(), RelayError> {
+        let path = format!("v1/providers/{}/status", update.mutation.provider);
+        self.post(&path, update).await
     }
 
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<(), RelayError> {

@@ -1,23 +1,34 @@
 //! What the relay can ask over the link.
+//!
+//! Beside what [`rpc::link`] tells there is `GET /tasks/{id}/logs?from=N&follow=true`: what the newest attempt of the task said on
+//! this host, as newline-delimited JSON of [`rpc::node::LogLine`], from line number `from` on (0 if absent). With `follow` the
+//! answer goes on until the attempt, or the session, ends; a line may come late, but none is sent twice. It is 404 for a task that
+//! the compute node does not know, and 503 with `Retry-After` where the node is away or too many answers are under way. Lines are
+//! read from the node at the relay's pace. Who may read a task's logs is the relay's to check: the agent answers for every
+//! task that its node knows.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use futures_util::StreamExt;
 use http::{HeaderValue, StatusCode, header};
 use rpc::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rpc::link::{Assignment, AttemptKey};
 use serde::Deserialize;
 use taskmarket::TaskId;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Shared;
 use crate::heartbeat;
 use crate::http_client::quote;
+use crate::node::NodeError;
 use crate::offer::{self, Refusal};
 
 /// The largest assignment, in bytes: a task's references and parameters are 20 KiB at most, and JSON may escape them sixfold.
@@ -26,6 +37,8 @@ const MAX_ASSIGNMENT_BYTES: usize = 256 * 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a relay waits for a cancelled attempt to be gone.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(10);
+/// The answers with logs that may be under way at once in a session.
+const MAX_LOG_READERS: usize = 64;
 /// When to offer again what found no room, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
@@ -34,12 +47,18 @@ pub(crate) fn service(shared: Arc<Shared>, heartbeat: Duration, ending: Cancella
     Router::new()
         .route("/tasks", post(offered))
         .route("/tasks/{id}", delete(cancelled))
+        .route("/tasks/{id}/logs", get(logs))
         .route("/heartbeat", get(beat))
-        .fallback(async || error(ErrorCode::NotFound, "an agent serves /tasks and /heartbeat"))
+        .fallback(async || error(ErrorCode::NotFound, "an agent serves /tasks, their logs and /heartbeat"))
         .method_not_allowed_fallback(async || {
             error(ErrorCode::MethodNotAllowed, "the path knows no such method")
         })
-        .with_state(Session { shared, heartbeat, ending })
+        .with_state(Session {
+            shared,
+            heartbeat,
+            ending,
+            log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
+        })
 }
 
 #[derive(Clone)]
@@ -47,6 +66,7 @@ struct Session {
     shared: Arc<Shared>,
     heartbeat: Duration,
     ending: CancellationToken,
+    log_readers: Arc<Semaphore>,
 }
 
 async fn offered(State(session): State<Session>, request: Request) -> Response {
@@ -109,8 +129,44 @@ async fn cancelled(
     StatusCode::NO_CONTENT.into_response()
 }
 
+#[derive(Deserialize)]
+struct LogsQuery {
+    #[serde(default)]
+    from: u64,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn logs(
+    State(session): State<Session>,
+    Path(id): Path<String>,
+    query: Result<Query<LogsQuery>, QueryRejection>,
+) -> Response {
+    let Ok(task_id) = id.parse::<TaskId>() else {
+        return error(ErrorCode::MalformedRequest, "the path must name a task's id");
+    };
+    let Ok(Query(LogsQuery { from, follow })) = query else {
+        return error(ErrorCode::MalformedRequest, "from is a number, follow is true or false");
+    };
+    let Ok(permit) = session.log_readers.try_acquire_owned() else {
+        return error(ErrorCode::Unavailable, "too many logs are read at once");
+    };
+    let lines = match session.shared.node.logs(&task_id, from, follow).await {
+        Ok(response) => response.bytes_stream(),
+        Err(NodeError::Unknown) => return error(ErrorCode::NotFound, "this host does not know the task"),
+        Err(failed @ (NodeError::Token(_) | NodeError::Unreachable(_) | NodeError::Refused(_))) => {
+            return error(ErrorCode::Unavailable, &quote(&failed.to_string()));
+        }
+    };
+    // The permit lasts as long as the answer.
+    let lines = lines.take_until(session.ending.cancelled_owned()).inspect(move |_| {
+        let _ = &permit;
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
 async fn beat(State(session): State<Session>) -> Response {
-    let Session { shared, heartbeat, ending } = session;
+    let Session { shared, heartbeat, ending, .. } = session;
     let body = heartbeat::body(shared, heartbeat, ending);
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
@@ -133,5 +189,9 @@ fn refused(refusal: Refusal) -> Response {
 
 fn error(code: ErrorCode, message: &str) -> Response {
     let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, axum::Json(ErrorBody::new(code, message))).into_response()
+    let mut response = (status, axum::Json(ErrorBody::new(code, message))).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
 }

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{InUse, Kept};
 use crate::runtime::{
-    Context, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress, RunCode,
-    RunError, Runtime,
+    Context, Gpu, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress,
+    RunCode, RunError, Runtime,
 };
 
 /// How often files are fetched that are removed again, to make room, before they can be used.
@@ -112,6 +112,7 @@ impl Attempt {
     pub(crate) async fn run(
         &self,
         fetched: Fetched,
+        gpus: &[Gpu],
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<Finished, Failure> {
@@ -122,13 +123,11 @@ impl Attempt {
             model: Model { files: fetched.model, digest: fetched.model_digest.to_string() },
             input: fetched.input.path,
             limits: self.limits,
-            gpus: Vec::new(),
+            gpus: gpus.to_vec(),
             folder: folder.0.clone(),
             label: self.label.clone(),
         };
-        let ended = self.runtime.run(job, &context).await;
-        self.logs.finish();
-        let result = ended?;
+        let result = self.runtime.run(job, &context).await?;
         drop(fetched.kept);
         Ok(Finished { model: fetched.model_digest, input: fetched.input.digest, result, folder })
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
+use crate::disk::MinFreeDisk;
+
 /// The name of the node's folder below the data root.
 const PROGRAM: &str = "node";
 
@@ -73,6 +75,11 @@ pub struct Args {
     #[arg(long, env = "ZORAI_NODE_KEEP_ARTIFACTS_BYTES", value_name = "BYTES", default_value_t = 128 << 30)]
     pub keep_artifacts_bytes: u64,
 
+    /// Take no tasks while the disk of the data folder has less room: bytes, or a share such as 5% [default: 2 GiB, or
+    /// 5% of a disk where that is less].
+    #[arg(long, env = "ZORAI_NODE_MIN_FREE_DISK", value_name = "BYTES|PERCENT")]
+    pub min_free_disk: Option<MinFreeDisk>,
+
     /// How long running tasks may go on after a signal to end: a number and s, m, h or d.
     #[arg(long, env = "ZORAI_NODE_GRACE", value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub grace: Duration,
@@ -84,6 +91,10 @@ pub struct Args {
     /// The GPU's memory in MiB, where it cannot be detected.
     #[arg(long, env = "ZORAI_NODE_GPU_VRAM_MB", value_name = "MIB", requires = "gpu_name")]
     pub gpu_vram_mb: Option<u64>,
+
+    /// Let several tasks that name the GPU memory they need share a GPU [default: each GPU works for one task].
+    #[arg(long, env = "ZORAI_NODE_SHARE_GPUS")]
+    pub share_gpus: bool,
 }
 
 /// What the node is told: [`Args`] with every default filled in.
@@ -117,10 +128,14 @@ pub struct Config {
     pub keep_results_bytes: u64,
     /// How much room fetched files may take between tasks, in bytes.
     pub keep_artifacts_bytes: u64,
+    /// The room on the disk without which no task is taken.
+    pub min_free_disk: MinFreeDisk,
     /// How long running tasks may go on after the wish to end.
     pub grace: Duration,
     /// Name and memory in MiB of a GPU that is declared rather than detected.
     pub declared_gpu: Option<(String, u64)>,
+    /// Whether tasks may share a GPU.
+    pub share_gpus: bool,
 }
 
 impl From<Args> for Config {
@@ -141,8 +156,10 @@ impl From<Args> for Config {
             keep_results: args.keep_results,
             keep_results_bytes: args.keep_results_bytes,
             keep_artifacts_bytes: args.keep_artifacts_bytes,
+            min_free_disk: args.min_free_disk.unwrap_or_default(),
             grace: args.grace,
             declared_gpu: args.gpu_name.zip(args.gpu_vram_mb),
+            share_gpus: args.share_gpus,
         }
     }
 }
@@ -196,6 +213,8 @@ mod tests {
             &["--keep-results", "14"],
             &["--keep-results", "é"],
             &["--grace", "99999999999999999999d"],
+            &["--min-free-disk", "101%"],
+            &["--min-free-disk", "2GiB"],
         ] {
             assert!(parse(flags).is_err(), "{flags:?}");
         }

@@ -4,42 +4,50 @@
 //! provider have it. A task that is taken is recorded on disk before anybody hears that it is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use artifact::{Digest, Fetcher, Origin};
-use rpc::node::{ComputeOutcome, ComputeRequest, ComputeStatus};
+use artifact::{Fetcher, Origin};
+use gpu::AllocateError;
+use rpc::node::{ComputeRequest, ComputeStatus};
 use rpc::tasks::Phase;
-use taskmarket::{ContentHash, Runtime as RuntimeName, TaskId, Timestamp};
+use taskmarket::{ContentHash, Runtime as RuntimeName, TaskId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
-use crate::attempt::{Attempt, Failure, Finished, remove_folder};
-use crate::cache::{self, InUse};
+use crate::attempt::{Attempt, remove_folder};
+use crate::cache::InUse;
+use crate::disk::MinFreeDisk;
+use crate::gpus::{Gpus, Held};
 use crate::metrics::Metrics;
-use crate::results::{Ended, Record, Results, now};
-use crate::runtime::{Limits, Logs, Output, Progress, Runtime};
+use crate::results::{Ended, Record, Results};
+use crate::runtime::{Limits, Logs, Runtime};
 
-/// The most tasks that are remembered, whatever room they take: some 100 MB of memory.
-const MAX_RECORDS: usize = 100_000;
+mod logs;
+mod run;
+#[cfg(test)]
+mod tests;
+mod tidy;
 
-/// What a record takes at least on a disk, in bytes.
-const RECORD_BYTES: u64 = 4096;
-
-/// How often the progress of a running attempt is looked at.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a runtime may take to clear up after a former life of the node.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the executor needs to know.
 pub(crate) struct Settings {
     pub(crate) slots: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) result_bytes: u64,
+    /// Where everything lies that the node keeps.
+    pub(crate) data: PathBuf,
     /// Where running attempts have their folders.
     pub(crate) work: PathBuf,
+    /// The room on the disk of `data` without which no task is taken.
+    pub(crate) min_free_disk: MinFreeDisk,
     pub(crate) keep: Duration,
     pub(crate) keep_bytes: u64,
     pub(crate) keep_artifacts_bytes: u64,
@@ -55,6 +63,7 @@ pub(crate) struct Executor(Arc<Inner>);
 struct Inner {
     settings: Settings,
     runtimes: BTreeMap<RuntimeName, Arc<dyn Runtime>>,
+    gpus: Gpus,
     fetcher: Fetcher,
     in_use: InUse,
     results: Results,
@@ -63,6 +72,8 @@ struct Inner {
     taking: tokio::sync::Mutex<()>,
     slots: Arc<Semaphore>,
     running: TaskTracker,
+    /// Whether the operator wants no more tasks for now.
+    draining: AtomicBool,
     /// Cancelled when no more tasks are taken.
     closed: CancellationToken,
     /// Cancelled when running attempts have to end with the node.
@@ -74,6 +85,8 @@ struct Inner {
 struct Entry {
     record: watch::Sender<Record>,
     cancel: CancellationToken,
+    /// What the attempt says, while it runs.
+    logs: Option<Logs>,
 }
 
 /// Why a task is not taken.
@@ -82,6 +95,15 @@ pub(crate) enum TakeError {
     /// Every slot is in use.
     #[error("all slots are in use")]
     Busy,
+    /// The GPUs are in use, or unwell.
+    #[error("{0}")]
+    GpusBusy(String),
+    /// The disk is too full.
+    #[error("{0}")]
+    DiskFull(String),
+    /// The operator wants no more tasks for now.
+    #[error("the node is draining")]
+    Draining,
     /// The node is about to end.
     #[error("the node is shutting down")]
     Closed,
@@ -101,6 +123,7 @@ impl Executor {
     pub(crate) fn new(
         settings: Settings,
         runtimes: BTreeMap<RuntimeName, Arc<dyn Runtime>>,
+        gpus: Gpus,
         fetcher: Fetcher,
         results: Results,
         records: Vec<Record>,
@@ -114,12 +137,13 @@ impl Executor {
                 results.store_record(&record)?;
             }
             let (task, cancel) = (record.status.task_id, CancellationToken::new());
-            tasks.insert(task, Entry { record: watch::Sender::new(record), cancel });
+            tasks.insert(task, Entry { record: watch::Sender::new(record), cancel, logs: None });
         }
         let slots = Arc::new(Semaphore::new(settings.slots as usize));
         let executor = Self(Arc::new(Inner {
             settings,
             runtimes,
+            gpus,
             fetcher,
             in_use: InUse::default(),
             results,
@@ -127,6 +151,7 @@ impl Executor {
             taking: tokio::sync::Mutex::default(),
             slots,
             running: TaskTracker::new(),
+            draining: AtomicBool::new(false),
             closed: CancellationToken::new(),
             ended: CancellationToken::new(),
             metrics: Metrics::default(),
@@ -152,6 +177,9 @@ impl Executor {
         if inner.closed.is_cancelled() {
             return Err(TakeError::Closed);
         }
+        if self.is_draining() {
+            return Err(TakeError::Draining);
+        }
         // Two attempts of one task never run side by side: the older ends first, and the caller comes again.
         let older_runs = previous.as_ref().is_some_and(|record| record.ended_at.is_none());
         if older_runs {
@@ -159,11 +187,15 @@ impl Executor {
         }
         let permit = Arc::clone(&inner.slots).try_acquire_owned().ok().filter(|_| !older_runs);
         let Some(permit) = permit else {
-            inner.metrics.refused_busy.add(1);
+            inner.metrics.refused_busy.inc();
             return Err(TakeError::Busy);
         };
+        if let Some(reason) = self.make_room().await {
+            return Err(TakeError::DiskFull(reason));
+        }
+        let held = self.hold_gpus(&request).await?;
         let record = Record::first(&request, previous.as_ref());
-        self.start(attempt, record.clone(), previous, permit).await?;
+        self.start(attempt, record.clone(), previous, (permit, held)).await?;
         Ok(record.status)
     }
 
@@ -173,7 +205,7 @@ impl Executor {
         attempt: Attempt,
         record: Record,
         previous: Option<Record>,
-        permit: OwnedSemaphorePermit,
+        place: (OwnedSemaphorePermit, Held),
     ) -> io::Result<()> {
         let (results, first) = (self.0.results.clone(), record.clone());
         on_disk(move || {
@@ -183,11 +215,51 @@ impl Executor {
         .await?;
         let cancel = self.0.ended.child_token();
         let task = record.status.task_id;
+        let span = tracing::info_span!("attempt", %task, attempt = record.status.attempt);
         let record = watch::Sender::new(record);
-        self.tasks().insert(task, Entry { record: record.clone(), cancel: cancel.clone() });
+        let entry =
+            Entry { record: record.clone(), cancel: cancel.clone(), logs: Some(attempt.logs.clone()) };
+        self.tasks().insert(task, entry);
         let executor = self.clone();
-        self.0.running.spawn(async move { executor.run(attempt, record, cancel, permit).await });
+        let running = async move { executor.run(attempt, record, cancel, place).await };
+        self.0.running.spawn(running.instrument(span));
         Ok(())
+    }
+
+    async fn hold_gpus(&self, request: &ComputeRequest) -> Result<Held, TakeError> {
+        let held = self.0.gpus.hold(&request.task.config).await;
+        held.map_err(|error| match error {
+            AllocateError::Busy { .. } => TakeError::GpusBusy(error.to_string()),
+            AllocateError::Never { .. } | AllocateError::EmptyShare => {
+                TakeError::Invalid { field: "task.config.gpu_count", reason: error.to_string() }
+            }
+        })
+    }
+
+    /// Has each runtime remove what a former life of the node left behind. What cannot be removed is logged: it takes room,
+    /// and harms no task.
+    pub(crate) async fn recover(&self) {
+        for (name, runtime) in &self.0.runtimes {
+            match tokio::time::timeout(RECOVERY_PATIENCE, runtime.recover()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(runtime = %name, %error, "cannot clear up after a former life")
+                }
+                Err(_) => tracing::error!(runtime = %name, "clearing up after a former life takes too long"),
+            }
+        }
+    }
+
+    /// Takes no more tasks, or some again. What runs goes on.
+    pub(crate) fn set_draining(&self, draining: bool) {
+        if self.0.draining.swap(draining, Ordering::Relaxed) != draining {
+            tracing::info!(draining, running = self.busy(), "drain");
+        }
+    }
+
+    /// Whether the operator wants no more tasks for now.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
     }
 
     /// Cancels a task's attempt if it runs. Says how the task is, if it is known.
@@ -243,9 +315,14 @@ impl Executor {
         self.0.settings.slots.saturating_sub(free)
     }
 
-    /// How many tasks may run; zero once the node is about to end.
+    /// How many tasks may run; zero while the node drains.
     pub(crate) fn slots(&self) -> u32 {
-        if self.0.closed.is_cancelled() { 0 } else { self.0.settings.slots }
+        if self.0.closed.is_cancelled() || self.is_draining() { 0 } else { self.0.settings.slots }
+    }
+
+    /// The GPUs.
+    pub(crate) fn gpus(&self) -> &Gpus {
+        &self.0.gpus
     }
 
     /// What the node can execute.
@@ -277,59 +354,6 @@ impl Executor {
         }
     }
 
-    /// Removes results and fetched files that are too old, or too much.
-    pub(crate) async fn tidy(&self) {
-        // What has ended changes only by being taken again, and nothing begins to read while nothing is taken.
-        let _taking = self.0.taking.lock().await;
-        let executor = self.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || executor.sweep()).await {
-            tracing::error!(%error, "removing old results failed");
-        }
-        let room = self.0.settings.keep_artifacts_bytes;
-        if let Err(error) = cache::trim(self.0.fetcher.store(), room, &self.0.in_use).await {
-            tracing::error!(%error, "cannot remove fetched files");
-        }
-    }
-
-    /// Removes results that are too old, or too much. Blocks on the disk; nothing may be taken meanwhile.
-    fn sweep(&self) {
-        struct Ended {
-            at: Timestamp,
-            task: TaskId,
-            attempt: u32,
-            bytes: u64,
-        }
-        let mut ended: Vec<Ended> = Vec::new();
-        for entry in self.tasks().values() {
-            let Record { status, ended_at, .. } = &*entry.record.borrow();
-            let bytes = status.outcome.as_ref().map_or(0, |outcome| outcome.result_bytes).max(RECORD_BYTES);
-            ended.extend(ended_at.map(|at| Ended {
-                at,
-                task: status.task_id,
-                attempt: status.attempt,
-                bytes,
-            }));
-        }
-        // The newest first: what is kept is a beginning of this list.
-        ended.sort_by_key(|task| std::cmp::Reverse((task.at, task.task)));
-        let settings = &self.0.settings;
-        let oldest = now().unix().saturating_sub(settings.keep.as_secs());
-        let mut bytes = 0u64;
-        for (index, Ended { at, task, attempt, bytes: size }) in ended.into_iter().enumerate() {
-            bytes = bytes.saturating_add(size);
-            if at.unix() >= oldest && bytes <= settings.keep_bytes && index < MAX_RECORDS {
-                continue;
-            }
-            match self.0.results.remove(task, attempt) {
-                Ok(()) => {
-                    tracing::info!(%task, "result removed: too old, or no more room");
-                    self.tasks().remove(&task);
-                }
-                Err(error) => tracing::error!(%task, %error, "cannot remove a result"),
-            }
-        }
-    }
-
     fn prepare(&self, request: &ComputeRequest) -> Result<Attempt, TakeError> {
         let invalid = |field, reason: String| TakeError::Invalid { field, reason };
         let name = request.task.config.runtime;
@@ -356,93 +380,6 @@ impl Executor {
         })
     }
 
-    async fn run(
-        self,
-        attempt: Attempt,
-        record: watch::Sender<Record>,
-        cancel: CancellationToken,
-        permit: OwnedSemaphorePermit,
-    ) {
-        let started = Instant::now();
-        let outcome = match follow(&attempt, &record, &cancel).await {
-            Ok(finished) => self.keep(&attempt, &record, finished).await,
-            Err(failure) if failure.is_cancellation() && self.0.ended.is_cancelled() => {
-                Err(Ended::NodeRestarted)
-            }
-            Err(failure) if failure.is_cancellation() => Err(Ended::Cancelled),
-            Err(failure) => Err(Ended::Failed(failure)),
-        };
-        let mut last = record.borrow().clone();
-        last.end(outcome);
-        let (results, stored) = (self.0.results.clone(), last.clone());
-        if let Err(error) = on_disk(move || results.store_record(&stored)).await {
-            // The disk still says that it runs, and after a restart that it failed; so nothing better is said now.
-            tracing::error!(task = %last.status.task_id, %error, "cannot record the end of a task");
-            let failure = Failure::new("internal", format!("cannot record the result: {error}"));
-            last.end(Err(Ended::Failed(failure)));
-        }
-        self.count(&last.status, started.elapsed());
-        // Whoever hears of the end finds the slot free.
-        drop(permit);
-        record.send_replace(last);
-        self.tidy().await;
-    }
-
-    /// Stores a result, and says what it is.
-    async fn keep(
-        &self,
-        attempt: &Attempt,
-        record: &watch::Sender<Record>,
-        finished: Finished,
-    ) -> Result<ComputeOutcome, Ended> {
-        let Record { status, started_at, .. } = record.borrow().clone();
-        let (task, number) = (status.task_id, status.attempt);
-        let settings = &self.0.settings;
-        let gpu = if attempt.runtime.uses_gpu() { settings.gpu_name.clone() } else { None };
-        let results = self.0.results.clone();
-        let Finished { model, input, result, folder } = finished;
-        let limit = attempt.limits.output_bytes;
-        let stored = on_disk(move || {
-            let stored = match result {
-                Output::Bytes(bytes) => {
-                    results.store_result(task, number, &bytes)?;
-                    (Digest::of(&bytes), bytes.len() as u64)
-                }
-                Output::File(path) => results.take_result(task, number, &path, limit)?,
-            };
-            drop(folder);
-            Ok(stored)
-        });
-        let (digest, size) = stored.await.map_err(|error| {
-            Ended::Failed(Failure::new("internal", format!("cannot store the result: {error}")))
-        })?;
-        Ok(ComputeOutcome {
-            model_hash: content_hash(model),
-            input_hash: content_hash(input),
-            result_hash: content_hash(digest),
-            result_bytes: size,
-            started_at,
-            finished_at: now(),
-            device: gpu.unwrap_or_else(|| settings.cpu_name.clone()),
-        })
-    }
-
-    fn count(&self, status: &ComputeStatus, held: Duration) {
-        let metrics = &self.0.metrics;
-        metrics.busy_milliseconds.add(u64::try_from(held.as_millis()).unwrap_or(u64::MAX));
-        metrics.result_bytes.add(status.outcome.as_ref().map_or(0, |outcome| outcome.result_bytes));
-        match status.phase {
-            Phase::Done => metrics.done.add(1),
-            Phase::Cancelled => metrics.cancelled.add(1),
-            Phase::Fetching | Phase::Running | Phase::Uploading | Phase::Failed => metrics.failed.add(1),
-        }
-        let failure = status.failure.as_ref().map(|failure| failure.code.as_str());
-        tracing::info!(
-            task = %status.task_id, attempt = status.attempt, phase = status.phase.as_str(), failure,
-            seconds = held.as_secs_f64(), "task ended"
-        );
-    }
-
     fn record(&self, task: TaskId) -> Option<Record> {
         self.tasks().get(&task).map(|entry| entry.record.borrow().clone())
     }
@@ -453,46 +390,10 @@ impl Executor {
     }
 }
 
-/// Executes the attempt, and shows how far it is.
-async fn follow(
-    attempt: &Attempt,
-    record: &watch::Sender<Record>,
-    cancel: &CancellationToken,
-) -> Result<Finished, Failure> {
-    let fetching = Progress::default();
-    let fetched = tokio::select! {
-        fetched = attempt.fetch(&fetching, cancel) => fetched?,
-        never = show(record, Phase::Fetching, &fetching) => match never {},
-    };
-    let running = Progress::default();
-    tokio::select! {
-        finished = attempt.run(fetched, &running, cancel) => finished,
-        never = show(record, Phase::Running, &running) => match never {},
-    }
-}
-
-/// Shows how far a phase is, for as long as it is polled.
-async fn show(record: &watch::Sender<Record>, phase: Phase, progress: &Progress) -> Infallible {
-    let mut interval = tokio::time::interval(PROGRESS_INTERVAL);
-    loop {
-        interval.tick().await;
-        let percent = Some(progress.percent());
-        record.send_if_modified(|Record { status, .. }| {
-            let modified = (status.phase, status.percent) != (phase, percent);
-            if modified {
-                (status.phase, status.percent) = (phase, percent);
-                status.revision += 1;
-            }
-            modified
-        });
-    }
-}
-
-fn content_hash(digest: Digest) -> ContentHash {
-    ContentHash(digest.0.into())
-}
-
 /// Runs work that blocks on the disk.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
 }

@@ -6,13 +6,20 @@
 
 mod attempt;
 mod cache;
+mod check;
+mod client;
 mod config;
+mod disk;
 mod executor;
+mod gpus;
 mod metrics;
 mod node;
 mod results;
 pub mod runtime;
 mod service;
 
+pub use check::{Finding, Report, Status, check};
+pub use client::{Drain, DrainError, set_draining};
 pub use config::{Args, Config};
+pub use disk::{MinFreeDisk, ParseMinFreeDiskError};
 pub use node::{BuildError, Node};

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::executor::{Executor, Settings};
+use crate::gpus::Gpus;
 use crate::results::Results;
 use crate::runtime::Runtime;
 use crate::runtime::embed::EmbedRuntime;
@@ -138,6 +139,7 @@ impl Node {
         let built = tokio::task::spawn_blocking(move || Parts::build(&config)).await;
         let Parts { executor, service, lock } =
             built.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        executor.recover().await;
         executor.tidy().await;
         Ok(Self { listener, local_addr, executor, service, grace, _lock: lock })
     }
@@ -213,15 +215,14 @@ impl Parts {
         let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
-        let inventory = config
-            .declared_gpu
-            .as_ref()
-            .map_or_else(gpu::detect, |(name, vram_mb)| Inventory::declared(name, *vram_mb));
+        let inventory = inventory(config);
         let results_folder = config.data.join("results");
         let (results, records) = Results::open(results_folder.clone()).map_err(disk(&results_folder))?;
-        let executor = Executor::new(settings(config, &inventory), runtimes()?, fetcher, results, records)
+        let settings = settings(config, &inventory);
+        let gpus = Gpus::new(inventory, config.share_gpus);
+        let executor = Executor::new(settings, runtimes()?, gpus, fetcher, results, records)
             .map_err(disk(&results_folder))?;
-        let service = Service::new(executor.clone(), inventory, token);
+        let service = Service::new(executor.clone(), token);
         Ok(Self { executor, service, lock })
     }
 }
@@ -232,7 +233,13 @@ async fn check_folder(path: &Path) -> Result<(), BuildError> {
     if metadata.is_dir() { Ok(()) } else { Err(wrong("it is no folder".to_owned())) }
 }
 
-fn runtimes() -> Result<BTreeMap<RuntimeName, Arc<dyn Runtime>>, BuildError> {
+/// The devices that the operator declares, or else those of this machine. Blocks on drivers.
+pub(crate) fn inventory(config: &Config) -> Inventory {
+    let declared = config.declared_gpu.as_ref();
+    declared.map_or_else(gpu::detect, |(name, vram_mb)| Inventory::declared(name, *vram_mb))
+}
+
+pub(crate) fn runtimes() -> Result<BTreeMap<RuntimeName, Arc<dyn Runtime>>, BuildError> {
     let failed = |runtime, reason: String| BuildError::Runtime { runtime, reason };
     let embed = EmbedRuntime::new().map_err(|error| failed(RuntimeName::Embed, error.to_string()))?;
     let wasm = WasmRuntime::new().map_err(|error| failed(RuntimeName::Wasm, format!("{error:#}")))?;
@@ -250,7 +257,9 @@ fn settings(config: &Config, inventory: &Inventory) -> Settings {
         slots: config.slots.unwrap_or(by_devices),
         memory_bytes: config.task_memory_bytes,
         result_bytes: config.max_result_bytes,
+        data: config.data.clone(),
         work: config.data.join("work"),
+        min_free_disk: config.min_free_disk,
         keep: config.keep_results,
         keep_bytes: config.keep_results_bytes,
         keep_artifacts_bytes: config.keep_artifacts_bytes,

@@ -1,7 +1,8 @@
 //! What came of tasks, on disk: it outlives the process.
 //!
-//! Each task has a record (`<task>.json`) and, once done, its result beside it
-//! (`<task>.<attempt>`). A result is written before the record that names it, and both appear whole or not at all.
+//! Each task has a record (`<task>.json`) and, once it has ended, its result (`<task>.<attempt>`) and the end of its logs
+//! (`<task>.<attempt>.log`) beside it, as far as there are any. They are written before the record that names them, and
+//! all appear whole or not at all.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -30,6 +31,9 @@ pub(crate) struct Record {
     pub(crate) started_at: Timestamp,
     /// When it ended, if it did.
     pub(crate) ended_at: Option<Timestamp>,
+    /// The size of its log's file; zero if there is none.
+    #[serde(default)]
+    pub(crate) log_bytes: u64,
 }
 
 /// Why an attempt gave no result.
@@ -54,7 +58,7 @@ impl Record {
             outcome: None,
             failure: None,
         };
-        Self { status, started_at: now(), ended_at: None }
+        Self { status, started_at: now(), ended_at: None, log_bytes: 0 }
     }
 
     /// Notes how the attempt ended.
@@ -155,9 +159,23 @@ impl Results {
         File::open(self.result_path(task, attempt))
     }
 
-    /// Removes the result of an attempt, if there is one.
+    /// Stores the end of an attempt's logs.
+    pub(crate) fn store_log(&self, task: TaskId, attempt: u32, bytes: &[u8]) -> io::Result<()> {
+        private_file::create(&self.log_path(task, attempt), bytes)
+    }
+
+    /// Reads the end of an attempt's logs; empty if there is none.
+    pub(crate) fn read_log(&self, task: TaskId, attempt: u32) -> io::Result<Vec<u8>> {
+        match fs::read(self.log_path(task, attempt)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
+    /// Removes the result and the logs of an attempt, if there are any.
     pub(crate) fn remove_result(&self, task: TaskId, attempt: u32) -> io::Result<()> {
-        remove(&self.result_path(task, attempt))
+        remove(&self.result_path(task, attempt))?;
+        remove(&self.log_path(task, attempt))
     }
 
     /// Removes all that is kept of a task.
@@ -166,19 +184,19 @@ impl Results {
         self.remove_result(task, attempt)
     }
 
-    /// Removes results that no record names: left by a crash between the two.
+    /// Removes results and logs that no record names: left by a crash before the record was written.
     fn remove_orphans(&self, records: &[Record]) -> io::Result<()> {
-        let named: HashSet<PathBuf> = records
-            .iter()
-            .map(|record| &record.status)
-            .filter(|status| status.outcome.is_some())
-            .map(|status| self.result_path(status.task_id, status.attempt))
-            .collect();
+        let mut named: HashSet<PathBuf> = HashSet::new();
+        for Record { status, log_bytes, .. } in records {
+            let (task, attempt) = (status.task_id, status.attempt);
+            named.extend(status.outcome.is_some().then(|| self.result_path(task, attempt)));
+            named.extend((*log_bytes > 0).then(|| self.log_path(task, attempt)));
+        }
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             let is_record = path.extension().is_some_and(|extension| extension == "json");
             if !is_record && !named.contains(&path) {
-                tracing::info!(path = %path.display(), "removing a result without a record");
+                tracing::info!(path = %path.display(), "removing a file without a record");
                 fs::remove_file(&path)?;
             }
         }
@@ -187,6 +205,10 @@ impl Results {
 
     fn record_path(&self, task: TaskId) -> PathBuf {
         self.folder.join(format!("{task}.json"))
+    }
+
+    fn log_path(&self, task: TaskId, attempt: u32) -> PathBuf {
+        self.folder.join(format!("{task}.{attempt}.log"))
     }
 
     fn result_path(&self, task: TaskId, attempt: u32) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The node's HTTP API, for the agent on the same host.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use daemon::Secret;
-use gpu::{DeviceKind, Inventory};
+use gpu::DeviceKind;
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::link::DeviceView;
 use rpc::node::{ComputeRequest, ComputeStatus, NodeReport};
@@ -27,6 +28,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
 use crate::executor::{Executor, TakeError};
+use crate::gpus::Health;
+use crate::metrics::{Moment, OPENMETRICS};
 
 /// The largest request body, in bytes: a task with the longest references and parameters, several times over.
 const MAX_BODY_BYTES: usize = 256 << 10;
@@ -43,8 +46,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
 /// When a refused caller may come again, in seconds.
 const RETRY_AFTER: &str = "1";
 
-/// How long the driver may take to say how the GPUs are.
-const SAMPLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The answers with logs that may be under way at once; each keeps at most 1 MiB of lines.
+const MAX_LOG_READERS: usize = 64;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -52,17 +55,23 @@ pub(crate) struct Service(Arc<Shared>);
 
 struct Shared {
     executor: Executor,
-    inventory: Inventory,
     token: Secret,
     requests: Semaphore,
+    log_readers: Arc<Semaphore>,
 }
 
 /// An error as the API answers it.
 struct Refusal(ErrorCode, String);
 
 impl Service {
-    pub(crate) fn new(executor: Executor, inventory: Inventory, token: Secret) -> Self {
-        Self(Arc::new(Shared { executor, inventory, token, requests: Semaphore::new(MAX_REQUESTS) }))
+    pub(crate) fn new(executor: Executor, token: Secret) -> Self {
+        let requests = Semaphore::new(MAX_REQUESTS);
+        Self(Arc::new(Shared {
+            executor,
+            token,
+            requests,
+            log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
+        }))
     }
 
     /// The routes, all of them behind the token.
@@ -74,6 +83,8 @@ impl Service {
             .route("/status", get(report))
             .route("/status/{task_id}", get(status))
             .route("/result/{task_id}", get(result))
+            .route("/logs/{task_id}", get(logs))
+            .route("/drain", post(drain).delete(resume))
             .route("/metrics", get(metrics))
             .fallback(|| async { Refusal(ErrorCode::NotFound, "there is no such path".to_owned()) })
             .method_not_allowed_fallback(|| async {
@@ -96,7 +107,7 @@ async fn guard(State(service): State<Service>, request: Request, next: Next) -> 
     let presented = presented.and_then(|value| value.split_once(' '));
     let token = presented.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     if !token.is_some_and(|(_, token)| service.0.token.matches(token)) {
-        service.0.executor.metrics().unauthorized.add(1);
+        service.0.executor.metrics().unauthorized.inc();
         let hint = "give the token of the node's token file as `Authorization: Bearer`";
         return Refusal(ErrorCode::InvalidApiKey, hint.to_owned()).into_response();
     }
@@ -176,30 +187,64 @@ async fn result(State(service): State<Service>, TaskPath(task): TaskPath) -> Res
     Ok((headers, hash, Body::from_stream(ReaderStream::with_capacity(file, 64 << 10))).into_response())
 }
 
+/// How to ask for the logs of a task.
+#[derive(Deserialize)]
+struct LogsQuery {
+    /// The number of the first line.
+    #[serde(default)]
+    from: u64,
+    /// Go on until the attempt ends.
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn logs(
+    State(service): State<Service>,
+    TaskPath(task): TaskPath,
+    query: Result<Query<LogsQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(LogsQuery { from, follow }) =
+        query.map_err(|rejection| Refusal(ErrorCode::MalformedRequest, rejection.body_text()))?;
+    let permit = Arc::clone(&service.0.log_readers).try_acquire_owned();
+    let permit =
+        permit.map_err(|_| Refusal(ErrorCode::Unavailable, "too many logs are read at once".to_owned()))?;
+    let reader = service.0.executor.logs(task, from, follow).await.ok_or_else(unknown_task)?;
+    let reader = reader.map_err(|error| {
+        tracing::error!(%task, %error, "cannot read logs");
+        Refusal(ErrorCode::Internal, "the logs cannot be read".to_owned())
+    })?;
+    // The caller's pace is the stream's: nothing is read ahead.
+    let lines = futures_util::stream::unfold((reader, permit), async |(mut reader, permit)| {
+        let lines = reader.next().await?;
+        Some((Ok::<_, Infallible>(lines), (reader, permit)))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+async fn drain(State(service): State<Service>) -> Json<NodeReport> {
+    service.0.executor.set_draining(true);
+    report(State(service)).await
+}
+
+async fn resume(State(service): State<Service>) -> Json<NodeReport> {
+    service.0.executor.set_draining(false);
+    report(State(service)).await
+}
+
 async fn report(State(service): State<Service>) -> Json<NodeReport> {
-    let Shared { executor, inventory, .. } = &*service.0;
-    let sampled = inventory.clone();
-    let sampling = tokio::task::spawn_blocking(move || sampled.sample());
-    let samples = match tokio::time::timeout(SAMPLE_TIMEOUT, sampling).await {
-        Ok(Ok(samples)) => Ok(samples),
-        Ok(Err(_)) | Err(_) => Err("the GPU's driver does not answer".to_owned()),
+    let executor = &service.0.executor;
+    let gpus = executor.gpus();
+    let Health { samples, unhealthy, problems } = gpus.health().await;
+    let unhealthy = match unhealthy {
+        Some(reason) => Some(reason),
+        None => executor.disk_problem().await,
     };
-    let unhealthy = match &samples {
-        Ok(samples) => samples.iter().find(|sample| !sample.health.is_usable()).map(|sample| {
-            let name = inventory.devices.get(sample.index as usize).map_or("a device", |device| &device.name);
-            format!("{name} does not work")
-        }),
-        Err(reason) => Some(reason.clone()),
-    };
-    let is_gpu = |index: u32| {
-        inventory.devices.get(index as usize).is_some_and(|device| device.kind == DeviceKind::Gpu)
-    };
-    let samples = samples.unwrap_or_default();
-    let free = samples.iter().filter(|sample| is_gpu(sample.index)).map(|sample| sample.free_vram_mb);
+    let of_gpus = gpus.devices().iter().zip(&samples).filter(|(device, _)| device.kind == DeviceKind::Gpu);
+    let free = of_gpus.map(|(_, sample)| sample.free_vram_mb);
     Json(NodeReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-        devices: inventory.devices.iter().map(device_view).collect(),
+        devices: gpus.devices().iter().map(device_view).collect(),
         free_vram_mb: free.collect(),
         runtimes: executor.runtimes(),
         slots: executor.slots(),
@@ -207,13 +252,29 @@ async fn report(State(service): State<Service>) -> Json<NodeReport> {
         warm_models: executor.warm_models(),
         models: Vec::new(),
         unhealthy,
+        draining: executor.is_draining(),
+        gpu_problems: problems,
+        foreign_gpu_use: gpus.foreign_use(&samples),
     })
 }
 
-async fn metrics(State(service): State<Service>) -> Response {
+async fn metrics(State(service): State<Service>) -> Result<Response, Refusal> {
     let executor = &service.0.executor;
-    let text = executor.metrics().render(executor.slots(), executor.busy());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+    let samples = executor.gpus().health().await.samples;
+    let moment = Moment {
+        slots: executor.slots(),
+        busy: executor.busy(),
+        draining: executor.is_draining(),
+        cache_bytes: executor.cache_bytes().await,
+        disk_free: executor.space().await.map(|space| space.free),
+        devices: executor.gpus().devices(),
+        samples: &samples,
+    };
+    let text = executor.metrics().text(&moment).map_err(|error| {
+        tracing::error!(%error, "cannot write the metrics");
+        Refusal(ErrorCode::Internal, "the metrics cannot be written".to_owned())
+    })?;
+    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }
 
 fn device_view(device: &gpu::Device) -> DeviceView {
@@ -250,7 +311,11 @@ fn unknown_task() -> Refusal {
 impl From<TakeError> for Refusal {
     fn from(error: TakeError) -> Self {
         let code = match &error {
-            TakeError::Busy | TakeError::Closed => ErrorCode::Unavailable,
+            TakeError::Busy
+            | TakeError::GpusBusy(_)
+            | TakeError::DiskFull(_)
+            | TakeError::Draining
+            | TakeError::Closed => ErrorCode::Unavailable,
             TakeError::StaleAttempt { .. } => ErrorCode::StaleAttempt,
             TakeError::Invalid { .. } => ErrorCode::InvalidField,
             TakeError::Disk(_) => ErrorCode::Internal,

@@ -112,6 +112,141 @@ fn help_teaches_and_wrong_use_says_so() {
 }
 
 #[test]
+fn the_example_configuration_is_one() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/compute-node.toml");
+    let text = std::fs::read_to_string(&example).unwrap();
+    // Also what is commented out is a line that works.
+    let uncommented = |line: &str| {
+        let rest = line.strip_prefix("# ")?;
+        rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')).then(|| format!("{rest}\n"))
+    };
+    let all: String =
+        text.lines().map(|line| uncommented(line).unwrap_or_else(|| format!("{line}\n"))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("all.toml");
+    std::fs::write(&config, &all).unwrap();
+    let help = Command::new(env!("CARGO_BIN_EXE_compute-node")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let flags = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--").or(line.trim_start().strip_prefix("-h, --")));
+    for flag in flags.filter_map(|rest| rest.split([' ', '=', '[']).next()) {
+        let excused = ["config", "help", "version"].contains(&flag);
+        assert!(
+            excused || all.lines().any(|line| line.starts_with(&format!("{flag} = "))),
+            "{flag} has no line in {text}"
+        );
+    }
+    for file in [&example, &config] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_compute-node"));
+        // A wrong file is told before anything else; this one gets as far as the token that is not there.
+        program.args(["drain", "--config"]).arg(file).args(["--compute-token-file", "/nowhere/token"]);
+        let output = program.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("/nowhere/token"), "{text}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_told_by_file_line_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("node.toml");
+    for (text, expected) in [
+        ("slots = 0", "node.toml:1: slots: invalid value '0'"),
+        ("\nslot = 1", "node.toml:2: slot: there is no such key\nhint: the keys are allow-dir, "),
+        ("slots 1", "node.toml:1: "),
+    ] {
+        std::fs::write(&config, text).unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_compute-node"));
+        let output = program.env("ZORAI_NODE_CONFIG", &config).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}: {told}");
+        assert!(told.starts_with("error: ") && told.contains(expected), "{text}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_and_variables_win_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("node.toml");
+    std::fs::write(&config, "slots = 7\nlisten = \"127.0.0.1:1\"\n").unwrap();
+    let node = Process::start(folder.path(), &["--config", config.to_str().unwrap()]);
+    let (_, report) = node.api.json(Method::GET, "/status", None).await;
+    assert_eq!(report["slots"], 7, "the file's; the address is the flag's");
+    node.signal("TERM");
+    assert!(node.end().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_drains_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Process::start(folder.path(), &[]);
+    let (data, addr) = (folder.path().join("data"), node.api.addr());
+    let tell = |action: &str| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_compute-node"));
+        let output = program.args([action, "--listen", &addr, "--data"]).arg(&data).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    assert_eq!(tell("drain").1, "draining: no more tasks are taken; 0 running\n");
+    let (_, report) = node.api.json(Method::GET, "/status", None).await;
+    assert_eq!(report["draining"], true);
+    assert_eq!(tell("resume").1, "taking tasks again; 0 running\n");
+    node.signal("TERM");
+    assert!(node.end().success());
+    let (status, _, told) = tell("drain");
+    assert_eq!(status, Some(1));
+    assert!(told.contains("no compute node answers on") && told.contains("hint: "), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let check = |flags: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_compute-node"));
+        let output = program.args(["check", "--json", "--data"]).arg(&data).args(flags).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["can_serve"], output.status.success(), "{report}");
+        let findings = report["findings"].as_array().unwrap().clone();
+        let find = move |name: &str| findings.iter().find(|finding| finding["name"] == name).unwrap().clone();
+        (output.status.code(), find)
+    };
+    let (status, find) =
+        check(&["--listen", "127.0.0.1:0", "--min-free-disk", "0", "--gpu-name", "G", "--gpu-vram-mb", "8"]);
+    assert_eq!(status, Some(0));
+    assert_eq!(
+        (&find("gpu")["status"], &find("gpu")["message"]),
+        (&json!("ok"), &json!("0: G, 8 MiB, 8 MiB free"))
+    );
+    assert!(find("runtimes")["message"].as_str().unwrap().contains("wasm"));
+    for name in ["limits", "data", "disk", "token", "port", "engines", "clock"] {
+        assert!(["ok", "warn"].contains(&find(name)["status"].as_str().unwrap()), "{}", find(name));
+    }
+    assert!(!data.exists(), "a check changes nothing");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken_addr = taken.local_addr().unwrap().to_string();
+    let (status, find) = check(&["--listen", &taken_addr, "--min-free-disk", "9000000000000000000"]);
+    assert_eq!(status, Some(1));
+    for name in ["port", "disk"] {
+        assert_eq!(find(name)["status"], "fail");
+        assert!(find(name)["fix"].as_str().is_some());
+    }
+
+    let node = Process::start(folder.path(), &[]);
+    let (status, find) = check(&["--listen", &node.api.addr(), "--min-free-disk", "0"]);
+    assert_eq!(status, Some(0), "{} {}", find("port"), find("data"));
+    assert!(find("port")["message"].as_str().unwrap().starts_with("a compute node runs on"));
+    node.signal("TERM");
+    assert!(node.end().success());
+}
+
+#[test]
 fn what_keeps_it_from_starting_is_said_in_style() {
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

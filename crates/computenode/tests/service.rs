@@ -2,53 +2,14 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
 use computenode::{Args, BuildError, Node};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-use support::http::{Api, compute_request, ended, task_id};
-
-/// A node in this process.
-struct TestNode {
-    api: Api,
-    shutdown: CancellationToken,
-    serving: tokio::task::JoinHandle<std::io::Result<()>>,
-}
-
-impl TestNode {
-    async fn start(folder: &Path, flags: &[&str]) -> Self {
-        let node = Node::build(args(folder, flags).into()).await.expect("the node starts");
-        let token = std::fs::read_to_string(folder.join("data/compute-token")).expect("a token file");
-        let api = Api::new(node.local_addr(), token.trim());
-        let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(node.run(shutdown.clone()));
-        Self { api, shutdown, serving }
-    }
-
-    async fn stop(self) {
-        self.shutdown.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(30), self.serving).await;
-        ended.expect("the node ends").expect("no panic").expect("no error");
-    }
-}
-
-#[derive(clap::Parser)]
-struct Program {
-    #[command(flatten)]
-    args: Args,
-}
-
-fn args(folder: &Path, flags: &[&str]) -> Args {
-    let data = folder.join("data");
-    let mut line = vec!["compute-node", "--listen", "127.0.0.1:0", "--data", data.to_str().expect("UTF-8")];
-    line.extend(["--allow-dir", folder.to_str().expect("UTF-8"), "--grace", "0s"]);
-    line.extend(flags);
-    <Program as clap::Parser>::parse_from(line).args
-}
+use support::http::{compute_request, ended, task_id};
+use support::node::{TestNode, args};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_token_there_is_nothing() {
@@ -222,8 +183,10 @@ async fn a_failed_task_says_why_and_the_node_lives_on() {
     node.api.json(Method::POST, "/compute", Some(&compute_request(folder.path(), 99, "upper", "x"))).await;
     assert_eq!(ended(&node.api, 99).await["phase"], "done");
     let metrics = node.api.text("/metrics").await;
-    assert!(metrics.contains("zorai_node_tasks_total{outcome=\"failed\"} 12\n"), "{metrics}");
-    assert!(metrics.contains("zorai_node_tasks_total{outcome=\"done\"} 1\n"), "{metrics}");
+    let failed = r#"zorai_node_tasks_total{runtime="wasm",outcome="failed",code="hash_mismatch"} 2"#;
+    assert!(metrics.lines().any(|line| line == failed), "{metrics}");
+    let done = r#"zorai_node_tasks_total{runtime="wasm",outcome="done",code=""} 1"#;
+    assert!(metrics.lines().any(|line| line == done), "{metrics}");
     node.stop().await;
 }
 

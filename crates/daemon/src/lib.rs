@@ -1,6 +1,7 @@
-//! What the long-running programs and the command line share: logging, an orderly end, secrets in files,
-//! addresses to listen on, and where data lies by default.
+//! What the long-running programs and the command line share: configuration files, logging, an orderly end,
+//! secrets in files, addresses to listen on, and where data lies by default.
 
+pub mod config_file;
 pub mod failure;
 pub mod listen;
 pub mod logging;

@@ -9,9 +9,11 @@
 //! - [`keys`]: API keys and their use.
 //! - [`inference`]: the models that hosts serve, and receipts.
 //! - [`error`]: the one shape of an error.
+//! - [`failure`]: why attempts fail, by whose making, and what helps.
 
 pub mod error;
 pub mod evidence;
+pub mod failure;
 pub mod inference;
 pub mod keys;
 pub mod link;

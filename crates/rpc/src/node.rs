@@ -1,7 +1,13 @@
 //! The compute node's API on its provider's host.
 //!
-//! `POST /compute`, `GET /status`, `GET /status/{task_id}`, `GET /result/{task_id}`, `DELETE /compute/{task_id}`, each with
-//! `Authorization: Bearer <token>` from the node's token file.
+//! Each with `Authorization: Bearer <token>` from the node's token file:
+//!
+//! - `POST /compute`, `DELETE /compute/{task_id}`: an attempt begins, or is called off;
+//! - `GET /status`, `GET /status/{task_id}`, `GET /result/{task_id}`;
+//! - `GET /logs/{task_id}?from=N&follow=true`: newline-delimited JSON of [`LogLine`], from number `from` on (0 if absent). With
+//!   `follow` the answer goes on until the attempt ends. After the end the last 64 KiB are kept as long as the task's record;
+//! - `POST /drain`, `DELETE /drain`: no more tasks are taken, or some again; both answer with a [`NodeReport`];
+//! - `GET /metrics`.
 
 use serde::{Deserialize, Serialize};
 use taskmarket::{ContentHash, Runtime, Task, TaskId, Timestamp};
@@ -58,9 +64,48 @@ pub struct NodeReport {
     /// Models that its engines serve.
     #[serde(default)]
     pub models: Vec<ModelOffer>,
-    /// What is wrong, if anything.
+    /// Why it takes no tasks at all, if something is wrong.
     #[serde(default)]
     pub unhealthy: Option<String>,
+    /// Whether it was told to finish what runs and to take no more.
+    #[serde(default)]
+    pub draining: bool,
+    /// What is wrong with single GPUs, which are given to no task meanwhile.
+    #[serde(default)]
+    pub gpu_problems: Vec<String>,
+    /// What programs other than the node's tasks do with each GPU, in the order of `free_vram_mb`.
+    #[serde(default)]
+    pub foreign_gpu_use: Vec<GpuUse>,
+}
+
+/// How much a GPU is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuUse {
+    /// Memory, in MiB.
+    pub vram_mb: u64,
+    /// The share of the last moments in which it was at work, 0 to 100.
+    pub utilization_percent: u32,
+}
+
+/// A line of `GET /logs/{task_id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Its number among the attempt's lines, from zero; numbers that are missing are lines that were dropped.
+    pub n: u64,
+    /// Where the job wrote it.
+    pub stream: LogStream,
+    /// Its text, without the line's end.
+    pub text: String,
+}
+
+/// Where a job writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
 }
 
 /// The answer of `GET /status/{task_id}`. With `?seen=<revision>&wait_ms=N` it waits for a later revision first.

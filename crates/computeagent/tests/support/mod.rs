@@ -1,4 +1,5 @@
 //! A scripted relay and a scripted compute node on loopback, and an agent between them.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 mod node;
 mod relay;
@@ -32,7 +33,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use taskmarket::{
     AcceptTask, Amount, B256, Bytes32, ComputeProof, ContentHash, Domain, FailTask, Runtime, Signed, Task,
-    TaskConfig, TaskId, Timestamp, U256, keccak256,
+    TaskConfig, TaskId, Timestamp, U256, UpdateNodeStatus, keccak256,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -160,6 +161,7 @@ impl World {
             timing: Timing {
                 node_poll: Duration::from_millis(50),
                 status_wait: Duration::from_millis(500),
+                owner_hold: Duration::from_millis(200),
                 retry_base: Duration::from_millis(10),
                 retry_cap: Duration::from_millis(100),
                 heartbeat_gap: Duration::from_millis(10),
@@ -292,6 +294,15 @@ pub(crate) async fn post_tasks(session: &Session, body: impl Into<bytes::Bytes>)
     (status, serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("no JSON: {bytes:?}")))
 }
 
+/// Asks for a path: the status, and the body once it has ended.
+pub(crate) async fn fetch(session: &Session, path: &str) -> (StatusCode, String) {
+    let request = http::Request::get(path).body(Full::<bytes::Bytes>::default()).unwrap();
+    let response = soon("an answer", session.request(request)).await.unwrap();
+    let status = response.status();
+    let bytes = soon("its body", response.into_body().collect()).await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
 pub(crate) async fn offer(session: &Session, assignment: &Assignment) -> (StatusCode, Value) {
     post_tasks(session, serde_json::to_vec(assignment).unwrap()).await
 }
@@ -312,29 +323,42 @@ pub(crate) async fn cancel(session: &Session, path: &str) -> StatusCode {
     soon("an answer", session.request(request)).await.unwrap().status()
 }
 
-/// The lines of `GET /heartbeat`.
-pub(crate) struct Heartbeats {
+/// The lines of a body that has no end for a while.
+pub(crate) struct Lines {
     body: link::ResponseBody,
     buffer: Vec<u8>,
 }
 
-impl Heartbeats {
-    pub(crate) async fn of(session: &Session) -> Self {
-        let request = http::Request::get("/heartbeat").body(Full::<bytes::Bytes>::default()).unwrap();
-        let response = soon("heartbeats", session.request(request)).await.unwrap();
+impl Lines {
+    pub(crate) async fn of(session: &Session, path: &str) -> Self {
+        let request = http::Request::get(path).body(Full::<bytes::Bytes>::default()).unwrap();
+        let response = soon("a stream", session.request(request)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         Self { body: response.into_body(), buffer: Vec::new() }
     }
 
-    pub(crate) async fn next(&mut self) -> Option<Heartbeat> {
+    pub(crate) async fn next(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Some(serde_json::from_slice(&line).unwrap());
+                return Some(String::from_utf8(line).unwrap().trim_end().to_owned());
             }
-            let frame = soon("a heartbeat", self.body.frame()).await?.ok()?;
+            let frame = soon("a line", self.body.frame()).await?.ok()?;
             self.buffer.extend_from_slice(&frame.into_data().unwrap());
         }
+    }
+}
+
+/// The lines of `GET /heartbeat`.
+pub(crate) struct Heartbeats(Lines);
+
+impl Heartbeats {
+    pub(crate) async fn of(session: &Session) -> Self {
+        Self(Lines::of(session, "/heartbeat").await)
+    }
+
+    pub(crate) async fn next(&mut self) -> Option<Heartbeat> {
+        Some(serde_json::from_str(&self.0.next().await?).unwrap())
     }
 
     pub(crate) async fn until(&mut self, what: impl Fn(&Heartbeat) -> bool) -> Heartbeat {

@@ -7,6 +7,8 @@ pub(crate) struct Node {
     tasks: watch::Sender<HashMap<TaskId, (ComputeStatus, Vec<u8>)>>,
     pub(crate) requests: Arc<Mutex<Vec<ComputeRequest>>>,
     pub(crate) report: Arc<Mutex<NodeReport>>,
+    /// The lines of every task that is known; a follower gets more until there is an empty one.
+    pub(crate) log: watch::Sender<Vec<String>>,
 }
 
 impl Node {
@@ -24,11 +26,15 @@ impl Node {
             warm_models: Vec::new(),
             models: Vec::new(),
             unhealthy: None,
+            draining: false,
+            gpu_problems: Vec::new(),
+            foreign_gpu_use: Vec::new(),
         };
         Self {
             tasks: watch::Sender::new(HashMap::new()),
             requests: Arc::default(),
             report: Arc::new(Mutex::new(report)),
+            log: watch::Sender::default(),
         }
     }
 
@@ -39,6 +45,7 @@ impl Node {
             .route("/compute", post(node_compute))
             .route("/compute/{id}", delete(node_cancel))
             .route("/result/{id}", get(node_result))
+            .route("/logs/{id}", get(node_logs))
             .layer(axum::middleware::from_fn(node_auth))
             .with_state(self.clone());
         Server::start(address, router, None).await
@@ -147,4 +154,25 @@ async fn node_result(State(node): State<Node>, Path(id): Path<TaskId>) -> Respon
         Some((_, result)) => result.clone().into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+async fn node_logs(
+    State(node): State<Node>,
+    Path(id): Path<TaskId>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    if !node.knows(&id) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let from: usize = query["from"].parse().unwrap();
+    let follow = query["follow"] == "true";
+    let lines =
+        futures_util::stream::unfold((node.log.subscribe(), from), move |(mut log, from)| async move {
+            if follow {
+                log.wait_for(|lines| lines.len() > from).await.ok()?;
+            }
+            let line = log.borrow().get(from).filter(|line| !line.is_empty()).cloned()?;
+            Some((Ok::<_, std::convert::Infallible>(line + "\n"), (log, from + 1)))
+        });
+    Body::from_stream(lines).into_response()
 }

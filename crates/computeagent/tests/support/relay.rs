@@ -25,12 +25,14 @@ pub(crate) struct Relay {
     sessions: mpsc::UnboundedSender<Connected>,
     proofs: mpsc::UnboundedSender<SignedMutation<ComputeProof>>,
     fails: mpsc::UnboundedSender<SignedMutation<FailTask>>,
+    statuses: mpsc::UnboundedSender<SignedMutation<UpdateNodeStatus>>,
 }
 
 pub(crate) struct Inbox {
     pub(crate) sessions: mpsc::UnboundedReceiver<Connected>,
     pub(crate) proofs: mpsc::UnboundedReceiver<SignedMutation<ComputeProof>>,
     pub(crate) fails: mpsc::UnboundedReceiver<SignedMutation<FailTask>>,
+    pub(crate) statuses: mpsc::UnboundedReceiver<SignedMutation<UpdateNodeStatus>>,
 }
 
 impl Relay {
@@ -38,6 +40,7 @@ impl Relay {
         let (sessions, sessions_in) = mpsc::unbounded_channel();
         let (proofs, proofs_in) = mpsc::unbounded_channel();
         let (fails, fails_in) = mpsc::unbounded_channel();
+        let (statuses, statuses_in) = mpsc::unbounded_channel();
         let relay = Self {
             hello: Arc::default(),
             refusal: Arc::default(),
@@ -48,8 +51,9 @@ impl Relay {
             sessions,
             proofs,
             fails,
+            statuses,
         };
-        (relay, Inbox { sessions: sessions_in, proofs: proofs_in, fails: fails_in })
+        (relay, Inbox { sessions: sessions_in, proofs: proofs_in, fails: fails_in, statuses: statuses_in })
     }
 
     pub(crate) async fn serve(&self, address: SocketAddr) -> Server {
@@ -79,6 +83,7 @@ impl Relay {
             .route("/v1/artifacts/{digest}", get(relay_read).put(relay_store))
             .route("/v1/tasks/{id}/proof", post(relay_proof))
             .route("/v1/tasks/{id}/fail", post(relay_fail))
+            .route("/v1/providers/{address}/status", post(relay_status))
             .layer(axum::extract::DefaultBodyLimit::disable())
             .with_state(self.clone())
     }
@@ -175,5 +180,14 @@ async fn relay_fail(
 ) -> Response {
     Signed::from(fail.clone()).verify(&Domain::UNSETTLED).expect("the failure is signed");
     let _ = relay.fails.send(fail);
+    relay.answer().await
+}
+
+async fn relay_status(
+    State(relay): State<Relay>,
+    axum::Json(update): axum::Json<SignedMutation<UpdateNodeStatus>>,
+) -> Response {
+    Signed::from(update.clone()).verify(&Domain::UNSETTLED).expect("the status is signed");
+    let _ = relay.statuses.send(update);
     relay.answer().await
 }

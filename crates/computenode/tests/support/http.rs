@@ -26,6 +26,11 @@ impl Api {
         Self { client, base: format!("http://{addr}"), token: Some(token.to_owned()) }
     }
 
+    /// Where the node listens.
+    pub(crate) fn addr(&self) -> String {
+        self.base.trim_start_matches("http://").to_owned()
+    }
+
     pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Response {
         let mut request = self.client.request(method, format!("{}{path}", self.base));
         if let Some(token) = &self.token {

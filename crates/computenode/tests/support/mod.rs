@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 pub(crate) mod http;
+pub(crate) mod node;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,150 @@
+//! One attempt on its way through the executor: followed, recorded, counted.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use artifact::Digest;
+use rpc::node::{ComputeOutcome, ComputeStatus};
+use rpc::tasks::Phase;
+use taskmarket::{ContentHash, Runtime as RuntimeName};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Executor, on_disk};
+use crate::attempt::{Attempt, Failure, Finished};
+use crate::gpus::Held;
+use crate::results::{Ended, Record, now};
+use crate::runtime::{Gpu, Output, Progress};
+
+/// How often the progress of a running attempt is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+impl Executor {
+    /// Runs an attempt to its end, in its place, and records how it ended.
+    pub(super) async fn run(
+        self,
+        attempt: Attempt,
+        record: watch::Sender<Record>,
+        cancel: CancellationToken,
+        place: (OwnedSemaphorePermit, Held),
+    ) {
+        let started = Instant::now();
+        let outcome = match follow(&attempt, place.1.list(), &record, &cancel).await {
+            Ok(finished) => self.keep(&attempt, place.1.list(), &record, finished).await,
+            Err(failure) if failure.is_cancellation() && self.0.ended.is_cancelled() => {
+                Err(Ended::NodeRestarted)
+            }
+            Err(failure) if failure.is_cancellation() => Err(Ended::Cancelled),
+            Err(failure) => Err(Ended::Failed(failure)),
+        };
+        let mut last = record.borrow().clone();
+        last.end(outcome);
+        attempt.logs.finish();
+        last.log_bytes = self.keep_logs(&last.status, &attempt.logs).await;
+        let (results, stored) = (self.0.results.clone(), last.clone());
+        if let Err(error) = on_disk(move || results.store_record(&stored)).await {
+            // The disk still says that it runs, and after a restart that it failed; so nothing better is said now.
+            tracing::error!(%error, "cannot record the end of a task");
+            let failure = Failure::new("internal", format!("cannot record the result: {error}"));
+            last.end(Err(Ended::Failed(failure)));
+        }
+        self.count(attempt.task.config.runtime, &last.status, started.elapsed());
+        // Whoever hears of the end finds the slot and the GPUs free.
+        drop(place);
+        self.end_logs(&last.status);
+        record.send_replace(last);
+        self.tidy().await;
+    }
+
+    /// Stores a result, and says what it is.
+    async fn keep(
+        &self,
+        attempt: &Attempt,
+        gpus: &[Gpu],
+        record: &watch::Sender<Record>,
+        finished: Finished,
+    ) -> Result<ComputeOutcome, Ended> {
+        let Record { status, started_at, .. } = record.borrow().clone();
+        let (task, number) = (status.task_id, status.attempt);
+        let settings = &self.0.settings;
+        let gpu = match gpus {
+            [gpu, ..] => Some(gpu.name.clone()),
+            [] if attempt.runtime.uses_gpu() => settings.gpu_name.clone(),
+            [] => None,
+        };
+        let results = self.0.results.clone();
+        let Finished { model, input, result, folder } = finished;
+        let limit = attempt.limits.output_bytes;
+        let stored = on_disk(move || {
+            let stored = match result {
+                Output::Bytes(bytes) => {
+                    results.store_result(task, number, &bytes)?;
+                    (Digest::of(&bytes), bytes.len() as u64)
+                }
+                Output::File(path) => results.take_result(task, number, &path, limit)?,
+            };
+            drop(folder);
+            Ok(stored)
+        });
+        let (digest, size) = stored.await.map_err(|error| {
+            Ended::Failed(Failure::new("internal", format!("cannot store the result: {error}")))
+        })?;
+        Ok(ComputeOutcome {
+            model_hash: content_hash(model),
+            input_hash: content_hash(input),
+            result_hash: content_hash(digest),
+            result_bytes: size,
+            started_at,
+            finished_at: now(),
+            device: gpu.unwrap_or_else(|| settings.cpu_name.clone()),
+        })
+    }
+
+    fn count(&self, runtime: RuntimeName, status: &ComputeStatus, held: Duration) {
+        let failure = status.failure.as_ref().map(|failure| failure.code.as_str());
+        let bytes = status.outcome.as_ref().map_or(0, |outcome| outcome.result_bytes);
+        self.0.metrics.ended(runtime, status.phase, failure, held, bytes);
+        let (phase, seconds) = (status.phase.as_str(), held.as_secs_f64());
+        tracing::info!(phase, failure, seconds, "task ended");
+    }
+}
+
+/// Executes the attempt, and shows how far it is.
+async fn follow(
+    attempt: &Attempt,
+    gpus: &[Gpu],
+    record: &watch::Sender<Record>,
+    cancel: &CancellationToken,
+) -> Result<Finished, Failure> {
+    let fetching = Progress::default();
+    let fetched = tokio::select! {
+        fetched = attempt.fetch(&fetching, cancel) => fetched?,
+        never = show(record, Phase::Fetching, &fetching) => match never {},
+    };
+    let running = Progress::default();
+    tokio::select! {
+        finished = attempt.run(fetched, gpus, &running, cancel) => finished,
+        never = show(record, Phase::Running, &running) => match never {},
+    }
+}
+
+/// Shows how far a phase is, for as long as it is polled.
+async fn show(record: &watch::Sender<Record>, phase: Phase, progress: &Progress) -> Infallible {
+    let mut interval = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        interval.tick().await;
+        let percent = Some(progress.percent());
+        record.send_if_modified(|Record { status, .. }| {
+            let modified = (status.phase, status.percent) != (phase, percent);
+            if modified {
+                (status.phase, status.percent) = (phase, percent);
+                status.revision += 1;
+            }
+            modified
+        });
+    }
+}
+
+fn content_hash(digest: Digest) -> ContentHash {
+    ContentHash(digest.0.into())
+}

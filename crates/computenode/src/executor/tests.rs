@@ -1,0 +1,163 @@
+//! The executor with a runtime that does what a test tells it.
+
+use std::sync::atomic::AtomicU32;
+
+use artifact::{BlobStore, FetchPolicy};
+use futures_util::future::BoxFuture;
+use gpu::Inventory;
+use taskmarket::{B256, TaskConfig};
+
+use super::*;
+use crate::runtime::{Context, Job, LogStream, ModelShape, Output, RunCode, RunError};
+
+/// Says two lines, waits until it is told to go on, says a third and fails.
+#[derive(Default)]
+struct Talker {
+    go_on: tokio::sync::Notify,
+    recovered: AtomicU32,
+}
+
+impl Runtime for Talker {
+    fn run<'a>(&'a self, _job: Job, context: &'a Context) -> BoxFuture<'a, Result<Output, RunError>> {
+        Box::pin(async {
+            context.logs.write(LogStream::Stdout, b"one\ntwo\n");
+            self.go_on.notified().await;
+            context.logs.write(LogStream::Stderr, b"the end");
+            Err(RunError::new(RunCode::Trapped, "as told"))
+        })
+    }
+
+    fn model_shape(&self) -> ModelShape {
+        ModelShape::File
+    }
+
+    fn recover(&self) -> BoxFuture<'_, Result<(), RunError>> {
+        self.recovered.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Err(RunError::new(RunCode::Internal, "something is left")) })
+    }
+}
+
+fn executor(folder: &std::path::Path, talker: &Arc<Talker>) -> Executor {
+    let settings = Settings {
+        slots: 1,
+        memory_bytes: 1 << 20,
+        result_bytes: 1 << 20,
+        data: folder.to_owned(),
+        work: folder.join("work"),
+        min_free_disk: MinFreeDisk::Bytes(0),
+        keep: Duration::from_secs(60),
+        keep_bytes: 1 << 20,
+        keep_artifacts_bytes: 1 << 20,
+        gpu_name: None,
+        cpu_name: "CPU".to_owned(),
+    };
+    let runtimes = BTreeMap::from([(RuntimeName::Wasm, Arc::clone(talker) as Arc<dyn Runtime>)]);
+    let gpus = Gpus::new(Inventory::declared("Test GPU", 8), false);
+    let store = BlobStore::open(folder.join("artifacts")).unwrap();
+    let policy = FetchPolicy { allowed_dirs: vec![folder.to_owned()], ..FetchPolicy::default() };
+    let tls = daemon::tls::client_config(None).unwrap();
+    let fetcher = Fetcher::with_tls(policy, store, &tls).unwrap();
+    let (results, records) = Results::open(folder.join("results")).unwrap();
+    Executor::new(settings, runtimes, gpus, fetcher, results, records).unwrap()
+}
+
+fn request(folder: &std::path::Path) -> ComputeRequest {
+    std::fs::write(folder.join("file"), "x").unwrap();
+    let file = format!("file://{}/file", folder.display());
+    let nobody = taskmarket::Address::ZERO;
+    let task = taskmarket::Task {
+        requester: nobody,
+        model_cid: file.parse().unwrap(),
+        model_hash: ContentHash::UNPINNED,
+        input_cid: file.parse().unwrap(),
+        input_hash: ContentHash::UNPINNED,
+        config: TaskConfig {
+            runtime: RuntimeName::Wasm,
+            params: "{}".to_owned(),
+            gpu_type: String::new(),
+            gpu_count: 1,
+            min_vram: 8,
+            max_duration: 60,
+            max_attempts: 1,
+        },
+        token: nobody,
+        budget: taskmarket::Amount::ZERO,
+        provider_stake: taskmarket::Amount::ZERO,
+        dispute_bond: taskmarket::Amount::ZERO,
+        deadline: taskmarket::Timestamp::from_unix(u64::from(u32::MAX)),
+        dispute_window: 0,
+        arbiter_window: 0,
+        arbiter: nobody,
+        salt: taskmarket::Bytes32(B256::ZERO),
+    };
+    ComputeRequest {
+        task_id: TaskId(B256::repeat_byte(7).into()),
+        attempt: 1,
+        task,
+        relay_url: "http://127.0.0.1:1".to_owned(),
+        attempt_token: "token".to_owned(),
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what).await.expect("in time")
+}
+
+async fn read(executor: &Executor, task: TaskId, from: u64) -> String {
+    let mut reader = executor.logs(task, from, false).await.unwrap().unwrap();
+    let mut text = String::new();
+    while let Some(lines) = reader.next().await {
+        text.push_str(std::str::from_utf8(&lines).unwrap());
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_followed_to_the_end_and_outlive_the_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let talker = Arc::new(Talker::default());
+    let node = executor(folder.path(), &talker);
+    let request = request(folder.path());
+    let task = request.task_id;
+    assert!(node.logs(task, 0, false).await.is_none());
+    node.take(request).await.unwrap();
+
+    let mut follower = node.logs(task, 1, true).await.unwrap().unwrap();
+    let second = soon(follower.next()).await.unwrap();
+    assert_eq!(&second[..], b"{\"n\":1,\"stream\":\"stdout\",\"text\":\"two\"}\n");
+    assert_eq!(read(&node, task, 2).await, "");
+    talker.go_on.notify_one();
+    let third = "{\"n\":2,\"stream\":\"stderr\",\"text\":\"the end\"}\n";
+    assert_eq!(soon(follower.next()).await.unwrap(), third);
+    assert_eq!(soon(follower.next()).await, None);
+    let failed = soon(async {
+        let mut seen = 0;
+        loop {
+            let status = node.changed_status(task, seen, Duration::from_secs(20)).await.unwrap();
+            if status.failure.is_some() {
+                return status;
+            }
+            seen = status.revision;
+        }
+    })
+    .await;
+    assert_eq!(failed.failure.unwrap().code, "trapped");
+    assert_eq!(read(&node, task, 2).await, third);
+    assert!(node.tasks()[&task].logs.is_none(), "what has ended takes no memory");
+    drop((node, follower));
+
+    let node = executor(folder.path(), &talker);
+    let all = read(&node, task, 0).await;
+    assert_eq!((all.lines().count(), all.ends_with(third)), (3, true));
+    // They go with the record.
+    node.0.results.remove(task, 1).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path().join("results")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_runtime_cannot_clear_up_stops_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let talker = Arc::new(Talker::default());
+    executor(folder.path(), &talker).recover().await;
+    assert_eq!(talker.recovered.load(Ordering::Relaxed), 1);
+}

@@ -1,0 +1,161 @@
+//! Operating a node: draining it, a full disk, GPUs, logs, and the codes of failures.
+
+mod support;
+
+use computenode::runtime::RunCode;
+use reqwest::{Method, StatusCode};
+use rpc::failure::{self, Blame};
+use serde_json::{Value, json};
+
+use support::http::{compute_request, ended, task_id};
+use support::node::TestNode;
+
+fn refusal(answer: (StatusCode, Value)) -> (u16, String, String) {
+    let (status, body) = answer;
+    let text = |field: &str| body["error"][field].as_str().unwrap_or_default().to_owned();
+    (status.as_u16(), text("code"), text("message"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_node_finishes_what_runs_and_takes_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = TestNode::start(folder.path(), &["--slots", "2"]).await;
+    let api = &node.api;
+    api.json(Method::POST, "/compute", Some(&compute_request(folder.path(), 1, "spin", ""))).await;
+
+    let (status, report) = api.json(Method::POST, "/drain", None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        (&report["draining"], &report["slots"], &report["busy"]),
+        (&json!(true), &json!(0), &json!(1))
+    );
+    let other = compute_request(folder.path(), 2, "upper", "x");
+    let refused = refusal(api.json(Method::POST, "/compute", Some(&other)).await);
+    assert_eq!(refused, (503, "unavailable".into(), "the node is draining".into()));
+    // What runs goes on, and an attempt that is known is answered.
+    let again = compute_request(folder.path(), 1, "spin", "");
+    assert_eq!(api.json(Method::POST, "/compute", Some(&again)).await.0, StatusCode::ACCEPTED);
+    assert!(api.text("/metrics").await.contains("zorai_node_draining 1\n"));
+
+    let (_, report) = api.json(Method::DELETE, "/drain", None).await;
+    assert_eq!((&report["draining"], &report["slots"]), (&json!(false), &json!(2)));
+    assert_eq!(api.json(Method::POST, "/compute", Some(&other)).await.0, StatusCode::ACCEPTED);
+    assert_eq!(ended(api, 2).await["phase"], "done");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_tasks_away_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = compute_request(folder.path(), 1, "upper", "x");
+    let blobs = folder.path().join("data/artifacts");
+    let node = TestNode::start(folder.path(), &[]).await;
+    node.api.json(Method::POST, "/compute", Some(&request)).await;
+    ended(&node.api, 1).await;
+    let fetched = || walk(&blobs);
+    let kept = fetched();
+    node.stop().await;
+
+    let node = TestNode::start(folder.path(), &["--min-free-disk", "9000000000000000000"]).await;
+    let (_, report) = node.api.json(Method::GET, "/status", None).await;
+    let reason = report["unhealthy"].as_str().unwrap().to_owned();
+    assert!(reason.starts_with("the disk has ") && reason.contains(" MiB free, less than "), "{reason}");
+    let other = compute_request(folder.path(), 2, "upper", "x");
+    let (status, code, message) = refusal(node.api.json(Method::POST, "/compute", Some(&other)).await);
+    assert_eq!((status, code.as_str()), (503, "unavailable"));
+    assert!(message.contains("MiB free"), "{message}");
+    assert!(fetched() < kept || kept == 0, "nothing was tidied first");
+    assert_eq!(
+        node.api.json(Method::GET, &format!("/status/{}", task_id(2)), None).await.0,
+        StatusCode::NOT_FOUND
+    );
+    node.stop().await;
+}
+
+/// How many files lie below a folder, apart from its lock.
+fn walk(folder: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { walk(&path) } else { usize::from(!path.ends_with("lock")) }).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_is_not_given_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--slots", "3", "--gpu-name", "Test GPU", "--gpu-vram-mb", "1024"];
+    let node = TestNode::start(folder.path(), &flags).await;
+    let request = |number: u8, program: &str, count: u32, vram: u64| {
+        let mut request = compute_request(folder.path(), number, program, "x");
+        request["task"]["config"]["gpu_count"] = json!(count);
+        request["task"]["config"]["min_vram"] = json!(vram);
+        request
+    };
+    let api = &node.api;
+    api.json(Method::POST, "/compute", Some(&request(1, "spin", 1, 512))).await;
+    let (status, code, message) =
+        refusal(api.json(Method::POST, "/compute", Some(&request(2, "upper", 1, 512))).await);
+    assert_eq!((status, code.as_str()), (503, "unavailable"), "{message}");
+    let (status, code, message) =
+        refusal(api.json(Method::POST, "/compute", Some(&request(3, "upper", 2, 0))).await);
+    assert_eq!((status, code.as_str()), (400, "invalid_field"), "{message}");
+    assert!(message.starts_with("task.config.gpu_count: "), "{message}");
+    // Who needs no GPU is not kept waiting, and a GPU that is left is free.
+    api.json(Method::POST, "/compute", Some(&request(4, "upper", 0, 0))).await;
+    assert_eq!(ended(api, 4).await["outcome"]["device"], "CPU");
+    api.json(Method::DELETE, &format!("/compute/{}", task_id(1)), None).await;
+    ended(api, 1).await;
+    api.json(Method::POST, "/compute", Some(&request(2, "upper", 1, 512))).await;
+    assert_eq!(ended(api, 2).await["outcome"]["device"], "Test GPU");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_for_known_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = TestNode::start(folder.path(), &[]).await;
+    let api = &node.api;
+    let path = format!("/logs/{}", task_id(1));
+    assert_eq!(refusal(api.json(Method::GET, &path, None).await).0, 404);
+    api.json(Method::POST, "/compute", Some(&compute_request(folder.path(), 1, "spin", ""))).await;
+    assert_eq!(refusal(api.json(Method::GET, &format!("{path}?from=x"), None).await).0, 400);
+    // It ends with the attempt.
+    let follower = api.clone();
+    let follow = format!("{path}?follow=true");
+    let following = tokio::spawn(async move { follower.send(Method::GET, &follow, None).await.text().await });
+    api.json(Method::DELETE, &format!("/compute/{}", task_id(1)), None).await;
+    ended(api, 1).await;
+    let lines = tokio::time::timeout(std::time::Duration::from_secs(20), following).await.unwrap().unwrap();
+    assert_eq!(lines.unwrap(), "");
+    assert_eq!(api.send(Method::GET, &path, None).await.headers()["content-type"], "application/x-ndjson");
+    node.stop().await;
+}
+
+#[test]
+fn every_failure_of_a_job_has_its_maker() {
+    for code in [
+        RunCode::BadParams,
+        RunCode::BadModel,
+        RunCode::BadInput,
+        RunCode::OutOfFuel,
+        RunCode::OutOfMemory,
+        RunCode::TimedOut,
+        RunCode::Trapped,
+        RunCode::ExitNonzero,
+        RunCode::OutputTooLarge,
+        RunCode::Cancelled,
+        RunCode::Internal,
+    ] {
+        assert!(failure::is_known(code.as_str()), "{code} is missing in rpc::failure");
+        let expected = match code {
+            RunCode::Cancelled | RunCode::Internal => Blame::Provider,
+            RunCode::OutOfMemory | RunCode::TimedOut => Blame::Neither,
+            RunCode::BadParams
+            | RunCode::BadModel
+            | RunCode::BadInput
+            | RunCode::OutOfFuel
+            | RunCode::Trapped
+            | RunCode::ExitNonzero
+            | RunCode::OutputTooLarge => Blame::Requester,
+        };
+        assert_eq!(failure::blame(code.as_str()), expected, "{code}");
+    }
+}

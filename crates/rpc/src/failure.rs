@@ -1,0 +1,139 @@
+//! Why attempts fail: the stable codes of [`FailTask`](taskmarket::FailTask), by whose making each comes, and what helps.
+//!
+//! A code is the provider's word, so the blame is only as good as that word: a relay sets it against what other
+//! providers make of the same task. A code that is not in the table counts as the provider's fault, or a provider could
+//! escape blame by making codes up.
+
+/// By whose making an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Blame {
+    /// Who wrote the task: it would fail on every host.
+    Requester,
+    /// The host that tried.
+    Provider,
+    /// Nobody's for certain: another host may succeed.
+    Neither,
+}
+
+/// What is known of a code.
+struct Known {
+    code: &'static str,
+    blame: Blame,
+    hint: Option<&'static str>,
+}
+
+const fn requester(code: &'static str, hint: &'static str) -> Known {
+    Known { code, blame: Blame::Requester, hint: Some(hint) }
+}
+
+const fn provider(code: &'static str) -> Known {
+    Known { code, blame: Blame::Provider, hint: None }
+}
+
+const fn neither(code: &'static str, hint: &'static str) -> Known {
+    Known { code, blame: Blame::Neither, hint: Some(hint) }
+}
+
+/// Every code that this version's programs sign.
+const KNOWN: &[Known] = &[
+    // Fetching the model and the input.
+    requester(
+        "bad_reference",
+        "write model and input as https://, ipfs://, oci://, artifact:// or file:// references",
+    ),
+    requester("unsupported_scheme", "name the content by a scheme that the runtime can fetch"),
+    requester("not_allowed", "upload the file instead: this host opens no such local path"),
+    requester("forbidden_address", "name a public address: hosts fetch nothing from private networks"),
+    requester("not_found", "check that the model and the input are still there"),
+    requester("unauthorized", "make the content readable without credentials, or upload it"),
+    requester("too_large", "make the model or the input smaller, or ask for a host that takes more"),
+    requester(
+        "hash_mismatch",
+        "the content is not what the task pins: pin the new hash, or restore the old content",
+    ),
+    requester("redirect_loop", "name the final URL"),
+    requester("bad_manifest", "the folder's manifest does not fit its files: upload the folder again"),
+    requester("content_encoded", "serve the file's own bytes, without content-encoding"),
+    requester("unsupported_codec", "store it as raw or dag-pb blocks"),
+    requester("unsupported_hash", "store it under SHA-256 CIDs"),
+    requester("unsupported_node", "name a file or a folder"),
+    requester("bad_block", "store the content again: its blocks are malformed"),
+    requester("image_without_platform", "build the image for the hosts' platform, such as linux/amd64"),
+    requester("bad_image", "push the image again: its manifest or layers are malformed"),
+    neither("unreachable", "check that the source answers, or publish the task again"),
+    neither("truncated", "check that the source serves whole files, or publish the task again"),
+    neither("no_gateway_served_it", "check that the content is pinned and provided"),
+    neither("stalled", "the source was silent for too long: check it, or publish the task again"),
+    provider("disk_full"),
+    provider("io"),
+    // Running.
+    requester("bad_params", "correct the runtime's parameters (config.params)"),
+    requester("bad_model", "name a model or a program that this runtime can run"),
+    requester("bad_input", "give the input in the form that this runtime takes"),
+    requester("out_of_fuel", "raise the fuel in config.params, or give the program less to do"),
+    requester("trapped", "the program did what it must not: see its logs"),
+    requester("exit_nonzero", "the program ended with an error: see its logs"),
+    requester("output_too_large", "write less, or split the work into several tasks"),
+    requester("bad_output", "leave one plain file as the result, or plain files and folders"),
+    neither("out_of_disk", "write less on the way, or choose hosts that give tasks more room"),
+    neither("out_of_memory", "use less memory, or choose hosts that give tasks more"),
+    neither("timed_out", "raise max_duration, or ask for faster hosts"),
+    neither("image_unavailable", "check that the registry has the image and serves it without credentials"),
+    neither("egress_refused", "ask for fewer domains, or choose hosts that grant them"),
+    neither("egress_unavailable", "choose hosts that can let tasks out"),
+    provider("sandbox_unavailable"),
+    provider("cancelled"),
+    provider("internal"),
+    // The host.
+    provider("node_restarted"),
+    provider("node_unreachable"),
+    provider("node_error"),
+    provider("result_lost"),
+    provider("proof_unsigned"),
+    provider("proof_refused"),
+    neither("upload_refused", "the relay did not take the result: check its limits"),
+];
+
+/// By whose making an attempt failed with this code; the provider's where the code is unknown.
+pub fn blame(code: &str) -> Blame {
+    known(code).map_or(Blame::Provider, |known| known.blame)
+}
+
+/// What the requester can do about it, where there is something.
+pub fn hint(code: &str) -> Option<&'static str> {
+    known(code).and_then(|known| known.hint)
+}
+
+/// Whether this version's programs sign the code.
+pub fn is_known(code: &str) -> bool {
+    known(code).is_some()
+}
+
+fn known(code: &str) -> Option<&'static Known> {
+    KNOWN.iter().find(|known| known.code == code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_told_once_and_can_be_signed() {
+        for (index, Known { code, .. }) in KNOWN.iter().enumerate() {
+            assert!(KNOWN[index + 1..].iter().all(|other| other.code != *code), "{code} twice");
+            assert!(code.len() <= taskmarket::MAX_CODE_BYTES);
+            assert!(code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{code}");
+        }
+    }
+
+    #[test]
+    fn nobody_escapes_by_an_unknown_code() {
+        assert_eq!(blame("requesters_fault"), Blame::Provider);
+        assert_eq!(hint("requesters_fault"), None);
+        assert_eq!(
+            (blame("out_of_fuel"), blame("io"), blame("truncated")),
+            (Blame::Requester, Blame::Provider, Blame::Neither)
+        );
+        assert!(hint("out_of_fuel").is_some());
+    }
+}
