@@ -9,6 +9,7 @@ mod publish;
 mod reads;
 mod relay;
 mod report;
+mod runtimes;
 mod tasks;
 mod timing;
 
@@ -76,7 +77,9 @@ enum What {
     Start(Start),
     /// The scheduler's choice among live hosts.
     Pick(Pick),
-    /// All of these.
+    /// The node's runtimes: how fast programs start, and how many texts are embedded in a second.
+    Runtimes(runtimes::Runtimes),
+    /// All of these but the runtimes.
     All(All),
 }
 
@@ -203,6 +206,7 @@ async fn measure(what: &What, dir: &Path, backends: &[Backend]) -> anyhow::Resul
         What::Reads(reads) => stored(backends, reads.filling.stored, Some(reads.reads), None).await,
         What::Start(start) => stored(backends, start.filling.stored, None, Some(&start.relay)).await,
         What::Pick(pick) => Ok(vec![pick::measure(&pick.hosts, pick.picks)?]),
+        What::Runtimes(plan) => runtimes::measure(dir, plan).await,
         What::All(all) => {
             let mut tables = publishes(dir, backends, &all.publish).await?;
             tables.push(layers::measure(dir, all.layers.layer_tasks).await?);

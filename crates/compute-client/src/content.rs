@@ -23,6 +23,15 @@ const UPLOADS: usize = 4;
 const READ_BYTES: usize = 256 * 1024;
 /// What begins a WebAssembly module.
 const WASM_MAGIC: &[u8] = b"\0asm";
+/// What a tar has, and where.
+const TAR_MAGIC: &[u8] = b"ustar";
+const TAR_MAGIC_AT: usize = 257;
+/// What begins a file that gzip or zstd wrote.
+const COMPRESSED_MAGICS: [&[u8]; 2] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"];
+/// How much of a file is looked at, in bytes.
+const HEAD_BYTES: u64 = 512;
+/// What a container's model is.
+const IMAGE_HINT: &str = "name an image by its digest, oci://IMAGE@sha256:..., or an archive that `docker save` or `podman save` wrote";
 /// The files that the `embed` runtime needs of a model's folder.
 pub(crate) const EMBED_NEEDS: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
 /// The files that it reads where they are there.
@@ -41,8 +50,17 @@ pub(crate) struct Named {
 enum Place {
     Stdin,
     Reference(artifact::Reference),
-    File { bytes: u64, is_wasm: bool },
+    File { bytes: u64, kind: FileKind },
     Folder,
+}
+
+/// What a file is, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileKind {
+    Wasm,
+    /// A tar, or something compressed that may be one.
+    Archive,
+    Other,
 }
 
 impl Named {
@@ -61,7 +79,7 @@ impl Named {
             if metadata.is_dir() {
                 Place::Folder
             } else {
-                Place::File { bytes: metadata.len(), is_wasm: begins_as_wasm(Path::new(text)).await }
+                Place::File { bytes: metadata.len(), kind: FileKind::of(Path::new(text)).await }
             }
         };
         Ok(Self { flag, text: text.to_owned(), place })
@@ -71,7 +89,7 @@ impl Named {
     pub(crate) fn runtime(&self) -> Option<Runtime> {
         match &self.place {
             Place::Folder => Some(Runtime::Embed),
-            Place::File { is_wasm: true, .. } => Some(Runtime::Wasm),
+            Place::File { kind: FileKind::Wasm, .. } => Some(Runtime::Wasm),
             Place::File { .. } => self.text.ends_with(".wasm").then_some(Runtime::Wasm),
             Place::Reference(reference) => {
                 if matches!(reference.kind(), ReferenceKind::Oci { .. }) {
@@ -100,29 +118,34 @@ impl Named {
                 Err(Failure::usage(format_args!("{flag}: {text} has no {}", missing.join(", no ")))
                     .hint(format_args!("embed takes a folder with {}", EMBED_NEEDS.join(", "))))
             }
-            (Place::File { is_wasm: false, .. }, Runtime::Wasm) => Err(not_wasm(flag, text)),
+            (Place::File { kind: FileKind::Archive | FileKind::Other, .. }, Runtime::Wasm) => {
+                Err(not_wasm(flag, text))
+            }
             (Place::File { .. } | Place::Stdin, Runtime::Embed) => {
                 Err(Failure::usage(format_args!("{flag}: {text} is no folder; embed takes one"))
                     .hint(format_args!("it holds {}", EMBED_NEEDS.join(", "))))
             }
-            (Place::Folder, Runtime::Container) => Err(Failure::usage(format_args!(
-                "{flag}: {text} is a folder; container takes an image"
-            ))
-            .hint("name an image by its digest, or an archive that `docker save` or `podman save` wrote")),
+            (Place::Folder, Runtime::Container) => {
+                Err(Failure::usage(format_args!("{flag}: {text} is a folder; container takes an image"))
+                    .hint(IMAGE_HINT))
+            }
+            (Place::File { kind: FileKind::Wasm | FileKind::Other, .. }, Runtime::Container) => {
+                Err(Failure::usage(format_args!("{flag}: {text} is no archive of an image")).hint(IMAGE_HINT))
+            }
             (_, Runtime::Openai)
-            | (Place::File { .. }, Runtime::Container)
-            | (Place::File { is_wasm: true, .. } | Place::Stdin | Place::Reference(_), _) => Ok(()),
+            | (Place::File { kind: FileKind::Archive, .. }, Runtime::Container)
+            | (Place::File { kind: FileKind::Wasm, .. } | Place::Stdin | Place::Reference(_), _) => Ok(()),
         }
     }
 
-    /// Refuses what no runtime takes as an input.
+    /// Refuses what the runtime does not take as an input.
     pub(crate) fn check_input(&self, runtime: Runtime) -> Outcome {
         let is_folder = match &self.place {
             Place::Folder => true,
             Place::Reference(reference) => reference.is_folder(),
             Place::File { .. } | Place::Stdin => false,
         };
-        if is_folder {
+        if is_folder && runtime != Runtime::Container {
             let (flag, text) = (self.flag, &self.text);
             return Err(Failure::usage(format_args!("{flag}: {text} is a folder; {runtime} takes a file")));
         }
@@ -153,7 +176,14 @@ impl Named {
             }
             Place::Reference(reference) => {
                 let reference: Reference = reference.as_str().parse().or_usage(flag)?;
-                Ok(Content { hash: reference.artifact(), reference, uploads: Vec::new(), _kept: None })
+                let is_folder = reference.as_str().ends_with('/');
+                Ok(Content {
+                    hash: reference.artifact(),
+                    reference,
+                    is_folder,
+                    uploads: Vec::new(),
+                    _kept: None,
+                })
             }
             Place::File { bytes, .. } => {
                 check_size(flag, &text, bytes, limit)?;
@@ -204,6 +234,8 @@ pub(crate) struct Content {
     pub(crate) reference: Reference,
     /// Its SHA-256, where it is known for certain.
     pub(crate) hash: Option<ContentHash>,
+    /// Whether it is a folder, named by its list.
+    is_folder: bool,
     /// What must be at the relay before the task is published.
     uploads: Vec<Upload>,
     /// Keeps standard input's copy until it is uploaded.
@@ -245,6 +277,7 @@ impl Content {
         Ok(Self {
             reference: format!("artifact://{digest}/").parse().map_err(Failure::failed)?,
             hash: Some(hash_of(digest)),
+            is_folder: true,
             uploads: uploads.into_values().collect(),
             _kept: None,
         })
@@ -277,6 +310,7 @@ impl Content {
         Ok(Self {
             reference: format!("artifact://{digest}").parse().map_err(Failure::failed)?,
             hash: Some(hash_of(digest)),
+            is_folder: false,
             uploads: vec![Upload { digest, bytes, source }],
             _kept: None,
         })
@@ -296,10 +330,16 @@ impl Content {
         }
     }
 
-    /// Stores at the relay what it has not got yet. A folder's list goes last, so that it never names what is not there.
-    pub(crate) async fn upload(&self, relay: &Relay, ui: &Ui) -> Outcome {
+    /// Stores at the relay what it has not got yet of these. A folder's list goes after all files, so that it never names
+    /// what is not there.
+    pub(crate) async fn upload(contents: &[&Self], relay: &Relay, ui: &Ui) -> Outcome {
+        let all: BTreeMap<Digest, &Upload> = contents
+            .iter()
+            .flat_map(|content| &content.uploads)
+            .map(|upload| (upload.digest, upload))
+            .collect();
         let missing: Vec<&Upload> =
-            stream::iter(&self.uploads)
+            stream::iter(all.into_values())
                 .map(|upload| async move {
                     Ok::<_, Failure>((!relay.has(&upload.digest).await?).then_some(upload))
                 })
@@ -307,14 +347,11 @@ impl Content {
                 .try_filter_map(|upload| async move { Ok(upload) })
                 .try_collect()
                 .await?;
-        if missing.is_empty() {
-            ui.detail(format_args!("{} is at the relay already", self.reference));
-            return Ok(());
-        }
-        let bytes = missing.iter().map(|upload| upload.bytes).sum();
-        let bar = ui.bytes("uploading", bytes);
-        let is_list = |upload: &&Upload| self.reference.artifact() == Some(hash_of(upload.digest));
-        let (last, first): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_list);
+        let bar = ui.bytes("uploading", missing.iter().map(|upload| upload.bytes).sum());
+        let is_list = |upload: &&Upload| {
+            contents.iter().any(|content| content.is_folder && content.hash == Some(hash_of(upload.digest)))
+        };
+        let (last, first): (Vec<_>, Vec<_>) = missing.iter().copied().partition(is_list);
         for group in [first, last] {
             stream::iter(group)
                 .map(|upload| put(relay, upload, &bar))
@@ -323,7 +360,15 @@ impl Content {
                 .await?;
         }
         bar.finish_and_clear();
-        ui.say(format_args!("uploaded {} as {}", size(bytes), self.reference));
+        for content in contents.iter().filter(|content| !content.uploads.is_empty()) {
+            let own = |upload: &&&Upload| content.uploads.iter().any(|own| own.digest == upload.digest);
+            let sent: u64 = missing.iter().filter(own).map(|upload| upload.bytes).sum();
+            if sent > 0 {
+                ui.say(format_args!("uploaded {} as {}", size(sent), content.reference));
+            } else {
+                ui.detail(format_args!("{} is at the relay already", content.reference));
+            }
+        }
         Ok(())
     }
 }
@@ -360,10 +405,22 @@ fn check_size(flag: &str, what: &str, bytes: u64, limit: u64) -> Outcome {
     .hint("publish it at an https:// URL and give that"))
 }
 
-async fn begins_as_wasm(path: &Path) -> bool {
-    let mut head = [0; WASM_MAGIC.len()];
-    let Ok(mut file) = tokio::fs::File::open(path).await else { return false };
-    file.read_exact(&mut head).await.is_ok() && head == WASM_MAGIC
+impl FileKind {
+    async fn of(path: &Path) -> Self {
+        let mut head = Vec::new();
+        let Ok(file) = tokio::fs::File::open(path).await else { return Self::Other };
+        if file.take(HEAD_BYTES).read_to_end(&mut head).await.is_err() {
+            return Self::Other;
+        }
+        let is_tar = head.get(TAR_MAGIC_AT..).is_some_and(|rest| rest.starts_with(TAR_MAGIC));
+        if head.starts_with(WASM_MAGIC) {
+            Self::Wasm
+        } else if is_tar || COMPRESSED_MAGICS.iter().any(|magic| head.starts_with(magic)) {
+            Self::Archive
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// A digest as tasks and proofs name it.
@@ -407,11 +464,23 @@ mod tests {
             ("program", Runtime::Embed, "is no folder; embed takes one"),
             ("model", Runtime::Wasm, "is a folder; wasm takes a file"),
             ("model", Runtime::Embed, "has no tokenizer.json, no model.safetensors"),
+            ("model", Runtime::Container, "is a folder; container takes an image"),
+            ("text.wasm", Runtime::Container, "is no archive of an image"),
+            ("program", Runtime::Container, "is no archive of an image"),
         ] {
             let named = Named::look("--model", &path(name)).await.unwrap();
             let failure = named.check_model(runtime).unwrap_err();
             assert!(failure.message().contains(reason), "{name}: {failure:?}");
         }
+        let mut tar = vec![0; 512];
+        tar[TAR_MAGIC_AT..TAR_MAGIC_AT + TAR_MAGIC.len()].copy_from_slice(TAR_MAGIC);
+        for (name, bytes) in [("image.tar", tar.as_slice()), ("image.tar.gz", b"\x1f\x8b\x08")] {
+            std::fs::write(path(name), bytes).unwrap();
+            let named = Named::look("--model", &path(name)).await.unwrap();
+            named.check_model(Runtime::Container).unwrap();
+            assert_eq!(named.runtime(), None, "what an archive is of is not certain");
+        }
+        Named::look("--input", &path("model")).await.unwrap().check_input(Runtime::Container).unwrap();
         let place = format!("artifact://{}/", "ab".repeat(32));
         for input in [path("model"), place] {
             let named = Named::look("--input", &input).await.unwrap();

@@ -11,6 +11,7 @@ mod follow;
 mod key;
 mod proof;
 mod relay;
+mod rerun;
 mod sse;
 mod ui;
 

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use reqwest::Response;
+use indicatif::ProgressBar;
+use reqwest::header::CONTENT_RANGE;
+use reqwest::{Response, StatusCode};
 use rpc::tasks::{ShownTask, TaskView};
 use serde::Serialize;
 use taskmarket::{ComputeProof, ContentHash, Domain, Signed, Task, TaskId};
@@ -10,12 +12,15 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
 use crate::content::hash_of;
-use crate::failure::{Context as _, Failure, Outcome};
+use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::relay::{Relay, causes};
 use crate::ui::Ui;
 
 /// The largest result that is fetched, in bytes.
 const MAX_RESULT_BYTES: u64 = 32 << 30;
+
+/// How many connections in a row may bring nothing before a result is given up.
+const MAX_BROKEN: u32 = 3;
 
 /// A result whose proof holds.
 #[derive(Debug)]
@@ -112,7 +117,7 @@ pub(crate) fn check_task(view: &TaskView, asked: TaskId) -> Outcome<(Task, Domai
     let domain = Domain { chain_id: view.chain_id, verifying_contract: view.verifying_contract };
     let (ShownTask::Whole(task), Some(signature)) = (&view.task, view.signature) else {
         return Err(Failure::new(
-            crate::failure::Exit::NotAuthorised,
+            Exit::NotAuthorised,
             format_args!("the relay shows only the requirements of task {asked}"),
         )
         .hint("use the API key that published the task"));
@@ -175,7 +180,7 @@ pub(crate) fn check_proof(
 pub(crate) async fn fetch(relay: &Relay, view: &TaskView, id: TaskId, ui: &Ui) -> Outcome<Checked> {
     let (task, domain) = check_task(view, id)?;
     let proof = check_proof(view, id, &task, &domain)?;
-    let result = download(relay.result(id).await?, ui).await?;
+    let result = download(relay, id, ui).await?;
     check_result(&proof, result.hash)?;
     Ok(Checked { id, domain, proof, result })
 }
@@ -191,28 +196,68 @@ pub(crate) fn check_result(proof: &ComputeProof, hash: ContentHash) -> Outcome {
     )))
 }
 
-async fn download(mut response: Response, ui: &Ui) -> Outcome<ResultFile> {
-    let bar = ui.bytes("fetching the result", response.content_length().unwrap_or(0));
+/// Fetches a result; where the connection breaks, the next one goes on from there.
+async fn download(relay: &Relay, id: TaskId, ui: &Ui) -> Outcome<ResultFile> {
     let file = NamedTempFile::new().or_failed("a file for the result")?;
     let mut sink = tokio::fs::File::from_std(file.reopen().or_failed("a file for the result")?);
     let mut hasher = artifact::Hasher::new();
-    while let Some(piece) = response.chunk().await.map_err(|error| {
-        Failure::new(
-            crate::failure::Exit::Unreachable,
-            format_args!("the result broke off: {}", causes(&error)),
-        )
-        .hint("try again: zorai-compute result TASK_ID")
-    })? {
+    let bar = ui.bytes("fetching the result", 0);
+    let mut broken = 0;
+    loop {
+        let response = relay.result(id, hasher.len()).await?;
+        if !goes_on_at(&response, hasher.len()) {
+            // The relay gives all of it again.
+            sink.set_len(0).await.or_failed("a file for the result")?;
+            sink.rewind().await.or_failed("a file for the result")?;
+            hasher = artifact::Hasher::new();
+        }
+        bar.set_length(hasher.len() + response.content_length().unwrap_or(0));
+        let before = hasher.len();
+        match receive(response, &mut sink, &mut hasher, &bar).await? {
+            None => break,
+            Some(why) => {
+                // A connection that brought something was worth its try.
+                broken = if hasher.len() > before { 0 } else { broken + 1 };
+                if broken == MAX_BROKEN {
+                    return Err(Failure::new(Exit::Unreachable, format_args!("the result broke off: {why}"))
+                        .hint("try again: zorai-compute result TASK_ID"));
+                }
+                ui.detail(format_args!("the result broke off: {why}; going on at byte {}", hasher.len()));
+            }
+        }
+    }
+    sink.flush().await.or_failed("a file for the result")?;
+    bar.finish_and_clear();
+    Ok(ResultFile { file, hash: hash_of(hasher.digest()), bytes: hasher.len() })
+}
+
+/// Whether an answer goes on where the last one broke off.
+fn goes_on_at(response: &Response, from: u64) -> bool {
+    let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    let starts = range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")));
+    from == 0 || (response.status() == StatusCode::PARTIAL_CONTENT && starts)
+}
+
+/// Takes what comes of one answer. Gives the reason if it broke off.
+async fn receive(
+    mut response: Response,
+    sink: &mut tokio::fs::File,
+    hasher: &mut artifact::Hasher,
+    bar: &ProgressBar,
+) -> Outcome<Option<String>> {
+    loop {
+        let piece = match response.chunk().await {
+            Ok(Some(piece)) => piece,
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(causes(&error.without_url()))),
+        };
         hasher.update(&piece);
         if hasher.len() > MAX_RESULT_BYTES {
             return Err(Failure::failed(format_args!("the result is larger than {MAX_RESULT_BYTES} bytes")));
         }
         sink.write_all(&piece).await.or_failed("a file for the result")?;
-        bar.inc(piece.len() as u64);
+        bar.set_position(hasher.len());
     }
-    sink.flush().await.or_failed("a file for the result")?;
-    bar.finish_and_clear();
-    Ok(ResultFile { file, hash: hash_of(hasher.digest()), bytes: hasher.len() })
 }
 
 impl ResultFile {

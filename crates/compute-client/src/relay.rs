@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use artifact::Digest;
 use daemon::Secret;
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::relay::{Info, Limits};
@@ -125,10 +125,14 @@ impl Relay {
         self.json(self.send(request).await?).await
     }
 
-    /// A task's result as a stream of bytes.
-    pub(crate) async fn result(&self, id: TaskId) -> Outcome<Response> {
+    /// A task's result as a stream of bytes, from byte `from` on if the relay can.
+    pub(crate) async fn result(&self, id: TaskId, from: u64) -> Outcome<Response> {
         let path = format!("v1/tasks/{id}/result");
-        self.send(|| self.request(Method::GET, &path)).await
+        let request = || {
+            let request = self.request(Method::GET, &path);
+            if from == 0 { request } else { request.header(RANGE, format!("bytes={from}-")) }
+        };
+        self.send(request).await
     }
 
     /// A task's events, live, from after `last`.

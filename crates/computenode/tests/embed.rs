@@ -119,7 +119,9 @@ async fn configurations_that_lie_are_refused() {
         ("max_position_embeddings", json!(1)),
         ("type_vocab_size", json!(0)),
         ("hidden_act", json!("none")),
-        ("model_type", json!("roberta")),
+        ("model_type", json!("t5")),
+        ("position_embedding_type", json!("relative_key")),
+        ("layer_norm_eps", json!(-1)),
     ] {
         is_bad(&format!("{key} = {value}"), |folder| {
             let path = folder.join("config.json");
@@ -222,4 +224,118 @@ async fn tokens_outside_the_vocabulary_are_refused() {
         std::fs::write(path, text.replace("\"w1\":4", "\"w1\":4000000000")).expect("tokenizer");
     })
     .await;
+}
+
+/// What transformers gives for thirty words, see `tiny_models.py`.
+#[rustfmt::skip]
+const FAMILIES: [(&str, &str, [f64; 8]); 8] = [
+    ("bert", "mean", [-0.406387, 0.173958, 0.296186, 0.321841, 0.619763, 0.226516, -0.332444, -0.259512]),
+    ("bert", "max", [-0.406068, 0.174814, 0.296120, 0.322006, 0.619518, 0.227712, -0.332116, -0.259261]),
+    ("roberta", "mean", [-0.406169, 0.173983, 0.296165, 0.321855, 0.619842, 0.226632, -0.332469, -0.259518]),
+    ("roberta", "max", [-0.405857, 0.174938, 0.296080, 0.322061, 0.619627, 0.227628, -0.332143, -0.259267]),
+    ("mpnet", "mean", [-0.354748, 0.073274, 0.319099, 0.273842, 0.597120, 0.465119, -0.197838, -0.282742]),
+    ("mpnet", "max", [-0.354385, 0.073676, 0.318920, 0.273784, 0.597312, 0.465588, -0.197336, -0.282525]),
+    ("distilbert", "mean", [-0.262389, -0.249112, -0.310807, 0.145366, 0.310367, 0.330377, 0.672635, 0.305694]),
+    ("distilbert", "max", [-0.261741, -0.247464, -0.306356, 0.146950, 0.310120, 0.330893, 0.673601, 0.308871]),
+];
+
+#[tokio::test]
+async fn each_family_computes_what_transformers_does() {
+    for (family, pooling, expected) in FAMILIES {
+        let folder = tempfile::tempdir().unwrap();
+        write_family(folder.path(), family);
+        std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        let pooling_file = json!({ format!("pooling_mode_{pooling}_tokens"): true }).to_string();
+        std::fs::write(folder.path().join("1_Pooling/config.json"), pooling_file).unwrap();
+        let words: Vec<String> = (0..30).map(|n| format!("w{}", n % 9 + 1)).collect();
+        // Others of the same length and of another one keep it company.
+        let texts = json!({"input": ["w1", words.join(" "), "w2 w3", words.join(" ")]}).to_string();
+        let job = support::embed_job(folder.path(), folder.path(), texts.as_bytes());
+        let vectors = vectors(&run_job(job).await.unwrap());
+        for vector in [&vectors[1], &vectors[3]] {
+            let worst = vector.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(worst < 1e-5, "{family} {pooling}: off by {worst}: {vector:?}");
+        }
+    }
+}
+
+/// Writes a model of a family with two layers, whose weights `tiny_models.py` makes in the same way.
+fn write_family(folder: &Path, family: &str) {
+    use candle_core::{Device, Tensor};
+
+    const WIDTH: usize = 8;
+    const INNER: usize = 16;
+    support::write_tiny_model(folder);
+    let config = match family {
+        "distilbert" => json!({
+            "model_type": family, "vocab_size": 13, "dim": WIDTH, "n_layers": 2, "n_heads": 2, "hidden_dim": INNER,
+            "activation": "gelu", "max_position_embeddings": 64,
+        }),
+        _ => json!({
+            "model_type": family, "vocab_size": 13, "hidden_size": WIDTH, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": INNER, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 64, "type_vocab_size": 2, "pad_token_id": 1,
+        }),
+    };
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+
+    let mut tensors = std::collections::HashMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..count).map(|n| (n as f32 * 0.7 + name.len() as f32).sin() * 0.5).collect();
+        tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
+    };
+    let (linear, norms): ([(&str, usize, usize); 6], [&str; 2]) = match family {
+        "distilbert" => (
+            [
+                ("attention.q_lin", WIDTH, WIDTH),
+                ("attention.k_lin", WIDTH, WIDTH),
+                ("attention.v_lin", WIDTH, WIDTH),
+                ("attention.out_lin", WIDTH, WIDTH),
+                ("ffn.lin1", INNER, WIDTH),
+                ("ffn.lin2", WIDTH, INNER),
+            ],
+            ["sa_layer_norm", "output_layer_norm"],
+        ),
+        "mpnet" => (
+            [
+                ("attention.attn.q", WIDTH, WIDTH),
+                ("attention.attn.k", WIDTH, WIDTH),
+                ("attention.attn.v", WIDTH, WIDTH),
+                ("attention.attn.o", WIDTH, WIDTH),
+                ("intermediate.dense", INNER, WIDTH),
+                ("output.dense", WIDTH, INNER),
+            ],
+            ["attention.LayerNorm", "output.LayerNorm"],
+        ),
+        _ => (
+            [
+                ("attention.self.query", WIDTH, WIDTH),
+                ("attention.self.key", WIDTH, WIDTH),
+                ("attention.self.value", WIDTH, WIDTH),
+                ("attention.output.dense", WIDTH, WIDTH),
+                ("intermediate.dense", INNER, WIDTH),
+                ("output.dense", WIDTH, INNER),
+            ],
+            ["attention.output.LayerNorm", "output.LayerNorm"],
+        ),
+    };
+    add("embeddings.word_embeddings.weight".to_owned(), &[13, WIDTH]);
+    add("embeddings.position_embeddings.weight".to_owned(), &[64, WIDTH]);
+    add("embeddings.token_type_embeddings.weight".to_owned(), &[2, WIDTH]);
+    add("encoder.relative_attention_bias.weight".to_owned(), &[32, 2]);
+    let layers = if family == "distilbert" { "transformer.layer" } else { "encoder.layer" };
+    let mut all_norms = vec!["embeddings.LayerNorm".to_owned()];
+    for layer in 0..2 {
+        for (name, to, from) in linear {
+            add(format!("{layers}.{layer}.{name}.weight"), &[to, from]);
+            add(format!("{layers}.{layer}.{name}.bias"), &[to]);
+        }
+        all_norms.extend(norms.map(|norm| format!("{layers}.{layer}.{norm}")));
+    }
+    for norm in all_norms {
+        add(format!("{norm}.weight"), &[WIDTH]);
+        add(format!("{norm}.bias"), &[WIDTH]);
+    }
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
 }

@@ -6,7 +6,7 @@ use artifact::{BlobStore, FetchError, FetchPolicy, Fetcher, Reference};
 use serde_json::json;
 
 use crate::cli::Global;
-use crate::content::Named;
+use crate::content::{Content, Named};
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::ui::{Ui, size};
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
             let relay = global.relay(ui)?;
             let named = Named::look("PATH", path).await?;
             let content = named.content(None, relay.limits().await?.max_artifact_bytes).await?;
-            content.upload(&relay, ui).await?;
+            Content::upload(&[&content], &relay, ui).await?;
             if ui.json {
                 return ui.print_json(&json!({ "reference": content.reference, "hash": content.hash }));
             }
@@ -61,7 +61,7 @@ async fn get(global: &Global, reference: &Reference, output: &Path, ui: &Ui) -> 
     let origin = global.relay(ui)?.origin()?;
     let folder = tempfile::tempdir().or_failed("a temporary folder")?;
     let store = BlobStore::open(folder.path()).or_failed("a temporary folder")?;
-    let fetcher = Fetcher::new(FetchPolicy::default(), store).map_err(failed)?;
+    let fetcher = Fetcher::new(FetchPolicy::default(), store).map_err(fetch_failed)?;
     let bar = ui.bytes("fetching", 0);
     let progress = |done: u64, total: Option<u64>| {
         bar.set_length(total.unwrap_or(done));
@@ -72,8 +72,10 @@ async fn get(global: &Global, reference: &Reference, output: &Path, ui: &Ui) -> 
         if to_stdout {
             return Err(Failure::usage("a folder needs a place to go").hint("give --output FOLDER"));
         }
-        let folder =
-            fetcher.fetch_folder(reference, None, Some(&origin), &[], &[], progress).await.map_err(failed)?;
+        let folder = fetcher
+            .fetch_folder(reference, None, Some(&origin), &[], &[], progress)
+            .await
+            .map_err(fetch_failed)?;
         for (name, path) in &folder.files {
             let target = output.join(name);
             std::fs::create_dir_all(target.parent().unwrap_or(output)).or_failed(output.display())?;
@@ -82,7 +84,7 @@ async fn get(global: &Global, reference: &Reference, output: &Path, ui: &Ui) -> 
         ui.say(format_args!("{} files in {}", folder.files.len(), output.display()));
         return Ok(());
     }
-    let file = fetcher.fetch_file(reference, None, Some(&origin), progress).await.map_err(failed)?;
+    let file = fetcher.fetch_file(reference, None, Some(&origin), progress).await.map_err(fetch_failed)?;
     bar.finish_and_clear();
     if to_stdout {
         let mut source = std::fs::File::open(&file.path)?;
@@ -94,7 +96,8 @@ async fn get(global: &Global, reference: &Reference, output: &Path, ui: &Ui) -> 
     Ok(())
 }
 
-fn failed(error: FetchError) -> Failure {
+/// What a fetch that failed means for the exit code.
+pub(crate) fn fetch_failed(error: FetchError) -> Failure {
     let exit = match &error {
         FetchError::HashMismatch { .. } | FetchError::BadManifest { .. } => Exit::Unverified,
         FetchError::Unauthorized { .. } => Exit::NotAuthorised,

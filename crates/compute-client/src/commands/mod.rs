@@ -10,6 +10,7 @@ pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod list;
+pub(crate) mod params;
 pub(crate) mod providers;
 pub(crate) mod result;
 pub(crate) mod run;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use clap::value_parser;
 use rpc::tasks::PublishTask;
 use serde_json::json;
-use taskmarket::params::{ContainerParams, Params, WasmParams};
 use taskmarket::{
     Address, Amount, B256, Bytes32, ContentHash, Domain, MAX_ATTEMPTS, MAX_DURATION_SECS, MAX_GPU_COUNT,
     MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Signed, Status, Task, TaskConfig, TaskId, Timestamp,
@@ -16,12 +15,14 @@ use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
 use crate::commands::approve::approve;
+use crate::commands::params;
 use crate::content::{Content, Named};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::{Follower, now};
 use crate::key::{self, IfMissing};
 use crate::proof::{self, Checked, Receipt};
 use crate::relay::Relay;
+use crate::rerun::{self, rerun};
 use crate::ui::{Style, Ui, span};
 
 /// How long after a task's deadline the relay may take to say so.
@@ -57,18 +58,11 @@ pub(crate) struct Args {
     /// The input's SHA-256; a local input is checked against it
     #[arg(long, value_name = "SHA256")]
     input_hash: Option<ContentHash>,
-    /// What executes the task: embed or wasm [default: inferred from the model where that is certain]
+    /// What executes the task: embed, wasm, container or openai [default: inferred from the model where that is certain]
     #[arg(long)]
     runtime: Option<Runtime>,
-    /// The runtime's parameters
-    #[arg(long, value_name = "JSON", conflicts_with_all = ["arg", "env"])]
-    params: Option<String>,
-    /// An argument for a wasm program; repeat it for several
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    arg: Vec<String>,
-    /// An environment variable for a wasm program; repeat it for several
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
-    env: Vec<(String, String)>,
+    #[command(flatten)]
+    program: params::Args,
 
     /// Words that the GPU's name must contain, such as A100
     #[arg(
@@ -123,12 +117,33 @@ pub(crate) struct Args {
     /// Write the result to this file; `-` is standard output
     #[arg(long, short, value_name = "FILE", requires = "poll")]
     output: Option<PathBuf>,
+    /// How the result is checked before it is approved
+    #[arg(long, value_enum, default_value_t = Verify::Proof, requires = "poll")]
+    verify: Verify,
     /// Whether to approve a result that verifies
     #[arg(long, value_enum, default_value_t = Approve::Auto)]
     approve: Approve,
     /// Print the message that would be signed and its digest; send nothing
     #[arg(long, conflicts_with = "poll")]
     dry_run: bool,
+}
+
+/// How a result is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Verify {
+    /// It is what the provider signed for.
+    Proof,
+    /// Besides, running the task again on this machine gives the same (wasm; embed within rounding).
+    Rerun,
+}
+
+/// What is done about a task's result.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Verdict {
+    /// How it is checked.
+    pub(crate) verify: Verify,
+    /// Whether it is approved then.
+    pub(crate) approve: Approve,
 }
 
 /// Whether a result that verifies is approved.
@@ -203,7 +218,8 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     } else {
         ui.say(format_args!("task {id}"));
     }
-    let polled = poll(&relay, &wallet, &task, id, started, args.approve, ui);
+    let verdict = Verdict { verify: args.verify, approve: args.approve };
+    let polled = poll(&relay, &wallet, &task, id, started, verdict, ui);
     let (checked, status) = tokio::select! {
         polled = Box::pin(polled) => polled?,
         _ = tokio::signal::ctrl_c() => return Err(interrupted(id)),
@@ -235,7 +251,10 @@ async fn prepare(args: &Args, relay: Option<&Relay>, ui: &Ui) -> Outcome<(Task, 
     })?;
     model.check_model(runtime)?;
     input.check_input(runtime)?;
-    let params = params_of(args, runtime)?;
+    if args.verify == Verify::Rerun {
+        rerun::check_runtime(runtime)?;
+    }
+    let params = args.program.of(runtime)?;
     for named in [&model, &input] {
         named.warn(ui);
     }
@@ -259,9 +278,7 @@ pub(crate) async fn publish(
     contents: &[&Content],
     ui: &Ui,
 ) -> Outcome<TaskId> {
-    for content in contents {
-        content.upload(relay, ui).await?;
-    }
+    Content::upload(contents, relay, ui).await?;
     let Signed { message, signature } = wallet.sign(task, &Domain::UNSETTLED).map_err(Failure::failed)?;
     let id = message.id(&Domain::UNSETTLED);
     let verifying_contract = Domain::UNSETTLED.verifying_contract;
@@ -283,7 +300,7 @@ pub(crate) async fn poll(
     task: &Task,
     id: TaskId,
     started: Instant,
-    approval: Approve,
+    verdict: Verdict,
     ui: &Ui,
 ) -> Outcome<(Checked, Status)> {
     let patience = Duration::from_secs(task.deadline.since(now()) + DEADLINE_MARGIN_SECS);
@@ -293,20 +310,25 @@ pub(crate) async fn poll(
             .hint(format_args!("ask again: zorai-compute status {id}"))
     })??;
     let view = relay.task(id).await?;
-    let checked = proof::fetch(relay, &view, id, ui).await.map_err(|failure| {
+    let disputable = |failure: Failure| {
         if failure.exit() == Exit::Unverified && status == Status::Submitted {
             failure
                 .hint(format_args!("it was not approved; object: zorai-compute dispute {id} --reason TEXT"))
         } else {
             failure
         }
-    })?;
+    };
+    let checked = proof::fetch(relay, &view, id, ui).await.map_err(disputable)?;
     ui.say(format_args!(
         "{} the result is what {} signed for",
         ui.paint(Style::Good, "verified:"),
         checked.proof.provider
     ));
-    if view.status != Status::Submitted || !wanted(approval, ui)? {
+    if verdict.verify == Verify::Rerun {
+        Box::pin(rerun(relay, task, &checked, ui)).await.map_err(disputable)?;
+        ui.say(format_args!("{} running it again gives the same", ui.paint(Style::Good, "verified:")));
+    }
+    if view.status != Status::Submitted || !wanted(verdict.approve, ui)? {
         return Ok((checked, view.status));
     }
     let view = approve(relay, wallet, &checked).await?;
@@ -392,29 +414,6 @@ fn check(task: &Task, wallet: &Wallet) -> Outcome {
     taskmarket::publish(now(), &verified).map(|_| ()).map_err(Failure::usage)
 }
 
-fn params_of(args: &Args, runtime: Runtime) -> Outcome<String> {
-    if let Some(text) = &args.params {
-        let wrong = |error: &dyn std::fmt::Display| Failure::usage(format_args!("--params: {error}"));
-        let value: serde_json::Value = serde_json::from_str(text).map_err(|error| wrong(&error))?;
-        let canonical = serde_json_canonicalizer::to_string(&value).map_err(|error| wrong(&error))?;
-        return Params::parse(runtime, &canonical).map(|_| canonical).map_err(|error| wrong(&error));
-    }
-    if args.arg.is_empty() && args.env.is_empty() {
-        return Ok("{}".to_owned());
-    }
-    let (arguments, env) = (args.arg.clone(), args.env.iter().cloned().collect());
-    let params = match runtime {
-        Runtime::Wasm => Params::Wasm(WasmParams { args: arguments, env, ..WasmParams::default() }),
-        Runtime::Container => {
-            Params::Container(ContainerParams { args: arguments, env, ..ContainerParams::default() })
-        }
-        Runtime::Embed | Runtime::Openai => {
-            return Err(Failure::usage("--arg and --env are for the runtimes wasm and container"));
-        }
-    };
-    Ok(params.to_canonical())
-}
-
 /// A salt from the operating system's randomness.
 pub(crate) fn random_salt() -> Outcome<Bytes32> {
     let mut bytes = [0; 32];
@@ -427,13 +426,6 @@ fn parse_amount(text: &str) -> Result<Amount, String> {
         Ok(_) => "write whole units, such as 10000000000000000".to_owned(),
         Err(_) => error.to_string(),
     })
-}
-
-fn parse_variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        Some(_) | None => Err("expected NAME=VALUE".to_owned()),
-    }
 }
 
 fn show(task: &Task, ui: &Ui) -> Outcome {
@@ -468,11 +460,5 @@ mod tests {
             assert_eq!(parse_amount(wrong).unwrap_err(), "write whole units, such as 10000000000000000");
         }
         assert!(parse_amount("much").unwrap_err().contains("decimal digits"));
-    }
-
-    #[test]
-    fn variables_have_a_name() {
-        assert_eq!(parse_variable("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
-        assert!(parse_variable("=b").is_err() && parse_variable("A").is_err());
     }
 }

@@ -14,6 +14,7 @@ use crate::content::hash_of;
 use crate::failure::{Context as _, Failure, Outcome};
 use crate::follow::{describe, has_result, whose};
 use crate::proof;
+use crate::rerun::{Agreement, rerun};
 use crate::ui::{Ui, clean};
 
 /// The largest file with a history that is read, in bytes.
@@ -23,6 +24,7 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     zorai-compute verify 0xTASK\n  \
+    zorai-compute verify --rerun 0xTASK                       (run it again here: wasm, embed)\n  \
     zorai-compute events 0xTASK --json > history.json\n  \
     zorai-compute verify history.json --result result.bin     (offline)\n  \
     zorai-compute verify evidence.json                        (offline)\n\n\
@@ -34,11 +36,17 @@ pub(crate) struct Args {
     /// Check this file against the proof, in place of the result at the relay
     #[arg(long, value_name = "FILE")]
     result: Option<PathBuf>,
+    /// Run the task again on this machine, and compare: wasm gives the same bytes everywhere, embed nearly the same numbers
+    #[arg(long, conflicts_with = "result")]
+    rerun: bool,
 }
 
 /// Verifies a task.
 pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let online = args.subject.parse::<TaskId>();
+    if args.rerun && online.is_err() {
+        return Err(Failure::usage("--rerun takes a task's id: model and input are fetched from its relay"));
+    }
     let history = match &online {
         Ok(id) => global.relay(ui)?.history(*id).await?,
         Err(error) => match read(Path::new(&args.subject), error)? {
@@ -50,6 +58,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     };
     let asked = online.as_ref().copied().unwrap_or(history.task_id);
     let (record, recorded) = replayed(&history, asked)?;
+    let mut agreement = None;
     let checked = match (&args.result, &online) {
         (Some(file), _) => Some(check_file(&record, file).await?),
         (None, Ok(id)) => {
@@ -59,14 +68,22 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
             if has_result(record.status()) {
                 let checked = proof::fetch(&relay, &view, *id, ui).await?;
                 proof_is_of(&record, &checked.proof)?;
+                if args.rerun {
+                    agreement = Some(Box::pin(rerun(&relay, &record.task, &checked, ui)).await?);
+                }
                 Some(())
+            } else if args.rerun {
+                return Err(Failure::failed(format_args!(
+                    "the task is {}: it has no result to compare with",
+                    record.status()
+                )));
             } else {
                 None
             }
         }
         (None, Err(_)) => None,
     };
-    tell(&record, &recorded, checked.is_some(), ui)
+    tell(&record, &recorded, checked.is_some(), agreement.as_ref(), ui)
 }
 
 /// What a file holds.
@@ -191,7 +208,13 @@ async fn check_file(record: &TaskRecord, file: &Path) -> Outcome {
     proof::check_result(&submission.proof.message, hash_of(digest))
 }
 
-fn tell(record: &TaskRecord, recorded: &[Recorded], result_checked: bool, ui: &Ui) -> Outcome {
+fn tell(
+    record: &TaskRecord,
+    recorded: &[Recorded],
+    result_checked: bool,
+    agreement: Option<&Agreement>,
+    ui: &Ui,
+) -> Outcome {
     let words = |word: Word| recorded.iter().filter(|entry| entry.event.word() == word).count();
     let proof = record.submission().map(|submission| &submission.proof.message);
     if ui.json {
@@ -199,7 +222,7 @@ fn tell(record: &TaskRecord, recorded: &[Recorded], result_checked: bool, ui: &U
             .iter()
             .map(|entry| json!({ "version": entry.version, "at": entry.at, "type": entry.event.name(), "word": entry.event.word() }))
             .collect();
-        return ui.print_json(&json!({
+        let mut told = json!({
             "task_id": record.id,
             "verified": true,
             "status": record.status(),
@@ -207,7 +230,11 @@ fn tell(record: &TaskRecord, recorded: &[Recorded], result_checked: bool, ui: &U
             "result_hash": proof.map(|proof| proof.result_hash),
             "result_checked": result_checked,
             "statements": statements,
-        }));
+        });
+        if let Some(agreement) = agreement {
+            told["rerun"] = json!(agreement);
+        }
+        return ui.print_json(&told);
     }
     // All of it holds, so folding it again needs no checks.
     let mut so_far = replay(&recorded[..1]).map_err(Failure::unverified)?;
@@ -234,6 +261,15 @@ fn tell(record: &TaskRecord, recorded: &[Recorded], result_checked: bool, ui: &U
             "proven: {} signed for the result {}; its bytes were not checked",
             proof.provider, proof.result_hash
         )),
+        None => Ok(()),
+    }?;
+    match agreement {
+        Some(Agreement { largest_difference: Some(difference), .. }) => {
+            ui.print(format_args!("proven: run again, the task gives the same embeddings, to {difference:e}"))
+        }
+        Some(Agreement { result_hash, .. }) => {
+            ui.print(format_args!("proven: run again, the task gives the same result, {result_hash}"))
+        }
         None => Ok(()),
     }
 }

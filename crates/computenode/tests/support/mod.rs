@@ -30,7 +30,7 @@ pub(crate) fn wasm_job(folder: &Path, module: &[u8], input: &[u8]) -> Job {
     std::fs::write(&input_path, input).unwrap();
     Job {
         params: "{}".to_owned(),
-        model: Model { files: ModelFiles::File(path), digest: "00".repeat(32) },
+        model: Model { files: ModelFiles::File(path), digest: artifact::Digest::of(module).to_string() },
         input: input_path,
         limits: LIMITS,
         gpus: Vec::new(),

@@ -8,7 +8,7 @@ use wallet::Wallet;
 
 use super::weights::{NAME, Weights};
 use super::{TEXT, WORD_COUNT};
-use crate::commands::run::{Approve, poll, publish, random_salt};
+use crate::commands::run::{Approve, Verdict, Verify, poll, publish, random_salt};
 use crate::content::Content;
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
@@ -66,7 +66,8 @@ impl Demo {
         let started = Instant::now();
         let id = publish(relay, &wallet, &task, &[&self.model, &self.input], ui).await?;
         ui.say(format_args!("task {id}"));
-        let (checked, status) = Box::pin(poll(relay, &wallet, &task, id, started, Approve::Auto, ui)).await?;
+        let verdict = Verdict { verify: Verify::Proof, approve: Approve::Auto };
+        let (checked, status) = Box::pin(poll(relay, &wallet, &task, id, started, verdict, ui)).await?;
         let insight = self.insight(&checked)?;
         let receipt = Receipt::new(&checked, status, started.elapsed().max(Duration::from_millis(1)), None);
         if ui.json {

@@ -5,12 +5,16 @@
 //! with, `model` being the model's digest. The result depends on the model, the input and the kind of processor alone:
 //! processors of another kind may round the last digits differently.
 
+mod encoder;
 mod input;
 mod model;
+mod shape;
 mod tokenizer;
+mod workers;
 
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;
@@ -19,6 +23,7 @@ use serde::Serialize;
 use taskmarket::params::Params;
 
 use self::model::Embedder;
+use self::workers::Workers;
 use super::{Context, Job, Model, ModelShape, Output, Progress, RunCode, RunError, Runtime, Stop, blocking};
 
 /// The models that stay in memory between jobs.
@@ -31,31 +36,48 @@ const BYTES_PER_NUMBER: u64 = 4;
 pub struct EmbedRuntime {
     device: Device,
     cache: Arc<Cache>,
+    workers: Arc<Workers>,
 }
 
 impl EmbedRuntime {
-    /// A runtime on the first GPU where the feature `cuda` is built in and there is one, else on the processor.
+    /// What a model consists of.
+    pub const MODEL_SHAPE: ModelShape =
+        ModelShape::Folder { required: model::REQUIRED_FILES, optional: model::OPTIONAL_FILES };
+
+    /// A runtime on the first GPU where the feature `cuda` is built in and there is one, else on all processors.
     ///
     /// # Errors
-    /// The GPU does not work.
+    /// The GPU does not work, or no thread can be started.
     pub fn new() -> candle_core::Result<Self> {
+        let processors = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        Self::with_threads(processors)
+    }
+
+    /// As [`Self::new`], with so many threads for all jobs together.
+    ///
+    /// # Errors
+    /// As those of [`Self::new`].
+    pub fn with_threads(threads: NonZero<usize>) -> candle_core::Result<Self> {
         let device = Device::cuda_if_available(0)?;
-        Ok(Self { device, cache: Arc::default() })
+        // One stream of work keeps a GPU busy.
+        let threads = if device.is_cpu() { threads.get() } else { 1 };
+        let workers = Workers::new(threads).map_err(candle_core::Error::wrap)?;
+        Ok(Self { device, cache: Arc::default(), workers: Arc::new(workers) })
     }
 }
 
 impl Runtime for EmbedRuntime {
     fn run<'a>(&'a self, job: Job, context: &'a Context) -> BoxFuture<'a, Result<Output, RunError>> {
-        let (device, cache, progress) =
-            (self.device.clone(), Arc::clone(&self.cache), context.progress.clone());
+        let (device, progress) = (self.device.clone(), context.progress.clone());
+        let (cache, workers) = (Arc::clone(&self.cache), Arc::clone(&self.workers));
         Box::pin(async move {
             let (stop, _ends_with_this_future) = Stop::guarded(job.limits.wall, context);
-            blocking(move || embed(&job, &device, &cache, &progress, &stop)).await
+            blocking(move || embed(&job, &device, &cache, &workers, &progress, &stop)).await
         })
     }
 
     fn model_shape(&self) -> ModelShape {
-        ModelShape::Folder { required: model::REQUIRED_FILES, optional: model::OPTIONAL_FILES }
+        Self::MODEL_SHAPE
     }
 
     fn uses_gpu(&self) -> bool {
@@ -71,6 +93,7 @@ fn embed(
     job: &Job,
     device: &Device,
     cache: &Cache,
+    workers: &Workers,
     progress: &Progress,
     stop: &Stop,
 ) -> Result<Output, RunError> {
@@ -87,7 +110,7 @@ fn embed(
     if smallest > job.limits.output_bytes {
         return Err(RunError::output_too_large(job.limits.output_bytes));
     }
-    let embedded = embedder.embed(&texts, progress, stop)?;
+    let embedded = embedder.embed(&texts, workers, progress, stop)?;
     let response = Response {
         object: "list",
         model: &job.model.digest,

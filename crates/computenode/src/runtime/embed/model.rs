@@ -7,16 +7,19 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use candle_core::safetensors::BufferedSafetensors;
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::bert::{BertModel, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokenizers::Tokenizer;
 
+use super::encoder::{Encoder, Group};
+use super::shape::{Config, Shape};
 use super::tokenizer;
+use super::workers::Workers;
 use crate::runtime::{Limits, ModelFiles, Progress, RunCode, RunError, Stop};
 
 /// The files without which there is no model.
@@ -32,26 +35,26 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
 /// The largest header of the weights, in bytes: some 100,000 tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// Bounds of a model's shape: above those of published models.
-const MAX_LAYERS: usize = 128;
-const MAX_HEADS: usize = 128;
+/// The most tokens of one text.
 const MAX_TOKENS: usize = 8192;
 
-/// The most tokens of one batch, padding included. It bounds how long a cancelled job goes on.
-const BATCH_TOKENS: usize = 2048;
-/// The most attention weights of one batch and layer: 128 MiB.
-const BATCH_ATTENTION: usize = 32 << 20;
+/// The most tokens of one batch of several texts, on a processor and on a GPU. It bounds how long a cancelled job goes on;
+/// what is computed of a batch at once should fit into a processor's cache.
+const CPU_BATCH_TOKENS: usize = 512;
+const GPU_BATCH_TOKENS: usize = 16_384;
 /// Keeps a division from failing on a vector of zeros, as PyTorch's `normalize` does.
 const EPSILON: f64 = 1e-12;
 
 /// A loaded model.
 pub(super) struct Embedder {
     tokenizer: Tokenizer,
-    bert: BertModel,
-    config: Config,
+    encoder: Encoder,
+    shape: Shape,
     assembly: Assembly,
     max_tokens: usize,
-    device: Device,
+    batch_tokens: usize,
+    /// How many batches may be computed at once, for the memory that they need.
+    batches_at_once: usize,
 }
 
 /// What a job gave.
@@ -74,6 +77,7 @@ struct Assembly {
 enum Pooling {
     Mean,
     Cls,
+    Max,
 }
 
 impl Embedder {
@@ -84,26 +88,47 @@ impl Embedder {
 
     /// The length of a vector.
     pub(super) fn dimensions(&self) -> usize {
-        self.config.hidden_size
+        self.shape.width
     }
 
     /// Embeds `texts`.
     pub(super) fn embed(
-        &self,
+        self: &Arc<Self>,
         texts: &[String],
+        workers: &Workers,
         progress: &Progress,
         stop: &Stop,
     ) -> Result<Embedded, RunError> {
-        guarded(|| self.embed_unguarded(texts, progress, stop))
+        let tokens = Arc::new(guarded(|| self.tokenize(texts, stop))?);
+        let batches = Arc::new(self.batches(&tokens));
+        let total: usize = tokens.iter().map(Vec::len).sum();
+        let step = {
+            let (this, tokens, batches) = (Arc::clone(self), Arc::clone(&tokens), Arc::clone(&batches));
+            let stop = stop.clone();
+            move |index: usize| {
+                stop.check()?;
+                guarded(|| this.forward(&batches[index], &tokens))
+            }
+        };
+        let mut vectors = vec![Vec::new(); texts.len()];
+        let mut done = 0;
+        workers.run(batches.len(), self.batches_at_once, step, |index, embedded: Vec<Vec<f32>>| {
+            for (&text, vector) in batches[index].iter().zip(embedded) {
+                done += tokens[text].len();
+                vectors[text] = vector;
+            }
+            progress.report(u8::try_from(done * 100 / total.max(1)).unwrap_or(100));
+        })?;
+        Ok(Embedded { vectors, tokens: total as u64 })
     }
 
     fn load_unguarded(files: &ModelFiles, device: &Device, limits: Limits) -> Result<Self, RunError> {
         let config: Config =
             read_json(files, "config.json")?.ok_or_else(|| bad("there is no config.json"))?;
-        check_config(&config)?;
+        let shape = Shape::new(&config)?;
         let sentence: SentenceConfig = read_json(files, "sentence_bert_config.json")?.unwrap_or_default();
         let assembly = Assembly::read(files, sentence.do_lower_case)?;
-        let limit = config.max_position_embeddings.min(MAX_TOKENS);
+        let limit = shape.max_tokens().min(MAX_TOKENS);
         let max_tokens = sentence.max_seq_length.map_or(limit, |length| length.min(limit));
         let tokenizer = load_tokenizer(files, max_tokens)?;
 
@@ -112,39 +137,17 @@ impl Embedder {
             return Err(too_large(limits));
         }
         let builder = VarBuilder::from_backend(Box::new(weights), DType::F32, device.clone());
-        let bert = BertModel::load(builder, &config)
+        let encoder = Encoder::load(&builder, &shape)
             .map_err(|error| bad(format!("model.safetensors does not fit config.json: {error}")))?;
         // The weights have confirmed the shape that this goes by.
-        if weight_bytes.saturating_add(working_bytes(&config, max_tokens)) > limits.memory_bytes {
+        let batch_tokens = if device.is_cpu() { CPU_BATCH_TOKENS } else { GPU_BATCH_TOKENS };
+        let room = limits.memory_bytes.saturating_sub(weight_bytes);
+        let batches_at_once = room / working_bytes(&shape, max_tokens, batch_tokens).max(1);
+        if batches_at_once == 0 {
             return Err(too_large(limits));
         }
-        Ok(Self { tokenizer, bert, config, assembly, max_tokens, device: device.clone() })
-    }
-
-    fn embed_unguarded(
-        &self,
-        texts: &[String],
-        progress: &Progress,
-        stop: &Stop,
-    ) -> Result<Embedded, RunError> {
-        let tokens = self.tokenize(texts, stop)?;
-        let total: usize = tokens.iter().map(Vec::len).sum();
-        let mut vectors = vec![Vec::new(); texts.len()];
-        let mut done = 0;
-        for batch in self.batches(&tokens) {
-            stop.check()?;
-            let rows: Vec<&[u32]> = batch.iter().map(|&index| tokens[index].as_slice()).collect();
-            let embedded = self.forward(&rows).map_err(|error| bad(format!("the model fails: {error}")))?;
-            for (&index, vector) in batch.iter().zip(embedded) {
-                if vector.iter().any(|value| !value.is_finite()) {
-                    return Err(bad("the model gives numbers that are not finite"));
-                }
-                done += tokens[index].len();
-                vectors[index] = vector;
-            }
-            progress.report(u8::try_from(done * 100 / total.max(1)).unwrap_or(100));
-        }
-        Ok(Embedded { vectors, tokens: total as u64 })
+        let batches_at_once = usize::try_from(batches_at_once).unwrap_or(usize::MAX);
+        Ok(Self { tokenizer, encoder, shape, assembly, max_tokens, batch_tokens, batches_at_once })
     }
 
     fn tokenize(&self, texts: &[String], stop: &Stop) -> Result<Vec<Vec<u32>>, RunError> {
@@ -160,7 +163,7 @@ impl Embedder {
             if ids.is_empty() || ids.len() > self.max_tokens {
                 return Err(bad(format!("the tokenizer gives {} tokens for a text", ids.len())));
             }
-            if ids.iter().any(|&id| id as usize >= self.config.vocab_size) {
+            if ids.iter().any(|&id| id as usize >= self.shape.words) {
                 return Err(bad("the tokenizer gives tokens outside the model's vocabulary"));
             }
             tokens.push(ids.to_vec());
@@ -168,48 +171,57 @@ impl Embedder {
         Ok(tokens)
     }
 
-    /// Texts of similar length together, the longest first, so that little is padding.
+    /// Texts of similar length together, the longest first, so that no long one is left for the end.
     fn batches(&self, tokens: &[Vec<u32>]) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..tokens.len()).collect();
         order.sort_by_key(|&index| std::cmp::Reverse(tokens[index].len()));
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut room = 0;
         for index in order {
+            let length = tokens[index].len();
             match batches.last_mut() {
-                Some(batch) if room > 0 => batch.push(index),
+                Some(batch) if length <= room => {
+                    batch.push(index);
+                    room -= length;
+                }
                 Some(_) | None => {
-                    let length = tokens[index].len();
-                    let attention = self.config.num_attention_heads * length * length;
-                    room = (BATCH_TOKENS / length).min(BATCH_ATTENTION / attention).max(1);
                     batches.push(vec![index]);
+                    room = self.batch_tokens.saturating_sub(length);
                 }
             }
-            room -= 1;
         }
         batches
     }
 
-    fn forward(&self, rows: &[&[u32]]) -> candle_core::Result<Vec<Vec<f32>>> {
-        let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-        let shape = (rows.len(), length);
-        let mut ids = Vec::with_capacity(rows.len() * length);
-        let mut mask = Vec::with_capacity(rows.len() * length);
-        for row in rows {
-            ids.extend_from_slice(row);
-            mask.extend(std::iter::repeat_n(1f32, row.len()));
-            // What stands in the padding does not matter, it is masked; it has to be in the vocabulary.
-            ids.resize(ids.len() + length - row.len(), 0);
-            mask.resize(ids.len(), 0f32);
+    /// The vectors of a batch's texts. Those of one length stand together in it.
+    fn forward(&self, batch: &[usize], tokens: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RunError> {
+        let mut ids = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
+        for texts in batch.chunk_by(|a, b| tokens[*a].len() == tokens[*b].len()) {
+            let start = ids.len();
+            texts.iter().for_each(|&text| ids.extend_from_slice(&tokens[text]));
+            groups.push(Group { rows: start..ids.len(), texts: texts.len() });
         }
-        let ids = Tensor::from_vec(ids, shape, &self.device)?;
-        let mask = Tensor::from_vec(mask, shape, &self.device)?;
-        let hidden = self.bert.forward(&ids, &ids.zeros_like()?, Some(&mask))?;
+        let failed = |error| bad(format!("the model fails: {error}"));
+        let hidden = self.encoder.forward(&ids, &groups).map_err(failed)?;
+        let mut vectors = Vec::with_capacity(batch.len());
+        for group in &groups {
+            vectors.extend(self.pool(&hidden, group).map_err(failed)?);
+        }
+        if vectors.iter().flatten().any(|value: &f32| !value.is_finite()) {
+            return Err(bad("the model gives numbers that are not finite"));
+        }
+        Ok(vectors)
+    }
+
+    /// One vector for each text of a group.
+    fn pool(&self, hidden: &Tensor, group: &Group) -> candle_core::Result<Vec<Vec<f32>>> {
+        let rows = hidden.narrow(0, group.rows.start, group.rows.len())?;
+        let texts = rows.reshape((group.texts, group.rows.len() / group.texts, ()))?;
         let pooled = match self.assembly.pooling {
-            Pooling::Cls => hidden.narrow(1, 0, 1)?.squeeze(1)?,
-            Pooling::Mean => {
-                let sum = hidden.broadcast_mul(&mask.unsqueeze(D::Minus1)?)?.sum(1)?;
-                sum.broadcast_div(&mask.sum_keepdim(1)?)?
-            }
+            Pooling::Mean => texts.mean(1)?,
+            Pooling::Cls => texts.narrow(1, 0, 1)?.squeeze(1)?,
+            Pooling::Max => texts.max(1)?,
         };
         if !self.assembly.normalize {
             return pooled.to_vec2();
@@ -261,33 +273,10 @@ impl Pooling {
         match modes.as_slice() {
             ["pooling_mode_mean_tokens"] => Ok(Self::Mean),
             ["pooling_mode_cls_token"] => Ok(Self::Cls),
-            _ => Err(bad(format!("unsupported pooling {modes:?}: one of mean and cls is needed"))),
+            ["pooling_mode_max_tokens"] => Ok(Self::Max),
+            _ => Err(bad(format!("unsupported pooling {modes:?}: one of mean, cls and max is needed"))),
         }
     }
-}
-
-fn check_config(config: &Config) -> Result<(), RunError> {
-    if config.model_type.as_deref().is_some_and(|kind| kind != "bert") {
-        return Err(bad(format!("config.json: model_type {:?} is not bert", config.model_type)));
-    }
-    let within = |name: &str, value: usize, most: usize| {
-        if (1..=most).contains(&value) {
-            Ok(())
-        } else {
-            Err(bad(format!("config.json: {name} is {value}; it must be 1 to {most}")))
-        }
-    };
-    within("num_hidden_layers", config.num_hidden_layers, MAX_LAYERS)?;
-    within("num_attention_heads", config.num_attention_heads, MAX_HEADS)?;
-    within("hidden_size", config.hidden_size, 1 << 16)?;
-    within("intermediate_size", config.intermediate_size, 1 << 18)?;
-    within("vocab_size", config.vocab_size, 1 << 24)?;
-    within("type_vocab_size", config.type_vocab_size, 1 << 16)?;
-    within("max_position_embeddings", config.max_position_embeddings, 1 << 20)?;
-    if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-        return Err(bad("config.json: num_attention_heads does not divide hidden_size"));
-    }
-    Ok(())
 }
 
 fn load_tokenizer(files: &ModelFiles, max_tokens: usize) -> Result<Tokenizer, RunError> {
@@ -298,14 +287,13 @@ fn load_tokenizer(files: &ModelFiles, max_tokens: usize) -> Result<Tokenizer, Ru
 
 /// The memory that the largest batch needs beside the weights, in bytes: three times its attention weights and its
 /// activations, for as many of them live at once.
-fn working_bytes(config: &Config, max_tokens: usize) -> u64 {
+fn working_bytes(shape: &Shape, max_tokens: usize, batch_tokens: usize) -> u64 {
     const LIVE_COPIES: u64 = 3 * size_of::<f32>() as u64;
-    let [heads, length, hidden, inner] =
-        [config.num_attention_heads, max_tokens, config.hidden_size, config.intermediate_size]
-            .map(|size| size as u64);
-    let tokens = length.max(BATCH_TOKENS as u64);
-    let attention = (heads * length * tokens).min((BATCH_ATTENTION as u64).max(heads * length * length));
-    (attention + tokens * (inner + 4 * hidden)).saturating_mul(LIVE_COPIES)
+    let [heads, length, width, inner, batch] =
+        [shape.heads, max_tokens, shape.width, shape.inner, batch_tokens].map(|size| size as u64);
+    let tokens = length.max(batch);
+    let attention = heads * length * tokens;
+    (attention + tokens * (inner + 5 * width)).saturating_mul(LIVE_COPIES)
 }
 
 fn too_large(limits: Limits) -> RunError {

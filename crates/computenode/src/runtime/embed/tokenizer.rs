@@ -107,11 +107,18 @@ enum NormalizerKind {
 #[derive(Serialize, Deserialize)]
 struct PreTokenizer {
     r#type: PreTokenizerKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    add_prefix_space: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trim_offsets: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    use_regex: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum PreTokenizerKind {
     BertPreTokenizer,
+    ByteLevel,
     Whitespace,
     WhitespaceSplit,
 }
@@ -124,6 +131,10 @@ struct PostProcessor {
     #[serde(skip_serializing_if = "Option::is_none")]
     cls: Option<(String, u32)>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    trim_offsets: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    add_prefix_space: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     single: Option<Vec<Piece>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pair: Option<Vec<Piece>>,
@@ -134,6 +145,7 @@ struct PostProcessor {
 #[derive(Serialize, Deserialize)]
 enum PostProcessorKind {
     BertProcessing,
+    RobertaProcessing,
     TemplateProcessing,
 }
 
@@ -161,7 +173,10 @@ struct SpecialToken {
 #[derive(Serialize, Deserialize)]
 struct Model {
     r#type: ModelKind,
-    unk_token: String,
+    unk_token: Option<String>,
+    /// The pairs of parts that become one, the most common first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merges: Option<Vec<Merge>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     continuing_subword_prefix: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,10 +184,20 @@ struct Model {
     vocab: Vocabulary,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::upper_case_acronyms, reason = "the names that the format has")]
 enum ModelKind {
     WordPiece,
     WordLevel,
+    BPE,
+}
+
+/// A pair as it is written today, and as it was before.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Text(String),
 }
 
 /// The words with their numbers, counted while they are read.
@@ -270,7 +295,14 @@ impl PostProcessor {
 
 impl Model {
     fn check(&self) -> Result<(), String> {
-        check_token("unk_token", &self.unk_token)?;
+        match &self.unk_token {
+            Some(token) => check_token("unk_token", token)?,
+            None if self.r#type == ModelKind::BPE => {}
+            None => return Err("there is no unk_token".to_owned()),
+        }
+        if self.merges.as_ref().is_some_and(|merges| merges.len() > MAX_VOCABULARY) {
+            return Err(format!("more than {MAX_VOCABULARY} merges"));
+        }
         if self.continuing_subword_prefix.as_ref().is_some_and(|prefix| prefix.len() > MAX_PREFIX_BYTES) {
             return Err(format!("continuing_subword_prefix is longer than {MAX_PREFIX_BYTES} bytes"));
         }
@@ -347,6 +379,24 @@ mod tests {
             json!({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]});
         let loaded = load(sequence.to_string().as_bytes(), 8).unwrap();
         assert_eq!(loaded.encode_fast("áb", true).unwrap().get_ids(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn what_roberta_models_use_is_loaded() {
+        let mut roberta = tokenizer();
+        roberta["normalizer"] = Value::Null;
+        roberta["pre_tokenizer"] =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        roberta["post_processor"] = json!({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1],
+                                           "trim_offsets": true, "add_prefix_space": false});
+        let vocabulary = json!({"<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "\u{120}": 6, "\u{120}ab": 7});
+        for merges in [json!(["a b", "\u{120} ab"]), json!([["a", "b"], ["\u{120}", "ab"]])] {
+            roberta["model"] = json!({"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+                                      "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                                      "vocab": vocabulary, "merges": merges});
+            let loaded = load(roberta.to_string().as_bytes(), 8).unwrap();
+            assert_eq!(loaded.encode_fast("ab abb", true).unwrap().get_ids(), [1, 5, 7, 4, 2]);
+        }
     }
 
     #[test]

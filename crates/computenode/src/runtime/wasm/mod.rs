@@ -2,18 +2,20 @@
 //!
 //! A program sees its arguments, its environment and its streams, and nothing else: no files, no network, no threads.
 //! What could differ from run to run is fixed, so that the same task gives the same bytes on every machine: the wall
-//! clock stands still, the monotonic clock advances by a step with each reading, random bytes come from the task's
-//! seed (the low byte of each word of ChaCha20, its key being the seed in little-endian order), and NaNs are canonical. What bounds it is its fuel, the wall clock, its memory, and the size of its result.
+//! clock stands still, the monotonic clock advances by a step with each reading and by what the program waits, random
+//! bytes come from the task's seed (the low byte of each word of ChaCha20, its key being the seed in little-endian order),
+//! and NaNs and relaxed vector instructions give the same bits everywhere. What bounds a program is its fuel, the wall
+//! clock, its memory, and the size of its result. A limit of the node's own ends the program: only a limit that the task
+//! names can be seen from within, as memory that does not grow.
 
+mod clock;
+mod modules;
 mod scan;
 mod stdio;
 
 use std::fs::File;
 use std::io::Read;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,15 +24,18 @@ use futures_util::future::BoxFuture;
 use rand::SeedableRng;
 use rand::rngs::ChaCha20Rng;
 use taskmarket::params::{Params, WasmParams};
-use tokio::sync::Semaphore;
-use wasmtime::{Config, Engine, InstancePre, Linker, Module, ResourceLimiter, Store, Trap};
+use wasmtime::{
+    Cache, CacheConfig, Config, Engine, InstancePre, Linker, Module, ResourceLimiter, Store, Trap,
+};
 use wasmtime_wasi::cli::InputFile;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
-use wasmtime_wasi::{HostMonotonicClock, HostWallClock, I32Exit, WasiCtxBuilder};
+use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
 
+use self::clock::{SteppingClock, StillClock};
+use self::modules::Modules;
 use self::stdio::Pipe;
 use super::{
-    Context, Job, Limits, ModelFiles, ModelShape, Output, RunCode, RunError, Runtime, Stop, blocking,
+    Context, Job, Limits, Logs, ModelFiles, ModelShape, Output, RunCode, RunError, Runtime, Stop, blocking,
 };
 
 /// The largest module that is compiled, in bytes. Compiling cannot be interrupted, and its time grows with the size.
@@ -48,18 +53,11 @@ const MAX_TABLE_ELEMENTS: usize = 1 << 20;
 /// The call stack of a program, in bytes.
 const MAX_STACK_BYTES: usize = 1 << 20;
 
-/// How much of standard error is kept, in bytes: the end, since the reason stands there.
-const STDERR_BYTES: usize = 64 << 10;
-
-/// How much of standard error goes into a failure's message, in bytes.
+/// How much of standard error goes into a failure's message, in bytes: the end, since the reason stands there.
 const STDERR_IN_MESSAGE: usize = 512;
 
-/// What the wall clock of a program says: 2000-01-01T00:00:00Z.
-const WALL_CLOCK: Duration = Duration::from_secs(946_684_800);
-
-/// How far the monotonic clock of a program goes with each reading, in nanoseconds. It moves at all so that a program
-/// that waits for time to pass ends.
-const MONOTONIC_STEP: u64 = 1_000;
+/// How much room compiled modules may take on the disk, in bytes; those not used for longest go first.
+const DISK_CACHE_BYTES: u64 = 1 << 30;
 
 /// The program's name, its argument 0.
 const PROGRAM: &str = "task.wasm";
@@ -68,24 +66,35 @@ const PROGRAM: &str = "task.wasm";
 pub struct WasmRuntime {
     engine: Engine,
     linker: Linker<Guest>,
-    /// One permit for each module that may be compiled at this moment.
-    ///
-    /// A compilation cannot be interrupted. So an attempt that has to stop leaves it behind and gives its slot back, and
-    /// the permit stays with the thread until that ends. Since a module is compiled on one thread and there are fewer
-    /// permits than processors, compilations that nobody waits for any more cannot take the machine; at worst they make
-    /// other modules wait, each no longer than its own task may take.
-    compiling: Arc<Semaphore>,
+    modules: Modules,
     _ticker: Ticker,
 }
 
 impl WasmRuntime {
-    /// A runtime with its own engine and the thread that interrupts programs.
+    /// A runtime with its own engine and the thread that interrupts programs. Compiled modules stay in memory alone.
     ///
     /// # Errors
     /// The engine does not work on this machine, or no thread can be started.
     pub fn new() -> wasmtime::Result<Self> {
+        Self::with_cache(None)
+    }
+
+    /// As [`Self::new`], with compiled modules kept in `folder` too, so that they outlive this process.
+    ///
+    /// What lies in the folder is run as it is: nobody else may write there.
+    ///
+    /// # Errors
+    /// As those of [`Self::new`], or the folder cannot be made.
+    pub fn cached_in(folder: &Path) -> wasmtime::Result<Self> {
+        let mut config = CacheConfig::new();
+        config.with_directory(folder).with_files_total_size_soft_limit(DISK_CACHE_BYTES);
+        Self::with_cache(Some(Cache::new(config)?))
+    }
+
+    fn with_cache(cache: Option<Cache>) -> wasmtime::Result<Self> {
         let mut config = Config::new();
         config
+            .cache(cache)
             .consume_fuel(true)
             .epoch_interruption(true)
             .cranelift_nan_canonicalization(true)
@@ -97,10 +106,9 @@ impl WasmRuntime {
         let engine = Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         p1::add_to_linker_async(&mut linker, |guest: &mut Guest| &mut guest.wasi)?;
+        clock::add_to_linker(&mut linker)?;
         let ticker = Ticker::start(engine.clone())?;
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let compiling = Arc::new(Semaphore::new((processors / 2).max(1)));
-        Ok(Self { engine, linker, compiling, _ticker: ticker })
+        Ok(Self { engine, linker, modules: Modules::new(), _ticker: ticker })
     }
 }
 
@@ -116,14 +124,14 @@ impl Runtime for WasmRuntime {
             let pre = tokio::select! {
                 biased;
                 reason = stop.stopped() => return Err(reason),
-                pre = self.prepare(path) => pre?,
+                pre = self.prepare(&job.model.digest, path) => pre?,
             };
-            let engine = self.engine.clone();
+            let (engine, logs) = (self.engine.clone(), context.logs.clone());
             // A program that computes must not hold up the threads that serve connections.
             let handle = tokio::runtime::Handle::current();
             blocking(move || {
                 stop.check()?;
-                let execution = Execution::new(&engine, &job, params)?;
+                let execution = Execution::new(&engine, &job, params, logs)?;
                 handle.block_on(execution.run(&pre, &stop))
             })
             .await
@@ -133,19 +141,17 @@ impl Runtime for WasmRuntime {
     fn model_shape(&self) -> ModelShape {
         ModelShape::File
     }
+
+    fn warm_models(&self) -> Vec<String> {
+        self.modules.digests()
+    }
 }
 
 impl WasmRuntime {
-    /// Compiles the module at `path`, once there is room for one more. Dropping the future lets the compilation end alone.
-    async fn prepare(&self, path: PathBuf) -> Result<InstancePre<Guest>, RunError> {
-        let permit = Arc::clone(&self.compiling).acquire_owned().await;
-        let permit = permit.map_err(|error| RunError::new(RunCode::Internal, error.to_string()))?;
+    /// The module at `path`, compiled where it is not yet. Dropping the future lets a compilation end alone.
+    async fn prepare(&self, digest: &str, path: PathBuf) -> Result<InstancePre<Guest>, RunError> {
         let (engine, linker) = (self.engine.clone(), self.linker.clone());
-        blocking(move || {
-            let _permit = permit;
-            prepare(&engine, &linker, &path)
-        })
-        .await
+        self.modules.get(digest, move || prepare(&engine, &linker, &path)).await
     }
 }
 
@@ -195,6 +201,7 @@ fn prepare(engine: &Engine, linker: &Linker<Guest>, path: &Path) -> Result<Insta
 /// What belongs to one program while it runs.
 struct Guest {
     wasi: WasiP1Ctx,
+    clock: SteppingClock,
     memory: MemoryLimit,
 }
 
@@ -207,11 +214,12 @@ struct Execution {
 }
 
 impl Execution {
-    fn new(engine: &Engine, job: &Job, params: WasmParams) -> Result<Self, RunError> {
+    fn new(engine: &Engine, job: &Job, params: WasmParams, logs: Logs) -> Result<Self, RunError> {
         let input = File::open(&job.input)
             .map_err(|error| RunError::new(RunCode::BadInput, format!("cannot read the input: {error}")))?;
         let stdout = Pipe::bounded(usize::try_from(job.limits.output_bytes).unwrap_or(usize::MAX));
-        let stderr = Pipe::tail(STDERR_BYTES);
+        let stderr = Pipe::tail(STDERR_IN_MESSAGE, logs);
+        let clock = SteppingClock::default();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&params.seed.unwrap_or_default().to_le_bytes());
 
@@ -221,14 +229,18 @@ impl Execution {
             wasi.env(key, value);
         }
         wasi.stdin(InputFile::new(input)).stdout(stdout.clone()).stderr(stderr.clone());
-        wasi.wall_clock(StillClock).monotonic_clock(SteppingClock::default());
+        wasi.wall_clock(StillClock).monotonic_clock(clock.clone());
         wasi.secure_random(ChaCha20Rng::from_seed(seed)).insecure_random(ChaCha20Rng::from_seed(seed));
         wasi.max_random_size(MAX_RANDOM_BYTES);
         wasi.insecure_random_seed(u128::from(params.seed.unwrap_or_default()));
 
         let allowed = params.memory_mb.map_or(job.limits.memory_bytes, |mb| u64::from(mb) << 20);
-        let memory = MemoryLimit { bytes: usize::try_from(allowed).unwrap_or(usize::MAX), refused: false };
-        let mut store = Store::new(engine, Guest { wasi: wasi.build_p1(), memory });
+        let memory = MemoryLimit {
+            bytes: usize::try_from(allowed).unwrap_or(usize::MAX),
+            of_task: params.memory_mb.is_some(),
+            refused: false,
+        };
+        let mut store = Store::new(engine, Guest { wasi: wasi.build_p1(), clock, memory });
         store.limiter(|guest| &mut guest.memory);
         store.epoch_deadline_async_yield_and_update(1);
         // Without fuel of its own, the wall clock is what bounds the program.
@@ -287,7 +299,7 @@ impl Execution {
 
     fn failure(&self, code: RunCode, reason: &str) -> RunError {
         let stderr = self.stderr.take();
-        let tail = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(STDERR_IN_MESSAGE)..]);
+        let tail = String::from_utf8_lossy(&stderr);
         let tail = tail.trim();
         let separator = if tail.is_empty() { "" } else { ": " };
         RunError::new(code, format!("{reason}{separator}{tail}"))
@@ -301,8 +313,12 @@ enum Ended {
 }
 
 /// Bounds the linear memory of a program, and remembers that it was refused more.
+///
+/// A program that asked for too much goes on only where every machine would refuse it the same.
 struct MemoryLimit {
     bytes: usize,
+    /// Whether the limit is the task's, and so the same on every machine.
+    of_task: bool,
     refused: bool,
 }
 
@@ -311,11 +327,24 @@ impl ResourceLimiter for MemoryLimit {
         &mut self,
         _current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        // What the program itself declares is the same everywhere.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
         let allowed = desired <= self.bytes;
         self.refused |= !allowed;
-        Ok(allowed)
+        if allowed || self.of_task {
+            return Ok(allowed);
+        }
+        Err(wasmtime::format_err!("more than {} bytes of memory", self.bytes))
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        // This machine has no more.
+        self.refused = true;
+        Err(error)
     }
 
     fn table_growing(
@@ -339,31 +368,6 @@ impl ResourceLimiter for MemoryLimit {
 
     fn memories(&self) -> usize {
         1
-    }
-}
-
-struct StillClock;
-
-impl HostWallClock for StillClock {
-    fn resolution(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-
-    fn now(&self) -> Duration {
-        WALL_CLOCK
-    }
-}
-
-#[derive(Default)]
-struct SteppingClock(AtomicU64);
-
-impl HostMonotonicClock for SteppingClock {
-    fn resolution(&self) -> u64 {
-        MONOTONIC_STEP
-    }
-
-    fn now(&self) -> u64 {
-        self.0.fetch_add(MONOTONIC_STEP, Ordering::Relaxed)
     }
 }
 

@@ -12,6 +12,8 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
+use crate::runtime::{LogStream, Logs};
+
 /// How much a program may write in one piece, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -22,23 +24,24 @@ pub(super) struct Pipe(Arc<Mutex<State>>);
 struct State {
     content: VecDeque<u8>,
     limit: usize,
-    keeps_tail: bool,
+    /// Where everything goes, if the pipe keeps the end alone.
+    logs: Option<Logs>,
     overflowed: bool,
 }
 
 impl Pipe {
     /// Holds up to `limit` bytes; writing more ends the program.
     pub(super) fn bounded(limit: usize) -> Self {
-        Self::new(limit, false)
+        Self::new(limit, None)
     }
 
-    /// Holds the last `limit` bytes.
-    pub(super) fn tail(limit: usize) -> Self {
-        Self::new(limit, true)
+    /// Standard error: passes everything on to `logs`, and holds the last `limit` bytes.
+    pub(super) fn tail(limit: usize, logs: Logs) -> Self {
+        Self::new(limit, Some(logs))
     }
 
-    fn new(limit: usize, keeps_tail: bool) -> Self {
-        Self(Arc::new(Mutex::new(State { content: VecDeque::new(), limit, keeps_tail, overflowed: false })))
+    fn new(limit: usize, logs: Option<Logs>) -> Self {
+        Self(Arc::new(Mutex::new(State { content: VecDeque::new(), limit, logs, overflowed: false })))
     }
 
     /// Whether more was written than the pipe may hold.
@@ -59,7 +62,9 @@ impl Pipe {
     fn append(&self, bytes: &[u8]) -> Result<(), &'static str> {
         let mut state = self.state();
         let over = (state.content.len() + bytes.len()).saturating_sub(state.limit);
-        if over > 0 && !state.keeps_tail {
+        if let Some(logs) = &state.logs {
+            logs.write(LogStream::Stderr, bytes);
+        } else if over > 0 {
             state.overflowed = true;
             return Err("the output is too large");
         }
@@ -135,10 +140,13 @@ mod tests {
 
     #[test]
     fn a_tail_keeps_the_end() {
-        let pipe = Pipe::tail(4);
+        let logs = Logs::default();
+        let pipe = Pipe::tail(4, logs.clone());
         for (written, kept) in [("ab", "ab"), ("cde", "bcde"), ("fghijk", "hijk"), ("", "hijk")] {
             pipe.append(written.as_bytes()).unwrap();
             assert_eq!(pipe.state().content, kept.as_bytes());
         }
+        logs.finish();
+        assert_eq!(logs.since(0, 9)[0].text, "abcdefghijk");
     }
 }
