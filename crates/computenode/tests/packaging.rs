@@ -1,6 +1,5 @@
 //! The systemd units: valid to systemd where it is there, and naming only what the programs know.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +15,6 @@ fn value(unit: &str, key: &str) -> String {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn the_units_are_valid_to_systemd() {
     let units = ["zorai-compute-node.service", "zorai-compute-agent.service"];
     // systemd looks for the programs: the units are checked with one that is everywhere.
