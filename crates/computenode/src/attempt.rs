@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use artifact::{Digest, FetchError, Fetcher, Origin, Reference};
+use artifact::{Digest, FetchError, Fetcher, Origin, Reference, ReferenceKind};
 use taskmarket::{ContentHash, Task};
 use tokio_util::sync::CancellationToken;
 
@@ -96,6 +96,7 @@ impl Attempt {
                 let (model, model_digest, input) = self.fetch_both(progress).await?;
                 let files = match &model {
                     ModelFiles::File(path) => vec![path.clone(), input.path.clone()],
+                    ModelFiles::Image(_) => vec![input.path.clone()],
                     ModelFiles::Folder(files) => files.values().chain([&input.path]).cloned().collect(),
                 };
                 if let Some(kept) = self.in_use.keep(files).await {
@@ -147,8 +148,17 @@ impl Attempt {
             }
         };
         let input = self.fetcher.fetch_file(&input, input_pin, origin, |_, _| {}).await?;
-        let (files, model_digest) = match self.runtime.model_shape() {
-            ModelShape::File => {
+        let shape = self.runtime.model_shape();
+        // Such an image is pulled by the container engine, which keeps images by itself.
+        if let (ModelShape::Image, ReferenceKind::Oci { image, digest }) = (shape, model.kind()) {
+            if model_pin.is_some_and(|pin| pin != *digest) {
+                let reason = "model_hash: it is not the digest in model_cid";
+                return Err(Failure::new("hash_mismatch", reason));
+            }
+            return Ok((ModelFiles::Image(format!("{image}@sha256:{digest}")), *digest, input));
+        }
+        let (files, model_digest) = match shape {
+            ModelShape::File | ModelShape::Image => {
                 let file = self.fetcher.fetch_file(&model, model_pin, origin, report).await?;
                 (ModelFiles::File(file.path), file.digest)
             }

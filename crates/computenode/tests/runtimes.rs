@@ -135,12 +135,12 @@ async fn names_what_is_bad(case: &Case) {
     let mut job = quick();
     job.model.digest = "ff".repeat(32);
     job.model.files = match case.runtime.model_shape() {
-        ModelShape::File => ModelFiles::File(PathBuf::from("/nowhere")),
+        ModelShape::File | ModelShape::Image => ModelFiles::File(PathBuf::from("/nowhere")),
         ModelShape::Folder { .. } => ModelFiles::Folder([].into()),
     };
     assert_eq!(code(case, job.clone()).await, RunCode::BadModel);
     job.model.files = match case.runtime.model_shape() {
-        ModelShape::File => ModelFiles::Folder([].into()),
+        ModelShape::File | ModelShape::Image => ModelFiles::Folder([].into()),
         ModelShape::Folder { .. } => ModelFiles::File(PathBuf::from("/nowhere")),
     };
     assert_eq!(code(case, job).await, RunCode::BadModel);

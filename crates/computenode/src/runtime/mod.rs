@@ -3,6 +3,7 @@
 //! A [`Runtime`] gets local, verified files and limits, and gives back bytes. It knows nothing of the network, of the
 //! market, or of how results are kept. `tests/runtimes.rs` holds the suite that every runtime passes.
 
+pub mod container;
 pub mod embed;
 mod logs;
 pub mod wasm;
@@ -58,6 +59,8 @@ pub enum ModelShape {
         /// These are used where they exist.
         optional: &'static [&'static str],
     },
+    /// A container image: one file, or a reference that the container engine pulls by itself.
+    Image,
 }
 
 /// One task's work, with everything on this machine.
@@ -106,6 +109,8 @@ pub enum ModelFiles {
     File(PathBuf),
     /// The files, by their paths in the model's folder.
     Folder(BTreeMap<String, PathBuf>),
+    /// An image in a registry, by its digest: `<name>@sha256:<digest>`.
+    Image(String),
 }
 
 /// What a job may use.
@@ -177,6 +182,20 @@ pub enum RunCode {
     ExitNonzero,
     /// The result is larger than allowed.
     OutputTooLarge,
+    /// What a program left as its result cannot be one: a symbolic link, a device.
+    BadOutput,
+    /// The job writes more to the disk than it may.
+    OutOfDisk,
+    /// The image is not made for this machine's kind of processor.
+    ImageWithoutPlatform,
+    /// The image could not be had from its registry.
+    ImageUnavailable,
+    /// The job asks for domains that this node's policy does not grant.
+    EgressRefused,
+    /// The job asks for domains, and this node has no way to let it reach them and nothing else.
+    EgressUnavailable,
+    /// The node cannot enforce a limit that it stands for.
+    SandboxUnavailable,
     /// The job was cancelled.
     Cancelled,
     /// The node's own fault.
@@ -196,6 +215,13 @@ impl RunCode {
             Self::Trapped => "trapped",
             Self::ExitNonzero => "exit_nonzero",
             Self::OutputTooLarge => "output_too_large",
+            Self::BadOutput => "bad_output",
+            Self::OutOfDisk => "out_of_disk",
+            Self::ImageWithoutPlatform => "image_without_platform",
+            Self::ImageUnavailable => "image_unavailable",
+            Self::EgressRefused => "egress_refused",
+            Self::EgressUnavailable => "egress_unavailable",
+            Self::SandboxUnavailable => "sandbox_unavailable",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }

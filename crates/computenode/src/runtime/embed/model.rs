@@ -352,7 +352,9 @@ fn read_bounded(files: &ModelFiles, name: &str, most: u64) -> Result<Option<Vec<
 fn open(files: &ModelFiles, name: &str) -> io::Result<File> {
     match files {
         ModelFiles::Folder(files) => files.get(name).map_or(Err(io::ErrorKind::NotFound.into()), File::open),
-        ModelFiles::File(_) => Err(io::Error::other("the model is one file; a folder is needed")),
+        ModelFiles::File(_) | ModelFiles::Image(_) => {
+            Err(io::Error::other("the model is one file; a folder is needed"))
+        }
     }
 }
 

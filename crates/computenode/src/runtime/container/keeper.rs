@@ -1,0 +1,163 @@
+//! The thread that makes containers and removes them.
+//!
+//! A job's future can be dropped at any moment, and its threads with it. What has to happen all the same happens here:
+//! a container that is being made while nobody wants it any more is removed once it is there.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::LIFE_LABEL;
+use super::NODE_LABEL;
+
+/// How often a removal is tried, and the pause between two tries.
+const REMOVALS: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long one try to remove a container may take.
+const REMOVAL_TIME: Duration = Duration::from_secs(30);
+
+/// Starts and ends the lives of containers. Each job has at most two commands in its queue.
+pub(super) struct Keeper {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+enum Command {
+    Create { name: String, body: Box<ContainerCreateBody>, created: oneshot::Sender<Result<(), Error>> },
+    Remove { name: String, removed: Option<oneshot::Sender<()>> },
+}
+
+/// A container, which is removed when this is dropped.
+pub(super) struct Container {
+    name: String,
+    commands: mpsc::UnboundedSender<Command>,
+    gone: bool,
+}
+
+impl Keeper {
+    /// Starts the thread. It ends, with its work done, after its owner.
+    pub(super) fn start(docker: Docker) -> io::Result<Self> {
+        let (commands, queue) = mpsc::unbounded_channel();
+        let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new()
+            .name("containers".to_owned())
+            .spawn(move || threads.block_on(work(docker, queue)))?;
+        Ok(Self { commands })
+    }
+
+    /// Makes a container.
+    pub(super) async fn create(&self, name: String, body: ContainerCreateBody) -> Result<Container, Error> {
+        let (created, answer) = oneshot::channel();
+        let ended = || Error::IOError { err: io::Error::other("the thread for containers has ended") };
+        let command = Command::Create { name: name.clone(), body: Box::new(body), created };
+        self.commands.send(command).map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())??;
+        Ok(Container { name, commands: self.commands.clone(), gone: false })
+    }
+}
+
+impl Container {
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends it, and removes it with all that it had.
+    pub(super) async fn remove(mut self) {
+        self.gone = true;
+        let (removed, done) = oneshot::channel();
+        if self.commands.send(Command::Remove { name: self.name.clone(), removed: Some(removed) }).is_ok() {
+            // Without an answer the thread has ended with the process.
+            let _ = done.await;
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if !self.gone {
+            // Without the thread the process is about to end; the next one finds the container by its label.
+            let _ = self.commands.send(Command::Remove { name: self.name.clone(), removed: None });
+        }
+    }
+}
+
+/// Removes the containers of `node` that another life of it made.
+pub(super) async fn remove_former(docker: &Docker, node: &str, life: &str) -> Result<usize, Error> {
+    let filters = HashMap::from([("label".to_owned(), vec![format!("{NODE_LABEL}={node}")])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let mut count = 0;
+    for container in docker.list_containers(Some(options)).await? {
+        let labels = container.labels.unwrap_or_default();
+        if labels.get(LIFE_LABEL).is_some_and(|of| of == life) {
+            continue;
+        }
+        if let Some(id) = container.id {
+            remove(docker, &id).await;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            command = queue.recv() => match command {
+                Some(command) => drop(tasks.spawn(carry_out(docker.clone(), command))),
+                None => break,
+            },
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn carry_out(docker: Docker, command: Command) {
+    match command {
+        Command::Create { name, body, created } => {
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            let result = docker.create_container(Some(options), *body).await.map(drop);
+            let unwanted = created.send(result).is_err();
+            if unwanted {
+                remove(&docker, &name).await;
+            }
+        }
+        Command::Remove { name, removed } => {
+            remove(&docker, &name).await;
+            if let Some(removed) = removed {
+                // Nobody may wait any more.
+                let _ = removed.send(());
+            }
+        }
+    }
+}
+
+/// Kills a container and removes it, with its volumes.
+async fn remove(docker: &Docker, name: &str) {
+    let mut last = String::new();
+    for _ in 0..REMOVALS {
+        let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+        // Engines give a container time to end by itself unless it has ended already. It may have.
+        let _ = tokio::time::timeout(REMOVAL_TIME, docker.kill_container(name, Some(kill))).await;
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match tokio::time::timeout(REMOVAL_TIME, docker.remove_container(name, Some(options))).await {
+            Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => return,
+            Ok(Err(error)) => last = error.to_string(),
+            Err(error) => last = error.to_string(),
+        }
+        tokio::time::sleep(REMOVAL_PAUSE).await;
+    }
+    tracing::error!(container = name, error = last, "cannot remove a container");
+}

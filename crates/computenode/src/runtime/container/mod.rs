@@ -1,0 +1,480 @@
+//! Containers: the input at `/in`, the result from `/out`, by the Docker Engine API of Docker or Podman.
+//!
+//! ```ignore
+//! pub async fn ContainerRuntime::detect(settings: ContainerSettings) -> Result<Option<ContainerRuntime>, DetectError>;
+//! pub fn ContainerRuntime::report(&self) -> &EngineReport;
+//! ```
+//!
+//! **What a program finds.** Its input as the file `/in/input` (or, where the input is a folder, `/in`), read-only. `/out`
+//! for its result: the one file there, or a tar of all that is there, the same bytes for the same files. Where it leaves `/out`
+//! empty, what it wrote to standard output is the result. `/tmp` for what it needs on the way, in memory. Everything else is
+//! read-only. Its streams are the task's logs.
+//!
+//! **What keeps it in.** No network, no capabilities, no new privileges, the engine's system call filter, a user without rights,
+//! and bounds for memory with swap, processors, processes, open files, disk and time. What an engine cannot enforce is found
+//! out beforehand, and then jobs are refused unless the operator allows them. The bound on `/out` is a watch that kills what writes
+//! more; between two looks a program can be ahead of it. What a program uses in `/tmp` counts as memory.
+//!
+//! **Who it is.** The user 65532 where this node runs as root. Elsewhere the node's own user, without any of its groups, so that
+//! the node can remove what the program leaves; rootless Podman maps that user.
+//!
+//! **What it can reach.** Nothing, unless the task asks for domains and the operator grants each of them: then a proxy on the
+//! container's loopback, which leads to those domains only. See [`EgressPolicy`].
+
+mod archive;
+mod egress;
+mod engine;
+mod images;
+mod keeper;
+mod output;
+mod proxy;
+mod spec;
+mod streams;
+
+pub use egress::EgressPolicy;
+pub use engine::{DetectError, EngineName, EngineReport, Unenforced};
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::container::AttachContainerResults;
+use bollard::errors::Error;
+use bollard::query_parameters::{
+    AttachContainerOptionsBuilder, KillContainerOptionsBuilder, WaitContainerOptionsBuilder,
+};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::images::{ImageInUse, Images};
+use self::keeper::{Container, Keeper};
+use self::spec::{Bounds, Spec};
+use self::streams::Written;
+use super::{Context, Job, ModelFiles, ModelShape, Output, RunCode, RunError, Runtime, Stop, blocking};
+
+/// Labels of every container: the attempt, the node, and which life of the node.
+const TASK_LABEL: &str = "zorai.task";
+const NODE_LABEL: &str = "zorai.node";
+const LIFE_LABEL: &str = "zorai.life";
+
+/// How long the streams may take to end after their container.
+const STREAMS_TIME: Duration = Duration::from_secs(10);
+
+/// How long an engine may take to start a container, to attach to it, or to send it a signal.
+const ENGINE_TIME: Duration = Duration::from_secs(120);
+
+/// What a program's exit status is after a signal that cannot be ignored.
+const KILLED: i64 = 128 + 9;
+/// And after the signal for a file that grows beyond its bound.
+const FILE_TOO_LARGE: i64 = 128 + 25;
+
+/// The user that jobs have where this node is root.
+const NOBODY: (u32, u32) = (65_532, 65_532);
+
+/// How containers run.
+#[derive(Debug, Clone)]
+pub struct ContainerSettings {
+    /// The engine's socket; where absent, the first that answers of `DOCKER_HOST`, `/run/podman/podman.sock`,
+    /// `$XDG_RUNTIME_DIR/podman/podman.sock` and `/var/run/docker.sock`.
+    pub socket: Option<PathBuf>,
+    /// The engine's name of a stronger OCI runtime, such as `runsc` or `kata`; the engine's own where absent.
+    pub runtime: Option<String>,
+    /// Names this node among those that share the engine: what [`Runtime::recover`] removes is what bears this name.
+    pub node: String,
+    /// Processor time of a job at most, in thousandths of one processor.
+    pub cpu_millis: u32,
+    /// Space of a job for `/out` and `/tmp` at most, in MiB.
+    pub disk_mb: u32,
+    /// Processes and threads of a job at most.
+    pub pids: u32,
+    /// User and group of jobs; by who this node is where absent.
+    pub user: Option<(u32, u32)>,
+    /// The engine's user namespace mode, such as Podman's `auto`; the engine's own where absent.
+    pub user_namespace: Option<String>,
+    /// The time between the signals SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// The time in which an image must be there.
+    pub image_time: Duration,
+    /// The largest image, unpacked, in bytes.
+    pub image_bytes: u64,
+    /// How much room images may take between jobs, in bytes; what was used longest ago goes first.
+    pub keep_images_bytes: u64,
+    /// Whether images may come from registries on loopback and private addresses.
+    pub allow_private_registries: bool,
+    /// What jobs may be let out to.
+    pub egress: EgressPolicy,
+    /// Whether jobs run although the engine cannot enforce all limits.
+    pub allow_unenforced: bool,
+}
+
+impl Default for ContainerSettings {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            runtime: None,
+            node: "default".to_owned(),
+            cpu_millis: 2_000,
+            disk_mb: 4_096,
+            pids: 256,
+            user: None,
+            user_namespace: None,
+            grace: Duration::from_secs(5),
+            image_time: Duration::from_secs(1_800),
+            image_bytes: 32 << 30,
+            keep_images_bytes: 64 << 30,
+            allow_private_registries: false,
+            egress: EgressPolicy::default(),
+            allow_unenforced: false,
+        }
+    }
+}
+
+/// Runs containers.
+pub struct ContainerRuntime {
+    settings: ContainerSettings,
+    docker: Docker,
+    report: EngineReport,
+    images: Images,
+    keeper: Keeper,
+    user: (u32, u32),
+    /// Tells the containers of this life from those of former ones.
+    life: String,
+}
+
+impl ContainerRuntime {
+    /// Finds an engine, and asks it what it can do. `None` if none was named and none answers.
+    ///
+    /// # Errors
+    /// The engine that the settings name does not answer, or lacks the OCI runtime that they name.
+    pub async fn detect(settings: ContainerSettings) -> Result<Option<Self>, DetectError> {
+        let Some((docker, report)) = engine::find(&settings).await? else { return Ok(None) };
+        engine::check_runtime(&docker, &settings).await?;
+        let images = Images::new(
+            docker.clone(),
+            report.architecture.clone(),
+            settings.image_bytes,
+            settings.keep_images_bytes,
+            settings.allow_private_registries,
+        );
+        let keeper = Keeper::start(docker.clone())?;
+        let user = settings.user.unwrap_or_else(default_user);
+        let life = hex::encode(rand::random::<[u8; 8]>());
+        Ok(Some(Self { settings, docker, report, images, keeper, user, life }))
+    }
+
+    /// What the engine is, and what it can enforce.
+    pub fn report(&self) -> &EngineReport {
+        &self.report
+    }
+}
+
+impl Runtime for ContainerRuntime {
+    fn run<'a>(&'a self, job: Job, context: &'a Context) -> BoxFuture<'a, Result<Output, RunError>> {
+        Box::pin(async move {
+            let ended = self.run_job(&job, context).await;
+            self.images.trim().await;
+            ended
+        })
+    }
+
+    fn model_shape(&self) -> ModelShape {
+        ModelShape::Image
+    }
+
+    fn recover(&self) -> BoxFuture<'_, Result<(), RunError>> {
+        Box::pin(async {
+            let failed = |error: Error| internal(format!("cannot look for old containers: {error}"));
+            let removed = keeper::remove_former(&self.docker, &self.settings.node, &self.life).await;
+            match removed.map_err(failed)? {
+                0 => {}
+                count => tracing::warn!(count, "containers of a former life removed"),
+            }
+            self.images.recover().await.map_err(failed)
+        })
+    }
+}
+
+/// The places of a job in its folder.
+struct Places {
+    output: PathBuf,
+    stdout: PathBuf,
+    archive: PathBuf,
+    input: PathBuf,
+}
+
+/// How a container came to its end.
+enum Ended {
+    /// By itself, with this status.
+    Exited(i64),
+    /// It was ended, for this reason.
+    Stopped(RunError),
+}
+
+impl ContainerRuntime {
+    async fn run_job(&self, job: &Job, context: &Context) -> Result<Output, RunError> {
+        if let (Some(first), false) = (self.report.unenforced.first(), self.settings.allow_unenforced) {
+            return Err(RunError::new(RunCode::SandboxUnavailable, first.to_string()));
+        }
+        let bounds = Bounds::of(job, &self.settings)?;
+        let domains = egress::granted(&self.settings.egress, &bounds.params.egress)?;
+        if let (false, Some(reason)) = (domains.is_empty(), &self.report.egress_unavailable) {
+            return Err(RunError::new(RunCode::EgressUnavailable, reason.clone()));
+        }
+        if matches!(job.model.files, ModelFiles::Folder(_)) {
+            return Err(RunError::new(RunCode::BadModel, "the model is a folder; an image is one file"));
+        }
+        let places = Places::make(job)?;
+        let image = self.image(job, context).await?;
+        let (stop, _ends_with_this_future) = Stop::guarded(job.limits.wall, context);
+        let way = if domains.is_empty() {
+            None
+        } else {
+            let opening = egress::open(self, &job.label, domains);
+            Some(tokio::select! {
+                biased;
+                reason = stop.stopped() => return Err(reason),
+                way = opening => way?,
+            })
+        };
+        let spec = Spec {
+            settings: &self.settings,
+            engine: self.report.name,
+            rootless: self.report.rootless,
+            life: &self.life,
+            label: &job.label,
+            image: &image.id,
+            volumes: &image.volumes,
+            bounds: &bounds,
+            input: &places.input,
+            output: &places.output,
+            user: self.user,
+            gpus: &job.gpus,
+            network_of: way.as_ref().map(|way| way.container.name()),
+            environment: way.as_ref().map_or_else(Vec::new, |way| way.environment.clone()),
+        };
+        let body = spec.body()?;
+        let creating = self.keeper.create(name(&job.label), body);
+        let container = tokio::select! {
+            biased;
+            reason = stop.stopped() => return Err(reason),
+            container = creating => container.map_err(|error| refused(&error))?,
+        };
+        let (ended, written) = self.follow(&container, job, context, &stop, &places, &bounds).await;
+        let killed_for_memory = self.was_killed_for_memory(&container).await;
+        container.remove().await;
+        if let Some(way) = way {
+            way.container.remove().await;
+        }
+        match ended? {
+            Ended::Stopped(reason) => Err(reason),
+            Ended::Exited(0) => take(places, written, job.limits.output_bytes, bounds.disk_bytes).await,
+            Ended::Exited(status) => Err(failure(status, killed_for_memory, &written, &bounds)),
+        }
+    }
+
+    /// The job's image, within the time for images.
+    async fn image(&self, job: &Job, context: &Context) -> Result<ImageInUse, RunError> {
+        let (stop, _ends_with_this_future) = Stop::guarded(self.settings.image_time, context);
+        tokio::select! {
+            biased;
+            reason = stop.stopped() => Err(reason),
+            image = self.images.obtain(&job.model, context, &stop) => image,
+        }
+    }
+
+    /// Starts a container and stays with it to its end.
+    async fn follow(
+        &self,
+        container: &Container,
+        job: &Job,
+        context: &Context,
+        stop: &Stop,
+        places: &Places,
+        bounds: &Bounds,
+    ) -> (Result<Ended, RunError>, Written) {
+        let flooded = CancellationToken::new();
+        let attached = tokio::select! {
+            biased;
+            reason = stop.stopped() => return (Ok(Ended::Stopped(reason)), Written::nothing(places)),
+            attached = self.attach_and_start(container.name()) => match attached {
+                Ok(attached) => attached,
+                Err(error) => return (Err(error), Written::nothing(places)),
+            },
+        };
+        let limit = job.limits.output_bytes;
+        let reading =
+            streams::read(attached, places.stdout.clone(), limit, context.logs.clone(), flooded.clone());
+        let streams = AbortOnDropHandle::new(tokio::spawn(reading));
+        let mut exit = std::pin::pin!(self.exit_status(container.name()));
+        let ended = tokio::select! {
+            biased;
+            reason = stop.stopped() => Ok(Ended::Stopped(reason)),
+            () = flooded.cancelled() => Ok(Ended::Stopped(RunError::output_too_large(limit))),
+            reason = output::watch(places.output.clone(), bounds.disk_bytes) => Ok(Ended::Stopped(reason)),
+            status = &mut exit => status.map(Ended::Exited),
+        };
+        if matches!(&ended, Ok(Ended::Stopped(reason)) if matches!(reason.code, RunCode::TimedOut | RunCode::Cancelled))
+        {
+            self.ask_to_end(container.name()).await;
+            let _ = tokio::time::timeout(self.settings.grace, exit).await;
+        }
+        if matches!(ended, Ok(Ended::Stopped(_)) | Err(_)) {
+            // Its streams end with the container, which is removed after this.
+            streams.abort();
+            return (ended, Written::nothing(places));
+        }
+        let written = match tokio::time::timeout(STREAMS_TIME, streams).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(_)) | Err(_) => {
+                let error = internal("the container's streams did not end");
+                return (Err(error), Written::nothing(places));
+            }
+        };
+        (ended, written)
+    }
+
+    async fn attach_and_start(&self, name: &str) -> Result<AttachContainerResults, RunError> {
+        let starting = async {
+            let options =
+                AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
+            let attached = self.docker.attach_container(name, Some(options)).await;
+            let attached = attached.map_err(|error| refused(&error))?;
+            self.docker.start_container(name, None).await.map_err(|error| refused(&error))?;
+            Ok(attached)
+        };
+        let started = tokio::time::timeout(ENGINE_TIME, starting).await;
+        started.unwrap_or_else(|_| Err(internal("the engine did not start the container in time")))
+    }
+
+    /// Waits for a container to end.
+    async fn exit_status(&self, name: &str) -> Result<i64, RunError> {
+        let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
+        match self.docker.wait_container(name, Some(options)).next().await {
+            Some(Ok(response)) => Ok(response.status_code),
+            // An engine's word for a status other than zero.
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => Ok(code),
+            Some(Err(error)) => Err(internal(format!("the engine lost the container: {error}"))),
+            None => Err(internal("the engine lost the container")),
+        }
+    }
+
+    async fn ask_to_end(&self, name: &str) {
+        let options = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
+        // It may have ended; and whatever happens, it is killed next.
+        let _ = tokio::time::timeout(ENGINE_TIME, self.docker.kill_container(name, Some(options))).await;
+    }
+
+    /// Whether the engine says that the kernel ended the container for its memory. Not all engines know of children.
+    async fn was_killed_for_memory(&self, container: &Container) -> bool {
+        let inspecting = self.docker.inspect_container(container.name(), None);
+        let state = tokio::time::timeout(ENGINE_TIME, inspecting).await;
+        let state = state.ok().and_then(Result::ok).and_then(|container| container.state);
+        state.and_then(|state| state.oom_killed) == Some(true)
+    }
+}
+
+impl Places {
+    fn make(job: &Job) -> Result<Self, RunError> {
+        let failed = |error: std::io::Error| internal(format!("cannot make a job's folder: {error}"));
+        let bad = |error: std::io::Error| {
+            RunError::new(RunCode::BadInput, format!("cannot read the input: {error}"))
+        };
+        let input = std::fs::metadata(&job.input).map_err(bad)?;
+        let output = job.folder.join("out");
+        crate::attempt::remove_folder(&output).map_err(failed)?;
+        std::fs::create_dir_all(&output).map_err(failed)?;
+        // The job's user is another one, and only it has a way to this folder, which lies in one of the node's own.
+        std::fs::set_permissions(&output, std::fs::Permissions::from_mode(0o777)).map_err(failed)?;
+        let mut places = Self {
+            output,
+            stdout: job.folder.join("stdout"),
+            archive: job.folder.join("out.tar"),
+            input: job.input.clone(),
+        };
+        if input.is_file() && input.mode() & 0o004 == 0 {
+            places.input = job.folder.join("in");
+            std::fs::copy(&job.input, &places.input).map_err(bad)?;
+            let readable = std::fs::Permissions::from_mode(0o444);
+            std::fs::set_permissions(&places.input, readable).map_err(failed)?;
+        }
+        Ok(places)
+    }
+}
+
+impl Written {
+    fn nothing(places: &Places) -> Self {
+        Self { stdout: places.stdout.clone(), stdout_bytes: 0, stderr: Vec::new(), error: None }
+    }
+}
+
+/// The result of a container that ended well.
+async fn take(places: Places, written: Written, limit: u64, disk: u64) -> Result<Output, RunError> {
+    let Places { output, archive, .. } = places;
+    let collected = blocking(move || {
+        output::check(&output, disk)?;
+        output::collect(&output, &archive, limit)
+    });
+    if let Some(file) = collected.await? {
+        return Ok(Output::File(file));
+    }
+    if written.stdout_bytes > limit {
+        return Err(RunError::output_too_large(limit));
+    }
+    match written.error {
+        Some(error) => Err(internal(format!("cannot keep standard output: {error}"))),
+        None => Ok(Output::File(written.stdout)),
+    }
+}
+
+/// What an exit status other than zero means.
+fn failure(status: i64, killed_for_memory: bool, written: &Written, bounds: &Bounds) -> RunError {
+    let tail = String::from_utf8_lossy(&written.stderr);
+    let last = tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+    let separator = if last.is_empty() { "" } else { ": " };
+    // Nobody but the kernel kills a container that this node did not end, and it does so for memory.
+    if killed_for_memory || status == KILLED {
+        let reason = format!("the program was killed; its memory is {} bytes", bounds.memory_bytes);
+        return RunError::new(RunCode::OutOfMemory, format!("{reason}{separator}{last}"));
+    }
+    if status == FILE_TOO_LARGE {
+        let reason = format!("the program wrote a file of more than {} bytes", bounds.disk_bytes);
+        return RunError::new(RunCode::OutOfDisk, format!("{reason}{separator}{last}"));
+    }
+    RunError::new(RunCode::ExitNonzero, format!("exit status {status}{separator}{last}"))
+}
+
+/// What it means that the engine does not make or start a container.
+fn refused(error: &Error) -> RunError {
+    let text = error.to_string();
+    let missing =
+        ["executable file not found", "no such file or directory", "permission denied", "no command"];
+    let lower = text.to_lowercase();
+    if missing.iter().any(|sign| lower.contains(sign)) {
+        return RunError::new(RunCode::BadModel, format!("the image's program cannot be started: {text}"));
+    }
+    internal(format!("the engine does not start the container: {text}"))
+}
+
+/// A container's name: no two are the same.
+fn name(label: &str) -> String {
+    let plain: String = label
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        .take(80)
+        .collect();
+    format!("zorai-{plain}-{}", hex::encode(rand::random::<[u8; 6]>()))
+}
+
+fn default_user() -> (u32, u32) {
+    match std::fs::metadata(Path::new("/proc/self")) {
+        Ok(own) if own.uid() != 0 => (own.uid(), own.gid()),
+        Ok(_) | Err(_) => NOBODY,
+    }
+}
+
+fn internal(message: impl Into<String>) -> RunError {
+    RunError::new(RunCode::Internal, message)
+}

@@ -1,0 +1,274 @@
+//! What the engine is told about a job's container: everything that keeps it in.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use bollard::models::{
+    ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+};
+use taskmarket::params::{ContainerParams, Params};
+
+use super::engine::EngineName;
+use super::{ContainerSettings, LIFE_LABEL, NODE_LABEL, TASK_LABEL};
+use crate::runtime::{Gpu, Job, RunCode, RunError};
+
+/// The least memory that engines accept for a container, in MiB.
+const LEAST_MEMORY_MB: u64 = 6;
+
+/// The files that a container may have open, and the processes of its user, in all containers together.
+const OPEN_FILES: i64 = 4096;
+const USER_PROCESSES: i64 = 4096;
+
+/// The shared memory of a container at most, in bytes.
+const SHARED_MEMORY_BYTES: u64 = 64 << 20;
+
+/// What Podman makes writable besides what it is asked for, bounded here: in bytes for each.
+const SMALL_BYTES: u64 = 16 << 20;
+
+/// What a job may use, by its parameters and by the node.
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    pub(super) params: ContainerParams,
+    pub(super) memory_bytes: u64,
+    pub(super) cpu_millis: u32,
+    pub(super) disk_bytes: u64,
+}
+
+/// A container that is about to be made.
+pub(super) struct Spec<'a> {
+    pub(super) settings: &'a ContainerSettings,
+    pub(super) engine: EngineName,
+    pub(super) rootless: bool,
+    pub(super) life: &'a str,
+    pub(super) label: &'a str,
+    pub(super) image: &'a str,
+    /// Folders that the image declares as volumes.
+    pub(super) volumes: &'a [String],
+    pub(super) bounds: &'a Bounds,
+    /// A file, which becomes `/in/input`, or a folder, which becomes `/in`.
+    pub(super) input: &'a Path,
+    pub(super) output: &'a Path,
+    pub(super) user: (u32, u32),
+    pub(super) gpus: &'a [Gpu],
+    /// The container whose network, which leads to the proxy only, it shares; otherwise it has none.
+    pub(super) network_of: Option<&'a str>,
+    /// Variables besides the task's.
+    pub(super) environment: Vec<String>,
+}
+
+impl Bounds {
+    /// Reads the parameters of a job, and holds them against what the node allows.
+    pub(super) fn of(job: &Job, settings: &ContainerSettings) -> Result<Self, RunError> {
+        let bad = |message: String| RunError::new(RunCode::BadParams, message);
+        let params = match Params::parse(taskmarket::params::Runtime::Container, &job.params) {
+            Ok(Params::Container(params)) => params,
+            Ok(Params::Embed(_) | Params::Wasm(_) | Params::Openai(_)) => {
+                return Err(bad("these are parameters of another runtime".to_owned()));
+            }
+            Err(error) => return Err(bad(error.to_string())),
+        };
+        let nul = |text: &String| text.contains('\0');
+        let named = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+        if params.args.iter().chain(&params.entrypoint).chain(params.env.values()).any(nul) {
+            return Err(bad("entrypoint, args and env must not contain NUL".to_owned()));
+        }
+        if let Some(name) = params.env.keys().find(|name| !named(name)) {
+            return Err(bad(format!("env: {name:?} is no name of a variable")));
+        }
+        let within = |name: &str, asked: Option<u32>, least: u64, allowed: u64| match asked.map(u64::from) {
+            None => Ok(allowed),
+            Some(asked) if asked < least => Err(bad(format!("{name} is {asked}; the least is {least}"))),
+            Some(asked) if asked > allowed => {
+                Err(bad(format!("{name} is {asked}; this node allows {allowed}")))
+            }
+            Some(asked) => Ok(asked),
+        };
+        let allowed_mb = job.limits.memory_bytes >> 20;
+        let memory_mb = within("memory_mb", params.memory_mb, LEAST_MEMORY_MB, allowed_mb)?;
+        let cpu_millis = within("cpu_millis", params.cpu_millis, 1, settings.cpu_millis.into())?;
+        let disk_mb = within("disk_mb", params.disk_mb, 1, settings.disk_mb.into())?;
+        Ok(Self {
+            memory_bytes: memory_mb << 20,
+            cpu_millis: u32::try_from(cpu_millis).unwrap_or(u32::MAX),
+            disk_bytes: disk_mb << 20,
+            params,
+        })
+    }
+}
+
+impl Spec<'_> {
+    /// The request that makes the container.
+    pub(super) fn body(self) -> Result<ContainerCreateBody, RunError> {
+        let Self { settings, bounds, label, .. } = self;
+        let given = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
+        let task = bounds.params.env.iter().map(|(name, value)| format!("{name}={value}"));
+        let environment: Vec<String> = self.environment.iter().cloned().chain(task).collect();
+        let (uid, gid) = self.user;
+        Ok(ContainerCreateBody {
+            // A container that shares a network shares its name too.
+            hostname: self.network_of.is_none().then(|| "task".to_owned()),
+            user: Some(format!("{uid}:{gid}")),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            env: Some(environment),
+            entrypoint: given(&bounds.params.entrypoint),
+            cmd: given(&bounds.params.args),
+            image: Some(self.image.to_owned()),
+            // An image's health check would be run by the engine, beside the program.
+            healthcheck: Some(HealthConfig {
+                test: Some(vec!["NONE".to_owned()]),
+                ..HealthConfig::default()
+            }),
+            stop_signal: Some("SIGTERM".to_owned()),
+            labels: Some(labels(settings, self.life, label)),
+            host_config: Some(self.host_config()?),
+            ..ContainerCreateBody::default()
+        })
+    }
+
+    fn host_config(&self) -> Result<HostConfig, RunError> {
+        let Self { settings, bounds, .. } = self;
+        let network = self.network_of.map_or_else(|| "none".to_owned(), |name| format!("container:{name}"));
+        let input = if self.input.is_dir() { "/in" } else { "/in/input" };
+        Ok(HostConfig {
+            memory: Some(signed(bounds.memory_bytes)),
+            nano_cpus: Some(i64::from(bounds.cpu_millis) * 1_000_000),
+            tmpfs: Some(self.tmpfs()?),
+            mounts: Some(vec![bind(self.input, input, true)?, bind(self.output, "/out", false)?]),
+            shm_size: Some(signed(SHARED_MEMORY_BYTES.min(bounds.memory_bytes))),
+            network_mode: Some(network),
+            userns_mode: self.userns(),
+            device_requests: self.device_requests()?,
+            ..confined(settings, signed(bounds.memory_bytes), signed(bounds.disk_bytes))
+        })
+    }
+
+    /// What is writable besides `/out`: memory of the container's own.
+    fn tmpfs(&self) -> Result<HashMap<String, String>, RunError> {
+        let options = |bytes: u64, mode: &str| {
+            format!("rw,exec,nosuid,nodev,size={bytes},nr_inodes=100000,mode={mode}")
+        };
+        let room = self.bounds.disk_bytes.min(self.bounds.memory_bytes);
+        let mut tmpfs = HashMap::from([("/tmp".to_owned(), options(room, "1777"))]);
+        if self.engine == EngineName::Podman {
+            for path in ["/run", "/var/tmp"] {
+                tmpfs.insert(path.to_owned(), options(SMALL_BYTES.min(room), "1777"));
+            }
+        }
+        // A volume that the image declares would be a folder on the disk, without a bound.
+        for path in self.volumes {
+            let inside = |parent: &str| path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'));
+            if !path.starts_with('/') || path.split('/').any(|part| part == "..") || path.contains([':', ','])
+            {
+                let reason = format!("the image declares {path:?} as a volume");
+                return Err(RunError::new(RunCode::BadModel, reason));
+            }
+            if inside("/in") || inside("/out") {
+                let reason = format!("the image declares a volume at {path}, where input and output are");
+                return Err(RunError::new(RunCode::BadModel, reason));
+            }
+            if !matches!(path.trim_end_matches('/'), "/in" | "/out" | "/tmp") {
+                tmpfs.insert(path.clone(), options(room, "0777"));
+            }
+        }
+        Ok(tmpfs)
+    }
+
+    fn userns(&self) -> Option<String> {
+        let (uid, gid) = self.user;
+        if self.settings.user_namespace.is_some() {
+            self.settings.user_namespace.clone()
+        } else if self.engine == EngineName::Podman && self.rootless {
+            // The job's user is this node's own on the host, so that its files can be removed.
+            Some(format!("keep-id:uid={uid},gid={gid}"))
+        } else {
+            None
+        }
+    }
+
+    /// Exactly the job's GPUs, by their own ids.
+    fn device_requests(&self) -> Result<Option<Vec<DeviceRequest>>, RunError> {
+        if self.gpus.is_empty() {
+            return Ok(None);
+        }
+        let mut ids = Vec::new();
+        for gpu in self.gpus {
+            let unnamed = || RunError::new(RunCode::Internal, format!("{} has no id of its own", gpu.name));
+            ids.push(gpu.uuid.clone().ok_or_else(unnamed)?);
+        }
+        let request = match self.engine {
+            EngineName::Docker => DeviceRequest {
+                driver: Some("nvidia".to_owned()),
+                device_ids: Some(ids),
+                capabilities: Some(vec![vec!["gpu".to_owned()]]),
+                ..DeviceRequest::default()
+            },
+            EngineName::Podman => DeviceRequest {
+                driver: Some("cdi".to_owned()),
+                device_ids: Some(ids.iter().map(|id| format!("nvidia.com/gpu={id}")).collect()),
+                ..DeviceRequest::default()
+            },
+        };
+        Ok(Some(vec![request]))
+    }
+}
+
+/// What every container of this node has: no rights, no devices, no network, bounded processes and memory.
+pub(super) fn confined(settings: &ContainerSettings, memory: i64, file_bytes: i64) -> HostConfig {
+    let limit = |name: &str, most: i64| ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(most),
+        hard: Some(most),
+    };
+    HostConfig {
+        memory: Some(memory),
+        memory_swap: Some(memory),
+        pids_limit: Some(settings.pids.into()),
+        ulimits: Some(vec![
+            limit("core", 0),
+            limit("fsize", file_bytes),
+            limit("nofile", OPEN_FILES),
+            limit("nproc", USER_PROCESSES),
+        ]),
+        // What it writes to its streams is read as it comes, so that no log grows on the disk.
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        network_mode: Some("none".to_owned()),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        ipc_mode: Some("private".to_owned()),
+        privileged: Some(false),
+        readonly_rootfs: Some(true),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        runtime: settings.runtime.clone(),
+        ..HostConfig::default()
+    }
+}
+
+/// How the containers of this node are known.
+pub(super) fn labels(settings: &ContainerSettings, life: &str, task: &str) -> HashMap<String, String> {
+    let labels =
+        BTreeMap::from([(NODE_LABEL, settings.node.as_str()), (LIFE_LABEL, life), (TASK_LABEL, task)]);
+    labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn bind(source: &Path, target: &str, read_only: bool) -> Result<Mount, RunError> {
+    let source = source.canonicalize().map_err(|error| {
+        RunError::new(RunCode::Internal, format!("cannot mount {}: {error}", source.display()))
+    })?;
+    let unnamed = || RunError::new(RunCode::Internal, "a folder of this node has no name in UTF-8");
+    Ok(Mount {
+        target: Some(target.to_owned()),
+        source: Some(source.to_str().ok_or_else(unnamed)?.to_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(read_only),
+        ..Mount::default()
+    })
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,424 @@
+//! Containers on real engines, which these tests start for themselves: what works, and what programs that mean harm come to.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
+#[path = "images/engines.rs"]
+mod engines;
+mod images;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::query_parameters::ListContainersOptionsBuilder;
+use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EgressPolicy, EngineName};
+use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, Output, RunCode, RunError, Runtime};
+use taskmarket::params::{ContainerParams, Params};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::engines::Engine;
+
+/// No job here takes longer, by far.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// What a script is to come to.
+type Expected = Result<&'static str, RunCode>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_keeps_programs_in() {
+    if let Some(engine) = Engine::podman() {
+        suite(engine, EngineName::Podman).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_keeps_programs_in() {
+    if let Some(engine) = Engine::docker() {
+        suite(engine, EngineName::Docker).await;
+    }
+}
+
+/// An engine with the runtime on it, and the image that jobs have.
+struct Bench {
+    engine: Engine,
+    runtime: Arc<ContainerRuntime>,
+    folder: TempDir,
+    image: Vec<u8>,
+}
+
+async fn suite(engine: Engine, name: EngineName) {
+    let settings = settings(&engine);
+    let runtime = ContainerRuntime::detect(settings).await.unwrap().unwrap();
+    let report = runtime.report();
+    assert_eq!((report.name, report.unenforced.as_slice()), (name, &[][..]));
+    let layer = images::busybox_layer();
+    let config = images::config(images::architecture(), &[&layer]);
+    let image = images::docker_archive(&config, &[&layer], "docker.io/library/stolen:latest");
+    let bench = Bench { engine, runtime: Arc::new(runtime), folder: tempfile::tempdir().unwrap(), image };
+
+    programs_come_to_what_they_should(&bench).await;
+    the_surroundings_are_bare(&bench).await;
+    stubborn_programs_are_ended(&bench).await;
+    archives_are_checked(&bench, &layer).await;
+    a_dropped_job_leaves_nothing(&bench).await;
+    what_a_former_life_left_is_removed(&bench).await;
+    domains_are_reached_by_the_proxy_only(&bench).await;
+    nothing_is_left(&bench).await;
+}
+
+fn settings(engine: &Engine) -> ContainerSettings {
+    ContainerSettings {
+        socket: Some(engine.socket.clone()),
+        node: "this".to_owned(),
+        cpu_millis: 1000,
+        disk_mb: 64,
+        pids: 64,
+        grace: Duration::from_millis(300),
+        ..ContainerSettings::default()
+    }
+}
+
+impl Bench {
+    /// A job that runs `script` on the input `input`, in a folder of its own.
+    fn job(&self, script: &str) -> (Job, TempDir) {
+        let params = ContainerParams {
+            args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            env: [("GIVEN".to_owned(), "by the task".to_owned())].into(),
+            disk_mb: Some(16),
+            ..ContainerParams::default()
+        };
+        self.job_with(params, &self.image)
+    }
+
+    fn job_with(&self, params: ContainerParams, image: &[u8]) -> (Job, TempDir) {
+        let folder = tempfile::tempdir_in(self.folder.path()).unwrap();
+        let input = folder.path().join("input");
+        std::fs::write(&input, "the input").unwrap();
+        let job = Job {
+            params: Params::Container(params).to_canonical(),
+            model: Model {
+                files: ModelFiles::File(images::write(self.folder.path(), image)),
+                digest: images::digest(image),
+            },
+            input,
+            limits: Limits { wall: PATIENCE, memory_bytes: 64 << 20, output_bytes: 4 << 20 },
+            gpus: Vec::new(),
+            folder: folder.path().to_owned(),
+            label: "0xtask.1".to_owned(),
+        };
+        (job, folder)
+    }
+
+    async fn run(&self, job: Job) -> Result<Vec<u8>, RunError> {
+        run(&self.runtime, job, &Context::default()).await
+    }
+
+    async fn containers(&self) -> Vec<String> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let containers = self.client().list_containers(Some(options)).await.unwrap();
+        containers.into_iter().flat_map(|container| container.names.unwrap_or_default()).collect()
+    }
+
+    fn client(&self) -> Docker {
+        let socket = self.engine.socket.to_str().unwrap();
+        Docker::connect_with_unix(socket, 60, &bollard::ClientVersion { major_version: 1, minor_version: 40 })
+            .unwrap()
+    }
+}
+
+async fn run(runtime: &ContainerRuntime, job: Job, context: &Context) -> Result<Vec<u8>, RunError> {
+    let ended = tokio::time::timeout(PATIENCE, runtime.run(job, context)).await.expect("it never ended");
+    ended.map(|output| match output {
+        Output::Bytes(bytes) => bytes,
+        Output::File(path) => std::fs::read(path).unwrap(),
+    })
+}
+
+async fn programs_come_to_what_they_should(bench: &Bench) {
+    let cases: [(&str, Expected); 19] = [
+        ("cat /in/input > /out/copy", Ok("the input")),
+        ("echo not this; echo this > /out/it", Ok("this\n")),
+        ("cat /in/input; echo noise >&2", Ok("the input")),
+        ("echo $GIVEN", Ok("by the task\n")),
+        ("/bin/setuid id -u; id -g", Ok("65532\n65532\n")),
+        ("echo first >&2; echo last >&2; exit 3", Err(RunCode::ExitNonzero)),
+        // Memory: of the program itself, and of a child.
+        ("exec dd if=/dev/zero of=/dev/null bs=200M count=1", Err(RunCode::OutOfMemory)),
+        ("dd if=/dev/zero of=/dev/null bs=200M count=1; exit $?", Err(RunCode::OutOfMemory)),
+        // Processes.
+        ("while :; do sleep 60 & done", Err(RunCode::ExitNonzero)),
+        // The disk: one file, many files, files without content, memory that looks like a disk, the image.
+        ("exec dd if=/dev/zero of=/out/a bs=1M count=2000", Err(RunCode::OutOfDisk)),
+        ("i=0; while :; do head -c 4000000 /dev/zero > /out/$i; i=$((i+1)); done", Err(RunCode::OutOfDisk)),
+        (
+            "head -c 30000000 /dev/zero > /out/a; true; for i in 1 2 3 4 5; do head -c 6000000 /dev/zero > /out/$i; done",
+            Err(RunCode::OutOfDisk),
+        ),
+        (
+            "set -e; for i in 1 2 3 4 5; do head -c 6000000 /dev/zero > /tmp/$i; done",
+            Err(RunCode::ExitNonzero),
+        ),
+        ("echo x > /x", Err(RunCode::ExitNonzero)),
+        // The result.
+        ("head -c 5000000 /dev/zero > /out/a", Err(RunCode::OutputTooLarge)),
+        ("ln -s /etc/shadow /out/a", Err(RunCode::BadOutput)),
+        ("mkfifo /out/a", Err(RunCode::BadOutput)),
+        ("yes", Err(RunCode::OutputTooLarge)),
+        ("rm -r /out; ln -s /etc /out", Err(RunCode::ExitNonzero)),
+    ];
+    let mut jobs = Vec::new();
+    for (script, expected) in cases {
+        jobs.push(async move {
+            let (job, _folder) = bench.job(script);
+            let ended = bench.run(job).await;
+            match expected {
+                Ok(text) => {
+                    assert_eq!(ended.map(|b| String::from_utf8(b).unwrap()), Ok(text.to_owned()), "{script}")
+                }
+                Err(code) => {
+                    let error = ended.expect_err(script);
+                    assert_eq!(error.code, code, "{script}: {error}");
+                    if script.contains("last") {
+                        assert_eq!(error.message, "exit status 3: last");
+                    }
+                }
+            }
+        });
+    }
+    // Some at once: what one does must not touch the others.
+    for some in in_groups(jobs, 4) {
+        futures_util::future::join_all(some).await;
+    }
+
+    let (job, _folder) = bench.job("mkdir /out/b; echo 1 > /out/b/c; echo 2 > /out/a; chmod 0 /out/b");
+    let packed = bench.run(job).await.unwrap();
+    let mut archive = tar::Archive::new(packed.as_slice());
+    let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+    assert_eq!(names.collect::<Vec<_>>(), ["a", "b/", "b/c"]);
+
+    let (mut job, _folder) = bench.job("true");
+    job.params =
+        Params::Container(ContainerParams { args: vec!["/nope".into()], ..ContainerParams::default() })
+            .to_canonical();
+    assert_eq!(bench.run(job).await.unwrap_err().code, RunCode::BadModel);
+}
+
+fn in_groups<T>(mut all: Vec<T>, size: usize) -> Vec<Vec<T>> {
+    let mut groups = Vec::new();
+    while !all.is_empty() {
+        let rest = all.split_off(all.len().min(size));
+        groups.push(std::mem::replace(&mut all, rest));
+    }
+    groups
+}
+
+async fn the_surroundings_are_bare(bench: &Bench) {
+    let script = "grep -E '^(CapPrm|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; \
+                  ls /sys/class/net; ls /dev | grep -E '^(sd|vd|nvme|kvm|fuse|mem)'; \
+                  for f in / /etc /run/x/ /dev /in /data/x/ /proc/sys/kernel; do \
+                  (echo x > $f/made) 2>/dev/null && echo wrote $f; done; hostname; \
+                  (mknod /tmp/disk b 8 0) 2>/dev/null && echo a device; \
+                  wget -q -T 2 http://10.0.0.1/ 2>/dev/null && echo a network; echo end";
+    let (job, _folder) = bench.job(script);
+    let said = String::from_utf8(bench.run(job).await.unwrap()).unwrap();
+    let nothing = "0000000000000000";
+    let expected = format!(
+        "CapPrm:\t{nothing}\nCapEff:\t{nothing}\nCapBnd:\t{nothing}\nNoNewPrivs:\t1\nSeccomp:\t2\nlo\ntask\nend\n"
+    );
+    assert_eq!(said, expected);
+}
+
+async fn stubborn_programs_are_ended(bench: &Bench) {
+    let (mut job, _folder) = bench.job("trap '' TERM INT HUP; while :; do sleep 1; done");
+    job.limits.wall = Duration::from_secs(2);
+    let started = Instant::now();
+    assert_eq!(bench.run(job).await.unwrap_err().code, RunCode::TimedOut);
+    assert!(started.elapsed() < Duration::from_secs(60), "it went on for {:?}", started.elapsed());
+
+    let (job, _folder) = bench.job("echo ready; while :; do sleep 1; done");
+    let context = Context::default();
+    let cancelling = async {
+        let mut next = context.logs.next();
+        next.wait_for(|next| *next > 0).await.unwrap();
+        context.cancel.cancel();
+    };
+    let (ended, ()) = tokio::join!(run(&bench.runtime, job, &context), cancelling);
+    assert_eq!(ended.unwrap_err().code, RunCode::Cancelled);
+    assert_eq!(context.logs.since(0, 9)[0].text, "ready");
+}
+
+async fn archives_are_checked(bench: &Bench, layer: &[u8]) {
+    let params = || ContainerParams {
+        args: ["/bin/cat", "/in/input"].map(str::to_owned).to_vec(),
+        ..ContainerParams::default()
+    };
+    let architecture = images::architecture();
+    let good = images::config(architecture, &[layer]);
+    let (job, _folder) = bench.job_with(params(), &images::oci_archive(&good, layer));
+    assert_eq!(bench.run(job).await.unwrap(), b"the input");
+
+    let whole = images::docker_archive(&good, &[layer], "x:y");
+    let with = |entry: images::Entry<'_>| [images::pack(&[entry]), whole.clone()].concat();
+    let end = 1024;
+    let prefixed = |entry| {
+        let packed = with(entry);
+        // Without the end of the first archive, both are one.
+        let first = packed.len() - whole.len();
+        [&packed[..first - end], &packed[first..]].concat()
+    };
+    let link = |name, kind, to| images::Entry { kind, link: to, ..images::file(name, b"") };
+    let escape = bench.folder.path().join("escaped");
+    let evil = images::pack(&[images::file(&format!("../../../../../../..{}", escape.display()), b"x")]);
+    let cases = [
+        ("no tar", b"not a tar".repeat(1000), RunCode::BadModel),
+        ("no image", images::pack(&[images::file("a", b"b")]), RunCode::BadModel),
+        ("cut off", whole[..whole.len() / 2].to_vec(), RunCode::BadModel),
+        ("another layer", images::docker_archive(&good, &[&images::pack(&[])], "x:y"), RunCode::BadModel),
+        ("a layer too few", images::docker_archive(&good, &[], "x:y"), RunCode::BadModel),
+        ("upwards", prefixed(images::file("../../evil", b"x")), RunCode::BadModel),
+        ("absolute", prefixed(images::file("/etc/evil", b"x")), RunCode::BadModel),
+        ("a hard link", prefixed(link("a", tar::EntryType::Link, "/etc/shadow")), RunCode::BadModel),
+        ("a device", prefixed(link("a", tar::EntryType::Block, "")), RunCode::BadModel),
+        ("a name twice", prefixed(images::file("manifest.json", b"[]")), RunCode::BadModel),
+        (
+            "a link in place of a layer",
+            {
+                let config = good.to_string();
+                let manifest = r#"[{"Config":"c","RepoTags":[],"Layers":["l"]}]"#;
+                images::pack(&[
+                    images::file("manifest.json", manifest.as_bytes()),
+                    images::file("c", config.as_bytes()),
+                    link("l", tar::EntryType::Symlink, "/etc/shadow"),
+                ])
+            },
+            RunCode::BadModel,
+        ),
+        (
+            "another processor",
+            images::docker_archive(&images::config("s390x", &[layer]), &[layer], "x:y"),
+            RunCode::ImageWithoutPlatform,
+        ),
+        (
+            "a layer that leads out",
+            images::docker_archive(&images::config(architecture, &[&evil]), &[&evil], "x:y"),
+            RunCode::BadModel,
+        ),
+    ];
+    for (what, image, code) in cases {
+        let (job, _folder) = bench.job_with(params(), &image);
+        let error = bench.run(job).await.expect_err(what);
+        assert_eq!(error.code, code, "{what}: {error}");
+    }
+    assert!(!escape.exists());
+    let stolen = bench.client().inspect_image("docker.io/library/stolen:latest").await;
+    assert!(stolen.is_err(), "a name in an archive became a name at the engine");
+}
+
+async fn a_dropped_job_leaves_nothing(bench: &Bench) {
+    let (job, _folder) = bench.job("echo ready; while :; do sleep 1; done");
+    let context = Context::default();
+    let mut next = context.logs.next();
+    tokio::select! {
+        ended = run(&bench.runtime, job, &context) => panic!("it ended: {ended:?}"),
+        started = next.wait_for(|next| *next > 0) => drop(started.unwrap()),
+    }
+    let gone = async {
+        while !bench.containers().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the container of a dropped job stays");
+}
+
+async fn what_a_former_life_left_is_removed(bench: &Bench) {
+    let client = bench.client();
+    let (job, _folder) = bench.job("true");
+    let image = format!("localhost/zorai-image:{}", job.model.digest);
+    for (name, node) in [("old", "this"), ("other", "another")] {
+        let labels = [("zorai.node", node), ("zorai.life", "former"), ("zorai.task", "0xtask.1")];
+        let body = bollard::models::ContainerCreateBody {
+            image: Some(image.clone()),
+            labels: Some(HashMap::from(labels.map(|(name, value)| (name.to_owned(), value.to_owned())))),
+            host_config: Some(bollard::models::HostConfig {
+                network_mode: Some("none".to_owned()),
+                ..bollard::models::HostConfig::default()
+            }),
+            ..bollard::models::ContainerCreateBody::default()
+        };
+        let options = bollard::query_parameters::CreateContainerOptionsBuilder::default().name(name).build();
+        client.create_container(Some(options), body).await.unwrap();
+    }
+    bench.runtime.recover().await.unwrap();
+    assert_eq!(bench.containers().await, ["/other"]);
+    client.remove_container("other", None).await.unwrap();
+}
+
+async fn domains_are_reached_by_the_proxy_only(bench: &Bench) {
+    let server = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = server.accept().await {
+            let mut head = vec![0; 4096];
+            let _ = stream.read(&mut head).await;
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    let egress = EgressPolicy {
+        domains: vec!["localhost".to_owned()],
+        ports: vec![port],
+        allow_private_addresses: true,
+        ..EgressPolicy::default()
+    };
+    let settings = ContainerSettings { egress, ..settings(&bench.engine) };
+    let runtime = ContainerRuntime::detect(settings).await.unwrap().unwrap();
+    let job = |script: &str, egress: &str| {
+        let params = ContainerParams {
+            args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            egress: vec![egress.to_owned()],
+            ..ContainerParams::default()
+        };
+        bench.job_with(params, &bench.image)
+    };
+    let context = Context::default();
+    if let Some(reason) = &runtime.report().egress_unavailable {
+        println!("no way out here: {reason}");
+        let (job, _folder) = job("true", "localhost");
+        let error = run(&runtime, job, &context).await.unwrap_err();
+        assert_eq!(error.code, RunCode::EgressUnavailable);
+    } else {
+        let (get, _folder) =
+            job(&format!("wget -q -O - http://localhost:{port}/; ls /sys/class/net"), "localhost");
+        assert_eq!(run(&runtime, get, &context).await.unwrap(), b"hellolo\n");
+        for (script, what) in [
+            (format!("wget -q -O - http://127.0.0.1:{port}/"), "an address that was not granted"),
+            (
+                format!("unset http_proxy; wget -q -O - http://localhost:{port}/"),
+                "the host without the proxy",
+            ),
+            ("wget -q -O - http://localhost:1/".to_owned(), "a port that was not granted"),
+        ] {
+            let (get, _folder) = job(&script, "localhost");
+            assert_eq!(
+                run(&runtime, get, &context).await.expect_err(what).code,
+                RunCode::ExitNonzero,
+                "{what}"
+            );
+        }
+    }
+    let (ungranted, _folder) = job("true", "example.org");
+    assert_eq!(run(&runtime, ungranted, &context).await.unwrap_err().code, RunCode::EgressRefused);
+    let (asking, _folder) = job("true", "localhost");
+    assert_eq!(bench.run(asking).await.unwrap_err().code, RunCode::EgressRefused);
+    serving.abort();
+}
+
+async fn nothing_is_left(bench: &Bench) {
+    assert_eq!(bench.containers().await, Vec::<String>::new());
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let folder = bench.folder.path().display().to_string();
+    assert!(!mounts.contains(&folder), "a job's folder is mounted still");
+    assert!(Path::new(&folder).exists());
+}
