@@ -57,7 +57,7 @@ pub(crate) fn busybox_layer() -> Vec<u8> {
         folder("bin/"),
         folder("etc/"),
         Entry { mode: 0o755, ..file("bin/busybox", &program) },
-        Entry { mode: 0o4755, ..file("bin/setuid", &program) },
+        Entry { mode: 0o4755, ..file("bin/busybox-setuid", &program) },
         file("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n"),
     ];
     for name in &links {
@@ -132,6 +132,9 @@ fn sha256(content: &[u8]) -> String {
 /// Writes `image` into `folder`, and says where.
 pub(crate) fn write(folder: &Path, image: &[u8]) -> std::path::PathBuf {
     let path = folder.join(format!("{}.tar", digest(image)));
-    std::fs::write(&path, image).unwrap();
+    // A running job may read it already.
+    if !path.exists() {
+        std::fs::write(&path, image).unwrap();
+    }
     path
 }
