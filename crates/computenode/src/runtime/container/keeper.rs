@@ -5,17 +5,22 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
 };
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::LIFE_LABEL;
 use super::NODE_LABEL;
@@ -23,6 +28,9 @@ use super::NODE_LABEL;
 /// How often a removal is tried, and the pause between two tries.
 const REMOVALS: u32 = 50;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
+
+/// The longest list of containers that is read, in bytes.
+const MAX_LIST_BYTES: usize = 16 << 20;
 
 /// How long one try to remove a container may take.
 const REMOVAL_TIME: Duration = Duration::from_secs(30);
@@ -93,21 +101,51 @@ impl Drop for Container {
 }
 
 /// Removes the containers of `node` that another life of it made.
-pub(super) async fn remove_former(docker: &Docker, node: &str, life: &str) -> Result<usize, Error> {
-    let filters = HashMap::from([("label".to_owned(), vec![format!("{NODE_LABEL}={node}")])]);
-    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+pub(super) async fn remove_former(
+    docker: &Docker,
+    socket: &Path,
+    node: &str,
+    life: &str,
+) -> io::Result<usize> {
     let mut count = 0;
-    for container in docker.list_containers(Some(options)).await? {
-        let labels = container.labels.unwrap_or_default();
-        if labels.get(LIFE_LABEL).is_some_and(|of| of == life) {
-            continue;
-        }
-        if let Some(id) = container.id {
-            remove(docker, &id).await;
+    for container in list(socket, node).await? {
+        if container.labels.get(LIFE_LABEL).is_none_or(|of| of != life) {
+            remove(docker, &container.id).await;
             count += 1;
         }
     }
     Ok(count)
+}
+
+/// A container, as far as it matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    labels: HashMap<String, String>,
+}
+
+/// The containers of `node`. Asked for without the library, which does not know all the states that Podman tells.
+async fn list(socket: &Path, node: &str) -> io::Result<Vec<Listed>> {
+    let filters = serde_json::json!({ "label": [format!("{NODE_LABEL}={node}")] }).to_string();
+    let filters: String = filters.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let stream = tokio::net::UnixStream::connect(socket).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let request = http::Request::get(format!("/containers/json?all=true&filters={filters}"))
+        .header(http::header::HOST, "localhost")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let status = response.status();
+    let body =
+        Limited::new(response.into_body(), MAX_LIST_BYTES).collect().await.map_err(io::Error::other)?;
+    if !status.is_success() {
+        return Err(io::Error::other(format!("the engine answers {status}")));
+    }
+    serde_json::from_slice(&body.to_bytes()).map_err(io::Error::other)
 }
 
 async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {

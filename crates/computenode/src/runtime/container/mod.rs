@@ -186,13 +186,16 @@ impl Runtime for ContainerRuntime {
 
     fn recover(&self) -> BoxFuture<'_, Result<(), RunError>> {
         Box::pin(async {
-            let failed = |error: Error| internal(format!("cannot look for old containers: {error}"));
-            let removed = keeper::remove_former(&self.docker, &self.settings.node, &self.life).await;
+            let removing =
+                keeper::remove_former(&self.docker, &self.report.socket, &self.settings.node, &self.life);
+            let removed = removing.await;
+            let failed = |error: std::io::Error| internal(format!("cannot look for old containers: {error}"));
             match removed.map_err(failed)? {
                 0 => {}
                 count => tracing::warn!(count, "containers of a former life removed"),
             }
-            self.images.recover().await.map_err(failed)
+            let images = self.images.recover().await;
+            images.map_err(|error| internal(format!("cannot look for images: {error}")))
         })
     }
 }

@@ -146,9 +146,7 @@ impl Spec<'_> {
 
     /// What is writable besides `/out`: memory of the container's own.
     fn tmpfs(&self) -> Result<HashMap<String, String>, RunError> {
-        let options = |bytes: u64, mode: &str| {
-            format!("rw,exec,nosuid,nodev,size={bytes},mode={mode}")
-        };
+        let options = |bytes: u64, mode: &str| format!("rw,exec,nosuid,nodev,size={bytes},mode={mode}");
         let room = self.bounds.disk_bytes.min(self.bounds.memory_bytes);
         let mut tmpfs = HashMap::from([("/tmp".to_owned(), options(room, "1777"))]);
         if self.engine == EngineName::Podman {
