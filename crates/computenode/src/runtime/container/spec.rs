@@ -270,3 +270,74 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Result<Mount, RunError>
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(engine: EngineName, gpus: &[Gpu], volumes: &[String]) -> Result<ContainerCreateBody, RunError> {
+        let place = std::env::temp_dir();
+        let bounds = Bounds {
+            params: ContainerParams::default(),
+            memory_bytes: 64 << 20,
+            cpu_millis: 1500,
+            disk_bytes: 16 << 20,
+        };
+        let spec = Spec {
+            settings: &ContainerSettings::default(),
+            engine,
+            rootless: false,
+            life: "life",
+            label: "0xtask.1",
+            image: "sha256:00",
+            volumes,
+            bounds: &bounds,
+            input: &place,
+            output: &place,
+            user: (65_532, 65_532),
+            gpus,
+            network_of: None,
+            environment: Vec::new(),
+        };
+        spec.body()
+    }
+
+    #[test]
+    fn exactly_the_jobs_gpus_are_asked_for_by_their_ids() {
+        let gpu =
+            |uuid: Option<&str>| Gpu { index: 3, uuid: uuid.map(str::to_owned), name: "H100".to_owned() };
+        let request = |engine, gpus: &[Gpu]| {
+            body(engine, gpus, &[]).unwrap().host_config.unwrap().device_requests.map(|mut all| all.remove(0))
+        };
+        assert_eq!(request(EngineName::Docker, &[]), None);
+        let docker = request(EngineName::Docker, &[gpu(Some("GPU-1")), gpu(Some("GPU-2"))]).unwrap();
+        assert_eq!(docker.device_ids.unwrap(), ["GPU-1", "GPU-2"]);
+        assert_eq!((docker.driver.as_deref(), docker.count), (Some("nvidia"), None));
+        let podman = request(EngineName::Podman, &[gpu(Some("GPU-1"))]).unwrap();
+        assert_eq!(podman.device_ids.unwrap(), ["nvidia.com/gpu=GPU-1"]);
+        assert_eq!(body(EngineName::Docker, &[gpu(None)], &[]).unwrap_err().code, RunCode::Internal);
+    }
+
+    #[test]
+    fn nothing_is_given_that_was_not_asked_for() {
+        let body = body(EngineName::Docker, &[], &["/data".to_owned()]).unwrap();
+        let host = body.host_config.unwrap();
+        assert_eq!(
+            (host.memory, host.memory_swap, host.nano_cpus),
+            (Some(64 << 20), Some(64 << 20), Some(1_500_000_000))
+        );
+        assert_eq!((host.network_mode.as_deref(), host.privileged), (Some("none"), Some(false)));
+        assert_eq!((host.readonly_rootfs, host.cap_drop), (Some(true), Some(vec!["ALL".to_owned()])));
+        assert!(host.tmpfs.unwrap().contains_key("/data"));
+        assert_eq!((host.binds, host.devices, host.cap_add, host.group_add), (None, None, None, None));
+        assert_eq!(body.user.as_deref(), Some("65532:65532"));
+    }
+
+    #[test]
+    fn volumes_of_an_image_cannot_cover_input_and_output() {
+        for volume in ["/in/input", "/out/x", "data", "/a/../in", "/a:b"] {
+            let error = body(EngineName::Docker, &[], &[volume.to_owned()]).unwrap_err();
+            assert_eq!(error.code, RunCode::BadModel, "{volume}");
+        }
+    }
+}
