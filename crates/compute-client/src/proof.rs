@@ -19,7 +19,7 @@ use crate::ui::Ui;
 /// The largest result that is fetched, in bytes.
 const MAX_RESULT_BYTES: u64 = 32 << 30;
 
-/// How many connections in a row may bring nothing before a result is given up.
+/// How many connections in a row may bring nothing new before a result is given up.
 const MAX_BROKEN: u32 = 3;
 
 /// A result whose proof holds.
@@ -202,7 +202,7 @@ async fn download(relay: &Relay, id: TaskId, ui: &Ui) -> Outcome<ResultFile> {
     let mut sink = tokio::fs::File::from_std(file.reopen().or_failed("a file for the result")?);
     let mut hasher = artifact::Hasher::new();
     let bar = ui.bytes("fetching the result", 0);
-    let mut broken = 0;
+    let (mut farthest, mut broken) = (0, 0);
     loop {
         let response = relay.result(id, hasher.len()).await?;
         if !goes_on_at(&response, hasher.len()) {
@@ -212,12 +212,12 @@ async fn download(relay: &Relay, id: TaskId, ui: &Ui) -> Outcome<ResultFile> {
             hasher = artifact::Hasher::new();
         }
         bar.set_length(hasher.len() + response.content_length().unwrap_or(0));
-        let before = hasher.len();
         match receive(response, &mut sink, &mut hasher, &bar).await? {
             None => break,
             Some(why) => {
-                // A connection that brought something was worth its try.
-                broken = if hasher.len() > before { 0 } else { broken + 1 };
+                // A connection that came farther than any before was worth its try.
+                broken = if hasher.len() > farthest { 0 } else { broken + 1 };
+                farthest = farthest.max(hasher.len());
                 if broken == MAX_BROKEN {
                     return Err(Failure::new(Exit::Unreachable, format_args!("the result broke off: {why}"))
                         .hint("try again: zorai-compute result TASK_ID"));

@@ -71,8 +71,7 @@ pub(crate) async fn rerun(relay: &Relay, task: &Task, checked: &Checked, ui: &Ui
     let folder = tempfile::tempdir().or_failed("a temporary folder")?;
     let job = fetch(relay, task, checked, &folder, ui).await?;
     let spinner = ui.spinner("running it again");
-    let run = run(task, job);
-    let ended = run.await;
+    let ended = run(task, job).await;
     spinner.finish_and_clear();
     let proven = checked.proof.result_hash;
     let output = match ended {
@@ -112,6 +111,7 @@ fn differs(ours: ContentHash, proven: ContentHash) -> Failure {
 }
 
 /// Whether the same error would come on every machine.
+#[expect(clippy::wildcard_enum_match_arm, reason = "what is not the program's doing says nothing of it")]
 fn is_of_the_task(task: &Task, error: &RunError) -> bool {
     let limits_memory = matches!(
         Params::parse(task.config.runtime, &task.config.params),
@@ -158,7 +158,7 @@ async fn fetch(relay: &Relay, task: &Task, checked: &Checked, folder: &TempDir, 
             let pin = Some(digest(proof.model_hash));
             let fetched =
                 fetcher.fetch_folder(&model, pin, Some(&origin), required, optional, progress).await;
-            ModelFiles::Folder(fetched.map_err(fetch_failed)?.files.into_iter().collect())
+            ModelFiles::Folder(fetched.map_err(fetch_failed)?.files)
         }
     };
     let pin = Some(digest(proof.input_hash));

@@ -9,7 +9,7 @@ use crate::failure::{Failure, Outcome};
 /// How the program runs.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Program")]
-pub(crate) struct Args {
+pub(crate) struct Program {
     /// The runtime's parameters, in place of the flags below
     #[arg(long, value_name = "JSON", conflicts_with_all =
           ["arg", "env", "entrypoint", "egress", "memory", "cpus", "disk", "fuel", "seed", "concurrency"])]
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     concurrency: Option<u32>,
 }
 
-impl Args {
+impl Program {
     /// The canonical text that is signed.
     ///
     /// # Errors
@@ -126,15 +126,15 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Program {
+    struct Line {
         #[command(flatten)]
-        args: Args,
+        program: Program,
     }
 
     fn of(runtime: Runtime, flags: &str) -> Result<String, String> {
         let words = std::iter::once("run").chain(flags.split_whitespace());
-        let program = Program::try_parse_from(words).map_err(|error| error.to_string())?;
-        program.args.of(runtime).map_err(|failure| failure.message().to_owned())
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        line.program.of(runtime).map_err(|failure| failure.message().to_owned())
     }
 
     #[test]

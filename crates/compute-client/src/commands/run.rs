@@ -62,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long)]
     runtime: Option<Runtime>,
     #[command(flatten)]
-    program: params::Args,
+    program: params::Program,
 
     /// Words that the GPU's name must contain, such as A100
     #[arg(

@@ -119,6 +119,64 @@ async fn a_broken_stream_is_resumed_after_the_last_event() {
 }
 
 #[tokio::test]
+async fn a_result_that_breaks_off_is_fetched_from_there_on() {
+    let relay = Relay::start(Script::BrokenResult).await;
+    let out = relay.poll(&["--quiet"]).await;
+    assert_eq!((code(&out), out.stdout.as_slice()), (0, RESULT), "{}", said(&out));
+    assert_eq!(relay.seen(|seen| seen.ranges.clone()), [None, Some("bytes=4-".to_owned())]);
+
+    let relay = Relay::start(Script::HopelessResult).await;
+    let out = relay.poll(&["--quiet"]).await;
+    assert_eq!(code(&out), 4, "{}", said(&out));
+    assert!(stderr(&out).contains("the result broke off: "), "{}", said(&out));
+    assert!(out.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn an_image_and_what_it_is_told_become_a_task() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    let mut tar = vec![0; 1024];
+    tar[257..262].copy_from_slice(b"ustar");
+    std::fs::write(relay.path("image.tar"), &tar).unwrap();
+    std::fs::create_dir(relay.path("inputs")).unwrap();
+    std::fs::write(relay.path("inputs/a"), "a").unwrap();
+    let (image, inputs) = (relay.path("image.tar"), relay.path("inputs"));
+    let run = ["run", "--runtime", "container", "--model", &image, "--input", &inputs, "--arg", "-v"];
+    let flags =
+        ["--entrypoint", "sh", "--egress", "example.org", "--memory", "64", "--cpus", "0.5", "--env", "A=b"];
+    let out = relay.cli(&[&run[..], &flags].concat()).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    relay.seen(|seen| {
+        let task = &seen.record.as_ref().unwrap().task;
+        assert_eq!(task.config.runtime.as_str(), "container");
+        assert_eq!(
+            task.config.params,
+            r#"{"args":["-v"],"cpu_millis":500,"egress":["example.org"],"entrypoint":["sh"],"env":{"A":"b"},"memory_mb":64}"#
+        );
+        assert!(task.input_cid.to_string().ends_with('/'));
+        assert_eq!(seen.blobs.len(), 3, "the image, the input's file and its list");
+    });
+}
+
+#[tokio::test]
+async fn standard_input_is_an_input() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    let (key, model) = (relay.path("key"), relay.path("program.wasm"));
+    let environment = [
+        ("ZORAI_RELAY", relay.url.as_str()),
+        ("ZORAI_AI_API_KEY", API_KEY),
+        ("ZORAI_KEY_FILE", key.as_str()),
+    ];
+    let run = ["run", "--model", &model, "--input", "-"];
+    let out = cli(relay.home.path(), &run, &environment, b"piped words").await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    relay.seen(|seen| {
+        let hash = seen.record.as_ref().unwrap().task.input_hash.to_string();
+        assert_eq!(seen.blobs[&hash].as_ref(), b"piped words");
+    });
+}
+
+#[tokio::test]
 async fn a_failed_task_is_1_with_the_providers_reason_made_harmless() {
     let relay = Relay::start(Script::ProviderFails).await;
     let out = relay.poll(&["--max-attempts", "1"]).await;

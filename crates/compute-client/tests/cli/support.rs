@@ -14,6 +14,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use futures_util::StreamExt as _;
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::relay::{Info, Limits};
 use rpc::tasks::{
@@ -54,6 +55,10 @@ pub(crate) enum Script {
     OtherTask,
     /// Its history leaves the acceptance out.
     GapInHistory,
+    /// It breaks off the result after a few bytes, and goes on from there when asked.
+    BrokenResult,
+    /// It breaks off the result every time, and begins anew.
+    HopelessResult,
     /// It breaks the first live connection after one event.
     BrokenStream,
     /// Its provider gives up.
@@ -70,6 +75,8 @@ pub(crate) struct Seen {
     /// The `Last-Event-ID` of each live connection.
     pub(crate) resumed: Vec<Option<String>>,
     pub(crate) uploads: usize,
+    /// The range that was asked for with each fetch of the result.
+    pub(crate) ranges: Vec<Option<String>>,
 }
 
 /// A scripted relay.
@@ -401,12 +408,37 @@ async fn events(State(app): App, headers: HeaderMap) -> Response {
     ([("content-type", "text/event-stream")], text).into_response()
 }
 
-async fn result(State(app): App) -> Vec<u8> {
+async fn result(State(app): App, headers: HeaderMap) -> Response {
     let mut bytes = RESULT.to_vec();
     if app.script == Script::OtherResult {
         bytes[0] ^= 1;
     }
-    bytes
+    let range = headers.get("range").map(|range| range.to_str().unwrap().to_owned());
+    let first = {
+        let ranges = &mut app.seen.lock().unwrap().ranges;
+        ranges.push(range.clone());
+        ranges.len() == 1
+    };
+    let breaks = app.script == Script::HopelessResult || (app.script == Script::BrokenResult && first);
+    if breaks {
+        let first = Bytes::copy_from_slice(&bytes[..4]);
+        let rest = futures_util::stream::once(async {
+            // What came before is sent first.
+            tokio::task::yield_now().await;
+            Err(std::io::Error::other("broken"))
+        });
+        let pieces = futures_util::stream::iter([Ok(first)]).chain(rest);
+        let body = axum::body::Body::from_stream(pieces);
+        return ([("content-length", bytes.len())], body).into_response();
+    }
+    let Some(from) = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())
+    else {
+        return bytes.into_response();
+    };
+    let whole = bytes.len();
+    let rest: Vec<u8> = bytes.split_off(from);
+    let range = format!("bytes {from}-{}/{whole}", whole - 1);
+    (StatusCode::PARTIAL_CONTENT, [("content-range", range)], rest).into_response()
 }
 
 async fn explain(State(app): App) -> Response {
