@@ -87,7 +87,9 @@ impl WasmRuntime {
     /// As those of [`Self::new`], or the folder cannot be made.
     pub fn cached_in(folder: &Path) -> wasmtime::Result<Self> {
         let mut config = CacheConfig::new();
-        config.with_directory(folder).with_files_total_size_soft_limit(DISK_CACHE_BYTES);
+        config
+            .with_directory(std::path::absolute(folder)?)
+            .with_files_total_size_soft_limit(DISK_CACHE_BYTES);
         Self::with_cache(Some(Cache::new(config)?))
     }
 
