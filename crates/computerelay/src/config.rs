@@ -7,6 +7,7 @@ use std::time::Duration;
 use daemon::{LogArgs, Secret, ShutdownArgs, parse_listen, read_secret_file};
 use url::Url;
 
+use crate::artifacts::ArtifactLocation;
 use crate::location::StoreLocation;
 use crate::misuse::Misuse;
 
@@ -14,7 +15,9 @@ use crate::misuse::Misuse;
 const MAX_ID_BYTES: usize = 64;
 /// The longest of the times that can be set, in seconds.
 const MAX_SECS: i64 = 86_400;
-/// The longest time that sessions can be kept, in days.
+/// How many bytes of artifacts an API key may keep stored unless said otherwise.
+const ARTIFACT_QUOTA: u64 = 64 << 30;
+/// The longest time that sessions and artifacts can be kept, in days.
 const MAX_KEEP_DAYS: i64 = 36_500;
 /// The smallest JSON body limit, in bytes: a task with 16 KiB of parameters must fit, each byte of which may be escaped.
 const MIN_BODY_BYTES: i64 = 128 * 1024;
@@ -61,9 +64,25 @@ pub struct Args {
     #[arg(long, env = "ZORAI_RELAY_STORE", hide_env_values = true, value_name = "DIR|URL")]
     pub store: Option<StoreLocation>,
 
-    /// The folder of the artifacts' bytes. [default: `blobs` in the store's folder, or in a folder of the user's data]
-    #[arg(long, env = "ZORAI_RELAY_BLOBS", value_name = "DIR")]
-    pub blobs: Option<PathBuf>,
+    /// Where the artifacts' bytes are kept: a folder, or a bucket of an S3-compatible store such as s3://bucket/prefix, which several
+    /// relays can share. Its endpoint, region and credentials are those of AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and
+    /// AWS_SECRET_ACCESS_KEY. [default: `blobs` in the store's folder, or in a folder of the user's data]
+    #[arg(long, env = "ZORAI_RELAY_ARTIFACTS", value_name = "DIR|URL")]
+    pub artifacts: Option<ArtifactLocation>,
+
+    /// How many bytes of artifacts an API key may keep stored; 0 for any number. Results count, but are never refused.
+    #[arg(long, env = "ZORAI_RELAY_ARTIFACT_QUOTA", default_value_t = ARTIFACT_QUOTA, value_name = "BYTES")]
+    pub artifact_quota: u64,
+
+    /// How long artifacts are kept after their last use, in days. What an unfinished task may need is kept in any case.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_KEEP_ARTIFACTS",
+        default_value_t = 30,
+        value_name = "DAYS",
+        value_parser = clap::value_parser!(u32).range(1..=MAX_KEEP_DAYS)
+    )]
+    pub keep_artifacts: u32,
 
     /// An API key with every scope, `admin` among them. Further keys come from `compute-relay keys create`. Other users of this machine
     /// can see a flag: prefer the environment or a file.
@@ -184,8 +203,12 @@ pub struct Config {
     pub public_urls: Vec<Url>,
     /// Where its durable state is.
     pub store: StoreLocation,
-    /// The folder of the artifacts' bytes.
-    pub blobs: PathBuf,
+    /// Where the artifacts' bytes are.
+    pub artifacts: ArtifactLocation,
+    /// How many bytes of artifacts an API key may keep stored; `None` for any number.
+    pub artifact_quota: Option<u64>,
+    /// How long artifacts are kept after their last use.
+    pub keep_artifacts: Duration,
     /// API keys with every scope, besides those of the store. Without any, the store must have one.
     pub api_keys: Vec<Secret>,
     /// Requests a minute from one address without a good API key; `None` for any number.
@@ -236,7 +259,9 @@ impl Config {
             tls: None,
             relay_id: "relay".to_owned(),
             public_urls: Vec::new(),
-            blobs: store.blobs(),
+            artifacts: store.artifacts().into(),
+            artifact_quota: Some(ARTIFACT_QUOTA),
+            keep_artifacts: days(30),
             store,
             api_keys: vec![api_key],
             anonymous_requests_per_minute: None,
@@ -283,7 +308,9 @@ impl Config {
             tls,
             relay_id: args.relay_id.clone(),
             public_urls: args.public_urls.clone(),
-            blobs: args.blobs.clone().unwrap_or_else(|| store.blobs()),
+            artifacts: args.artifacts.clone().unwrap_or_else(|| store.artifacts().into()),
+            artifact_quota: Some(args.artifact_quota).filter(|quota| *quota > 0),
+            keep_artifacts: days(args.keep_artifacts.into()),
             store,
             api_keys: api_keys(args)?,
             anonymous_requests_per_minute: Some(args.anonymous_requests_per_minute)
@@ -406,6 +433,8 @@ mod tests {
             &["--api-key", "k", "--max-body-bytes", "1"],
             &["--api-key", "k", "--max-sessions", "0"],
             &["--api-key", "k", "--keep-sessions", "0"],
+            &["--api-key", "k", "--keep-artifacts", "0"],
+            &["--api-key", "k", "--artifacts", "s3://"],
             &["--api-key", "two words"],
             &["--api-key-file", "/does/not/exist"],
             &["--listen", ":443", "--tls-listen", ":443", "--tls-cert", "a.pem", "--tls-key", "a.key"],

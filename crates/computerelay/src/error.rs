@@ -1,7 +1,6 @@
 //! What can go wrong, and how it is answered: every failure becomes one [`ErrorBody`] with a stable code.
 
 use std::fmt;
-use std::io;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderValue};
@@ -10,6 +9,8 @@ use jsonrpsee::types::ErrorObjectOwned;
 use rpc::error::{CallErrorData, ErrorBody, ErrorCode};
 use store::StoreError;
 use taskmarket::{Domain, Rejection, SignatureError, Status, TaskId};
+
+use crate::artifacts::BlobError;
 
 /// How long a client is asked to wait before it tries again, in seconds, with 429 and 503.
 const RETRY_AFTER_SECS: u16 = 1;
@@ -43,9 +44,9 @@ pub(crate) enum MarketError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The blob store failed.
-    #[error("the blob store failed: {0}")]
-    Blobs(#[source] io::Error),
+    /// The artifacts failed.
+    #[error(transparent)]
+    Artifacts(#[from] BlobError),
 }
 
 /// Domains as a message names them.
@@ -205,6 +206,20 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<BlobError> for ApiError {
+    fn from(error: BlobError) -> Self {
+        match error {
+            BlobError::Store(error) => error.into(),
+            // A bucket that cannot be reached now may be reached in a moment.
+            BlobError::Objects(_) => {
+                tracing::error!(%error, "request failed");
+                Self::new(ErrorCode::Unavailable, "the relay cannot reach its artifacts now")
+            }
+            BlobError::Io(error) => Self::internal(&error),
+        }
+    }
+}
+
 impl From<MarketError> for ApiError {
     fn from(error: MarketError) -> Self {
         let message = error.to_string();
@@ -219,7 +234,7 @@ impl From<MarketError> for ApiError {
             }
             MarketError::Contended(_) => Self::new(ErrorCode::Unavailable, message),
             MarketError::Store(error) => error.into(),
-            MarketError::Blobs(error) => Self::internal(&error),
+            MarketError::Artifacts(error) => error.into(),
         }
     }
 }

@@ -3,10 +3,12 @@
 //! [`build`] opens the store and binds the addresses, [`Relay::run`] serves until it is told to end. Inside:
 //!
 //! - `api`: the HTTP API, thin handlers over the two below.
+//! - `artifacts`: the bytes that tasks name and results are, and what becomes of them.
 //! - `market`: where tasks change, by the rules of crate `taskmarket`, durably.
 //! - `hub`: the providers' connections; it offers them tasks and watches over attempts and time.
 
 mod api;
+mod artifacts;
 mod auth;
 mod availability;
 mod commands;
@@ -27,6 +29,7 @@ mod tls;
 mod upkeep;
 mod webhooks;
 
+pub use artifacts::{ArtifactLocation, ParseLocationError};
 pub use commands::Cli;
 pub use config::{Args, Config, TlsConfig};
 pub use location::StoreLocation;

@@ -30,7 +30,7 @@ impl StoreLocation {
     }
 
     /// Where the artifacts' bytes are unless said otherwise.
-    pub(crate) fn blobs(&self) -> PathBuf {
+    pub(crate) fn artifacts(&self) -> PathBuf {
         match self {
             Self::Folder(folder) => folder.join(BLOBS),
             Self::Postgres(_) => daemon::default_data_dir("relay").join(BLOBS),
@@ -118,7 +118,7 @@ mod tests {
             assert!(matches!(of(url), StoreLocation::Postgres(_)));
             assert_eq!(of(url).to_string(), url);
         }
-        assert_eq!(of("/data/relay").blobs(), Path::new("/data/relay/blobs"));
+        assert_eq!(of("/data/relay").artifacts(), Path::new("/data/relay/blobs"));
     }
 
     #[test]

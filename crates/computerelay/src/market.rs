@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use artifact::{BlobStore, Digest, ReferenceKind};
+use artifact::{Digest, ReferenceKind};
 use rpc::tasks::{Entry, EventView, Progress};
 use store::{Commit, KeyId, Placement, Published, Store, StoredEvent, StoredTask};
 use taskmarket::{
@@ -15,6 +15,7 @@ use taskmarket::{
 };
 use tokio::sync::broadcast;
 
+use crate::artifacts::Artifacts;
 use crate::auth::AttemptTokens;
 use crate::error::MarketError;
 use crate::metrics::Commits;
@@ -61,7 +62,7 @@ pub(crate) struct Report {
 /// Every change of every task goes through here.
 pub(crate) struct Market {
     store: Arc<dyn Store>,
-    blobs: BlobStore,
+    artifacts: Artifacts,
     tokens: AttemptTokens,
     changes: broadcast::Sender<Arc<Change>>,
     reports: broadcast::Sender<Report>,
@@ -71,11 +72,11 @@ pub(crate) struct Market {
 }
 
 impl Market {
-    /// A market over a store, with the blobs of results and the attempt tokens that give access to them.
-    pub(crate) fn new(store: Arc<dyn Store>, blobs: BlobStore, tokens: AttemptTokens) -> Arc<Self> {
+    /// A market over a store, with the artifacts of tasks and the attempt tokens that give access to them.
+    pub(crate) fn new(store: Arc<dyn Store>, artifacts: Artifacts, tokens: AttemptTokens) -> Arc<Self> {
         Arc::new(Self {
             store,
-            blobs,
+            artifacts,
             tokens,
             changes: broadcast::Sender::new(FOLLOW_CAPACITY),
             reports: broadcast::Sender::new(FOLLOW_CAPACITY),
@@ -95,9 +96,9 @@ impl Market {
         &*self.store
     }
 
-    /// The blobs: inputs, models, results.
-    pub(crate) fn blobs(&self) -> &BlobStore {
-        &self.blobs
+    /// The artifacts: inputs, models, results.
+    pub(crate) fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
     }
 
     /// The tokens that let the holder of an attempt at its task's artifacts.
@@ -140,6 +141,7 @@ impl Market {
         check_reference("input_cid", &task.message().input_cid, task.message().input_hash)?;
         let now = self.now();
         let record = taskmarket::publish(now, &task)?;
+        self.artifacts.note_task(task.message()).await?;
         let domain = task.domain();
         let event = Event::Published { task: Box::new(task.into_signed()), domain };
         let first = Recorded { version: record.version, at: now, event };
@@ -330,7 +332,7 @@ impl Market {
             let why = format!("must be artifact://{digest}, as result_hash says");
             return Err(Rejection::Invalid { field: "result_cid", why }.into());
         }
-        if self.blobs.contains(&digest).await.map_err(MarketError::Blobs)? {
+        if self.artifacts.contains(&digest).await? {
             Ok(())
         } else {
             Err(MarketError::ResultMissing(digest, record.status()))

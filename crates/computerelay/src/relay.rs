@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use artifact::BlobStore;
 use daemon::ListenError;
 use store::{Postgres, Sqlite, Store};
 use tokio::net::TcpListener;
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{App, Attempts, BodyLimits, Shared, router};
+use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::config::{Args, Config};
 use crate::hub::{Hub, HubConfig};
@@ -26,7 +26,7 @@ use crate::misuse::Misuse;
 use crate::places::Places;
 use crate::server::{self, Deadlines, Server};
 use crate::tls::Certificate;
-use crate::upkeep;
+use crate::upkeep::{self, Keep};
 use crate::webhooks::Webhooks;
 
 /// How long connections that were dropped may take to notice, before the relay ends without them.
@@ -40,7 +40,7 @@ pub struct Relay {
     app: App,
     store: Arc<dyn Store>,
     drain: Duration,
-    keep_sessions: Duration,
+    keep: Keep,
     max_connections: usize,
     peers: Places,
 }
@@ -116,7 +116,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         app,
         store,
         drain: config.drain,
-        keep_sessions: config.keep_sessions,
+        keep: Keep { sessions: config.keep_sessions, artifacts: config.keep_artifacts },
         max_connections: config.max_connections,
         peers: Places::new(config.max_connections_per_ip),
     })
@@ -124,14 +124,16 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
 
 async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> {
     let store = open_store(&config.store).await?;
-    let folder = &config.blobs;
-    let blobs = {
-        let folder = folder.clone();
-        tokio::task::spawn_blocking(move || BlobStore::open(folder)).await?
-    };
-    let blobs = blobs.with_context(|| format!("cannot open the blob store {}", folder.display()))?;
+    let opening = Artifacts::open(
+        &config.artifacts,
+        Arc::clone(&store),
+        config.artifact_quota,
+        config.max_artifact_bytes,
+    );
+    let artifacts =
+        opening.await.with_context(|| format!("cannot open the artifacts at {}", config.artifacts))?;
     let tokens = AttemptTokens::new(store.secret(TOKEN_SECRET).await?);
-    Ok((Market::new(Arc::clone(&store), blobs, tokens), store))
+    Ok((Market::new(Arc::clone(&store), artifacts, tokens), store))
 }
 
 /// Opens a store, and makes it where there is none.
@@ -238,7 +240,7 @@ impl Relay {
             server.tasks.spawn(server.clone().listen(tls.listener, Some(tls.acceptor), self.max_connections));
         }
         server.tasks.spawn(Arc::clone(&self.app.webhooks).run(stopping.clone()));
-        server.tasks.spawn(upkeep::run(self.app.clone(), self.keep_sessions, stopping.clone()));
+        server.tasks.spawn(upkeep::run(self.app.clone(), self.keep, stopping.clone()));
         let hub = Arc::clone(&self.app.hub);
         let mut hub = tokio::spawn({
             let stopping = stopping.clone();
@@ -263,6 +265,7 @@ impl Relay {
                 .and_then(|()| anyhow::bail!("looking after providers ended by itself")),
         };
         keys::write_down(&self.app.access.keys).await;
+        daemon::drain("broken uploads", DROP_DEADLINE, self.app.market.artifacts().close()).await;
         self.store.close().await;
         result
     }

@@ -15,9 +15,29 @@ const WRITE_EVERY: Duration = Duration::from_secs(10);
 const ANSWERS_EVERY: Duration = Duration::from_secs(600);
 /// How often old sessions are forgotten.
 const SESSIONS_EVERY: Duration = Duration::from_secs(DAY);
+/// How often unused artifacts are removed.
+const ARTIFACTS_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How often bytes are looked for that nothing is known of: all artifacts are listed for that.
+const STRAYS_EVERY: Duration = Duration::from_secs(DAY);
 
-/// Works until `stopping` is cancelled. Sessions are kept for `keep_sessions` after they ended.
-pub(crate) async fn run(app: App, keep_sessions: Duration, stopping: CancellationToken) {
+/// How long things are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keep {
+    /// Sessions, after they ended.
+    pub(crate) sessions: Duration,
+    /// Artifacts, after their last use.
+    pub(crate) artifacts: Duration,
+}
+
+/// Works until `stopping` is cancelled.
+pub(crate) async fn run(app: App, keep: Keep, stopping: CancellationToken) {
+    tokio::join!(
+        look_after_store(&app, keep.sessions, &stopping),
+        look_after_artifacts(&app, keep.artifacts, &stopping)
+    );
+}
+
+async fn look_after_store(app: &App, keep_sessions: Duration, stopping: &CancellationToken) {
     let (mut writing, mut answers, mut sessions) =
         (interval(WRITE_EVERY), interval(ANSWERS_EVERY), interval(SESSIONS_EVERY));
     loop {
@@ -25,11 +45,30 @@ pub(crate) async fn run(app: App, keep_sessions: Duration, stopping: Cancellatio
             () = stopping.cancelled() => return,
             // Begun, it is finished: uses that were taken to be written are nowhere else.
             _ = writing.tick() => write_down(&app.access.keys).await,
-            _ = answers.tick() => forget_answers(&app).await,
+            _ = answers.tick() => forget_answers(app).await,
             _ = sessions.tick() => {
                 // There may be many; the end need not wait for them.
-                stopping.run_until_cancelled(forget_sessions(&app, keep_sessions)).await;
+                stopping.run_until_cancelled(forget_sessions(app, keep_sessions)).await;
             }
+        }
+    }
+}
+
+/// Beside the rest: with many artifacts it takes a while.
+async fn look_after_artifacts(app: &App, keep: Duration, stopping: &CancellationToken) {
+    let artifacts = app.market.artifacts();
+    let (mut unused, mut strays) = (interval(ARTIFACTS_EVERY), interval(STRAYS_EVERY));
+    loop {
+        let removed = tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = unused.tick() => stopping.run_until_cancelled(artifacts.expire(keep)).await,
+            _ = strays.tick() => stopping.run_until_cancelled(artifacts.remove_strays()).await,
+        };
+        match removed {
+            None => return,
+            Some(Ok(0)) => {}
+            Some(Ok(artifacts)) => tracing::info!(artifacts, "artifacts were removed"),
+            Some(Err(error)) => tracing::warn!(%error, "artifacts could not be removed"),
         }
     }
 }

@@ -142,6 +142,8 @@ codes! {
     ResultMissing = "result_missing", 409, -32009;
     /// The body is larger than this relay takes.
     PayloadTooLarge = "payload_too_large", 413, -32013;
+    /// The API key would store more than it may.
+    QuotaExceeded = "quota_exceeded", 413, -32013;
     /// The body's `content-type` is not one this path takes.
     UnsupportedMediaType = "unsupported_media_type", 415, -32602;
     /// The range asked for is not within the content.

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-pub use artifacts::{ArtifactMeta, Artifacts};
+pub use artifacts::{Added, ArtifactMeta, Artifacts, DOOMED_SECS, NewArtifact, TaskPortion};
 pub use attempts::{Attempts, Outcome, Placement, StoredAttempt};
 pub use error::StoreError;
 pub use idempotency::{ANSWER_KEPT_SECS, Begun, IN_FLIGHT_SECS, Idempotency, StoredAnswer};

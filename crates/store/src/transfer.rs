@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 /// All tables, in an order in which each comes after those that it refers to.
-pub static TABLES: [Table; 13] = [
+pub static TABLES: [Table; 14] = [
     Table {
         name: "tasks",
         columns: &[
@@ -93,7 +93,13 @@ pub static TABLES: [Table; 13] = [
         numbered: false,
     },
     Table { name: "relays", columns: &["relay_id", "alive_at"], key: 1, numbered: false },
-    Table { name: "artifacts", columns: &["digest", "size", "owner", "created_at"], key: 1, numbered: false },
+    Table {
+        name: "artifacts",
+        columns: &["digest", "size", "owner", "created_at", "used_at", "doomed_at"],
+        key: 1,
+        numbered: false,
+    },
+    Table { name: "artifact_totals", columns: &["owner", "bytes"], key: 1, numbered: false },
     Table { name: "secrets", columns: &["name", "value"], key: 1, numbered: false },
     Table {
         name: "api_keys",

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use artifact::{Digest, PutError};
+use artifact::Digest;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
@@ -13,13 +13,13 @@ use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode};
 use rpc::error::ErrorCode;
 use store::{KeyId, Scope};
-use taskmarket::{B256, ContentHash};
 use tokio::time::Instant;
 
 use super::App;
 use super::attempts::{Attempt, Reservation};
 use super::blob;
 use super::extract::{declared_length, path_part, require_key};
+use crate::artifacts::{PutError, Space};
 use crate::auth::bearer;
 use crate::error::ApiError;
 
@@ -74,7 +74,7 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     check_read(&app, &caller, digest).await?;
-    blob::serve(app.market.blobs(), digest, &headers).await
+    blob::serve(app.market.artifacts(), digest, &headers).await
 }
 
 /// `HEAD /v1/artifacts/{sha256}`
@@ -87,9 +87,7 @@ pub(super) async fn head(
         Caller::Key(_) => {}
         Caller::Attempt(attempt) => app.attempts.check_ask(&app.market, attempt, digest).await?,
     }
-    let response = blob::serve(app.market.blobs(), digest, &HeaderMap::new()).await?;
-    let (parts, _) = response.into_parts();
-    Ok(Response::from_parts(parts, Body::empty()))
+    blob::describe(app.market.artifacts(), digest).await
 }
 
 async fn check_read(app: &App, caller: &Caller, digest: Digest) -> Result<(), ApiError> {
@@ -116,65 +114,76 @@ pub(super) async fn put(
     if declared.is_some_and(|length| length > limit) {
         return Err(put_error(PutError::TooLarge { limit }));
     }
-    let blobs = app.market.blobs();
+    let artifacts = app.market.artifacts();
     // To an attempt the relay does not tell whether it has bytes of others: those it has to send.
     let is_shown = match &caller {
         Caller::Key(_) => true,
         Caller::Attempt(attempt) => app.attempts.is_own(attempt, digest),
     };
-    let is_stored = is_shown && blobs.contains(&digest).await.map_err(|error| ApiError::internal(&error))?;
+    let is_stored = is_shown && artifacts.contains(&digest).await?;
     let waits = request.headers().contains_key(EXPECT);
-    let account = Arc::new(Mutex::new(reservation));
-    let body = bounded(request.into_body(), Arc::clone(&account));
     if is_stored {
+        artifacts.note_use(digest).await?;
         // A client that waits for `100 Continue` need not send at all; another is heard out, so that it reads the answer.
         if !waits {
-            discard(body, limit).await?;
+            discard(bounded(request.into_body(), None, None), limit).await?;
         }
-    } else {
-        blobs.put(body, Some(digest), limit).await.map_err(put_error)?;
-        if let Some(reservation) = lock(&account).take() {
-            reservation.keep(digest);
-        }
+        return Ok(stored(StatusCode::OK, digest));
     }
-    remember(&app, digest, owner.clone()).await?;
-    let status = if is_stored { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, [(ETAG, format!("\"{digest}\""))]).into_response())
+    // A result is paid for: what it takes counts, but is not refused.
+    let space = match &caller {
+        Caller::Key(key) => Some(artifacts.reserve(key, declared).await.map_err(put_error)?),
+        Caller::Attempt(_) => None,
+    };
+    let is_bounded = space.is_some();
+    let account = reservation.map(|reservation| Arc::new(Mutex::new(Some(reservation))));
+    let body = bounded(request.into_body(), account.clone(), space);
+    artifacts.put(body, digest, limit, owner.clone(), is_bounded).await.map_err(put_error)?;
+    if let Some(reservation) = account.and_then(|account| lock(&account).take()) {
+        reservation.keep(digest);
+    }
+    Ok(stored(StatusCode::CREATED, digest))
 }
 
-/// Keeps whose artifact it is. Also for one that is stored already: a crash may have come in between.
-async fn remember(app: &App, digest: Digest, owner: KeyId) -> Result<(), ApiError> {
-    let size = app.market.blobs().size_of(&digest).await.map_err(|error| ApiError::internal(&error))?;
-    let hash = ContentHash(B256::from(digest.0));
-    app.market.store().add_artifact(hash, size.unwrap_or_default(), owner, app.market.now()).await?;
-    Ok(())
+fn stored(status: StatusCode, digest: Digest) -> Response {
+    (status, [(ETAG, format!("\"{digest}\""))]).into_response()
 }
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The account that an upload is charged to, if it is to any.
+/// The account of an attempt that an upload is charged to.
 type Account = Arc<Mutex<Option<Reservation>>>;
 
 fn lock(account: &Account) -> MutexGuard<'_, Option<Reservation>> {
     account.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The pieces of a body, broken off when none comes for too long, when they come too slowly, or when the account is empty.
-fn bounded(body: Body, account: Account) -> impl Stream<Item = Result<bytes::Bytes, BodyError>> + Send {
-    let begun = (body.into_data_stream(), account, Instant::now(), 0u64);
+/// The pieces of a body, broken off when none comes for too long, when they come too slowly, or when there is no room for them.
+fn bounded(
+    body: Body,
+    account: Option<Account>,
+    space: Option<Space>,
+) -> impl Stream<Item = Result<bytes::Bytes, BodyError>> + Send {
+    let begun = (body.into_data_stream(), account, space, Instant::now(), 0u64);
     futures_util::stream::unfold(Some(begun), async |begun| {
-        let (mut pieces, account, since, came) = begun?;
+        let (mut pieces, account, mut space, since, came) = begun?;
         let last = since + SEND_DEADLINE + Duration::from_secs(came / SLOWEST);
         let deadline = last.min(Instant::now() + PAUSE_DEADLINE);
         match tokio::time::timeout_at(deadline, pieces.next()).await {
             Ok(None) => None,
             Ok(Some(Ok(piece))) => {
                 let length = piece.len() as u64;
-                let has_room = lock(&account).as_mut().is_none_or(|reserved| reserved.charge(length));
-                if !has_room {
+                let reserved = account.as_ref().map(|account| lock(account));
+                let is_held = reserved.is_none_or(|mut reserved| {
+                    reserved.as_mut().is_none_or(|reserved| reserved.charge(length))
+                });
+                if !is_held {
                     return Some((Err(Spent.into()), None));
                 }
-                Some((Ok(piece), Some((pieces, account, since, came.saturating_add(length)))))
+                if !space.as_mut().is_none_or(|space| space.charge(length)) {
+                    return Some((Err(Full.into()), None));
+                }
+                Some((Ok(piece), Some((pieces, account, space, since, came.saturating_add(length)))))
             }
             Ok(Some(Err(error))) => Some((Err(error.into()), None)),
             Err(_) => Some((Err(Paused.into()), None)),
@@ -191,6 +200,11 @@ struct Paused;
 #[derive(Debug, thiserror::Error)]
 #[error("the attempt would store more than it may")]
 struct Spent;
+
+/// The key may store no more.
+#[derive(Debug, thiserror::Error)]
+#[error("the API key would store more than it may: what is not used any more makes room in time")]
+struct Full;
 
 async fn discard(
     body: impl Stream<Item = Result<bytes::Bytes, BodyError>>,
@@ -216,7 +230,10 @@ fn put_error(error: PutError) -> ApiError {
         PutError::Source(source) if source.is::<Paused>() => {
             ApiError::new(ErrorCode::RequestTimeout, message)
         }
+        PutError::Source(source) if source.is::<Full>() => ApiError::new(ErrorCode::QuotaExceeded, message),
         PutError::Source(_) => ApiError::new(ErrorCode::MalformedRequest, message),
-        PutError::Io { .. } => ApiError::internal(&error),
+        PutError::OverQuota { .. } => ApiError::new(ErrorCode::QuotaExceeded, message),
+        PutError::Busy | PutError::Doomed => ApiError::new(ErrorCode::Unavailable, message),
+        PutError::Store(error) => error.into(),
     }
 }

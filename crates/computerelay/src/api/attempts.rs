@@ -1,23 +1,19 @@
 //! What an attempt token opens: the artifacts that its task names, for reading, and the place of its result, for storing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use artifact::{BlobStore, Digest, FolderManifest, Reference};
+use artifact::Digest;
 use rpc::error::ErrorCode;
 use store::{KeyId, StoredTask};
-use taskmarket::{Address, State, Submission, Task, TaskId};
-use tokio::io::AsyncReadExt;
+use taskmarket::{Address, State, Submission, TaskId};
 
+use crate::artifacts::named_by;
 use crate::auth::Grant;
 use crate::error::ApiError;
 use crate::hub::Hub;
 use crate::market::Market;
 
-/// The largest folder manifest that is read, in bytes: the most that crate `artifact` takes.
-const MAX_MANIFEST_BYTES: u64 = 16 << 20;
-/// Folders whose files are kept in mind. Each takes 2 MiB at most.
-const MAX_FOLDERS: usize = 16;
 /// Attempts whose uploads are counted. More than are held at once; beyond it the counting begins anew.
 const MAX_COUNTED: usize = 16_384;
 /// Artifacts of one attempt that are kept in mind. One is the result; further ones are counted and forgotten.
@@ -25,7 +21,6 @@ const MAX_OWN: usize = 16;
 
 /// The access of attempts to artifacts.
 pub(crate) struct Attempts {
-    folders: Mutex<HashMap<Digest, Arc<HashSet<Digest>>>>,
     stored: Arc<Accounts>,
     max_bytes: u64,
 }
@@ -63,7 +58,7 @@ impl Attempt {
 impl Attempts {
     /// No attempt may store more than this in all, in bytes.
     pub(crate) fn new(max_bytes: u64) -> Self {
-        Self { folders: Mutex::default(), stored: Arc::default(), max_bytes }
+        Self { stored: Arc::default(), max_bytes }
     }
 
     /// The attempt that a token is of, if it is on offer to the token's host, held by it or proven by it.
@@ -113,7 +108,7 @@ impl Attempts {
             return Ok(());
         }
         for (folder, _) in named.into_iter().filter(|(_, is_folder)| *is_folder) {
-            if self.files_of(market.blobs(), folder).await?.contains(&digest) {
+            if market.artifacts().files_of(folder).await?.contains(&digest) {
                 return Ok(());
             }
         }
@@ -182,37 +177,6 @@ impl Attempts {
     fn too_much(&self, left: u64) -> ApiError {
         let message = format!("an attempt may store {} bytes in all; {left} are left", self.max_bytes);
         ApiError::new(ErrorCode::PayloadTooLarge, message)
-    }
-
-    /// The files that a folder's manifest lists; none if it is not stored or no manifest.
-    async fn files_of(&self, blobs: &BlobStore, folder: Digest) -> Result<Arc<HashSet<Digest>>, ApiError> {
-        if let Some(files) = self.lock_folders().get(&folder) {
-            return Ok(Arc::clone(files));
-        }
-        let failed = |error: std::io::Error| ApiError::internal(&error);
-        let bytes = match blobs.open_blob(&folder).await.map_err(failed)? {
-            Some((file, size)) if size <= MAX_MANIFEST_BYTES => {
-                let mut bytes = Vec::new();
-                file.take(MAX_MANIFEST_BYTES).read_to_end(&mut bytes).await.map_err(failed)?;
-                bytes
-            }
-            // It may be stored later: nothing to remember.
-            Some(_) | None => return Ok(Arc::default()),
-        };
-        let entries = FolderManifest::parse(&bytes);
-        let files: HashSet<Digest> =
-            entries.iter().flat_map(FolderManifest::entries).map(|entry| entry.digest).collect();
-        let files = Arc::new(files);
-        let mut folders = self.lock_folders();
-        if folders.len() >= MAX_FOLDERS {
-            folders.clear();
-        }
-        folders.insert(folder, Arc::clone(&files));
-        Ok(files)
-    }
-
-    fn lock_folders(&self) -> MutexGuard<'_, HashMap<Digest, Arc<HashSet<Digest>>>> {
-        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_stored(&self) -> MutexGuard<'_, HashMap<(TaskId, u32), Stored>> {
@@ -304,20 +268,4 @@ fn is_result(proven: &Submission, digest: Digest) -> bool {
 /// The host may try again in a moment: its acceptance may be on its way.
 fn not_accepted(task_id: TaskId, attempt: u32) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, format!("attempt {attempt} of task {task_id} is not accepted yet"))
-}
-
-/// The artifacts that a task names, each with whether it is a folder's manifest.
-fn named_by(task: &Task) -> Vec<(Digest, bool)> {
-    let mut named = Vec::new();
-    for (reference, hash) in [(&task.model_cid, task.model_hash), (&task.input_cid, task.input_hash)] {
-        let parsed: Option<Reference> = reference.as_str().parse().ok();
-        let is_folder = parsed.as_ref().is_some_and(Reference::is_folder);
-        if let Some(digest) = reference.artifact() {
-            named.push((Digest(digest.0.0), is_folder));
-        }
-        if hash.is_pinned() {
-            named.push((Digest(hash.0.0), is_folder));
-        }
-    }
-    named
 }

@@ -1,8 +1,6 @@
 //! Answers with a blob: whole, or the range that was asked for, so that a broken download goes on where it stopped.
 
-use std::io::SeekFrom;
-
-use artifact::{BlobStore, Digest};
+use artifact::Digest;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{
@@ -11,25 +9,31 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use rpc::error::ErrorCode;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio_util::io::ReaderStream;
 
+use crate::artifacts::Artifacts;
 use crate::error::ApiError;
 
-/// How much of a blob is read at a time.
-const READ_BYTES: usize = 64 * 1024;
+/// How long a blob is and what answers for it, without its bytes.
+///
+/// # Errors
+/// 404 if it is not stored.
+pub(super) async fn describe(artifacts: &Artifacts, digest: Digest) -> Result<Response, ApiError> {
+    let size = find(artifacts, digest).await?;
+    let mut response = StatusCode::OK.into_response();
+    describe_in(response.headers_mut(), digest, size);
+    Ok(response)
+}
 
-/// Answers a GET or HEAD for a blob. The body of a HEAD is cut off by the router.
+/// Answers a GET for a blob.
 ///
 /// # Errors
 /// 404 if it is not stored, 416 if the range lies outside of it.
 pub(super) async fn serve(
-    blobs: &BlobStore,
+    artifacts: &Artifacts,
     digest: Digest,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let opened = blobs.open_blob(&digest).await.map_err(|error| ApiError::internal(&error))?;
-    let (mut file, size) = opened.ok_or_else(|| ApiError::not_found(format_args!("artifact {digest}")))?;
+    let size = find(artifacts, digest).await?;
     let etag = format!("\"{digest}\"");
     if header(headers, IF_NONE_MATCH).is_some_and(|known| known.split(',').any(|tag| tag.trim() == etag)) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag)]).into_response());
@@ -50,20 +54,34 @@ pub(super) async fn serve(
             return Err(error.with_header(CONTENT_RANGE, value(format!("bytes */{size}"))));
         }
     };
-    file.seek(SeekFrom::Start(from)).await.map_err(|error| ApiError::internal(&error))?;
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), READ_BYTES));
-    let mut response = (status, body).into_response();
+    let pieces = artifacts.read(&digest, from, from + length).await?.ok_or_else(|| missing(digest))?;
+    let mut response = (status, Body::from_stream(pieces)).into_response();
     let answer = response.headers_mut();
-    answer.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    answer.insert(CONTENT_LENGTH, length.into());
-    answer.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    // The bytes under a hash never change; only those who may read them may keep them.
-    answer.insert(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
-    answer.insert(ETAG, value(etag));
+    describe_in(answer, digest, length);
     if let Range::Part { from, to } = range {
         answer.insert(CONTENT_RANGE, value(format!("bytes {from}-{to}/{size}")));
     }
     Ok(response)
+}
+
+/// The size of a blob, which thereby is used.
+async fn find(artifacts: &Artifacts, digest: Digest) -> Result<u64, ApiError> {
+    let size = artifacts.size_of(&digest).await?.ok_or_else(|| missing(digest))?;
+    artifacts.note_use(digest).await?;
+    Ok(size)
+}
+
+fn missing(digest: Digest) -> ApiError {
+    ApiError::not_found(format_args!("artifact {digest}"))
+}
+
+fn describe_in(headers: &mut HeaderMap, digest: Digest, length: u64) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(CONTENT_LENGTH, length.into());
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    // The bytes under a hash never change; only those who may read them may keep them.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
+    headers.insert(ETAG, value(format!("\"{digest}\"")));
 }
 
 /// What part of the bytes is asked for, its ends included.

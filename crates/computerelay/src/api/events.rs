@@ -339,12 +339,12 @@ fn sse_event(told: &Told) -> SseEvent {
 
 #[cfg(test)]
 mod tests {
-    use artifact::BlobStore;
     use rpc::tasks::{Phase, Progress};
     use store::{Sqlite, Store};
     use taskmarket::B256;
 
     use super::*;
+    use crate::artifacts::{ArtifactLocation, Artifacts};
     use crate::auth::AttemptTokens;
 
     fn told(id: u64) -> Told {
@@ -362,8 +362,9 @@ mod tests {
     async fn a_slow_follower_is_cut_and_told_where_to_come_back() {
         let dir = tempfile::TempDir::new().unwrap();
         let store: Arc<dyn Store> = Arc::new(Sqlite::open(dir.path().join("store")).await.unwrap());
-        let blobs = BlobStore::open(dir.path().join("blobs")).unwrap();
-        let market = Market::new(store, blobs, AttemptTokens::new([0; 32]));
+        let location = ArtifactLocation::from(dir.path().join("blobs"));
+        let artifacts = Artifacts::open(&location, Arc::clone(&store), None, 1).await.unwrap();
+        let market = Market::new(store, artifacts, AttemptTokens::new([0; 32]));
         let mut follower = Follower {
             live: Some(market.subscribe()),
             reports: None,

@@ -131,7 +131,7 @@ pub(super) async fn result(
         return Err(ApiError::new(ErrorCode::Conflict, message).with_status(status));
     };
     let digest = artifact::Digest(submission.proof.message.result_hash.0.0);
-    let mut response = blob::serve(app.market.blobs(), digest, &headers).await?;
+    let mut response = blob::serve(app.market.artifacts(), digest, &headers).await?;
     let hash = HeaderValue::from_str(&digest.to_string()).expect("hex digits are a header value");
     response.headers_mut().insert(rpc::RESULT_HASH_HEADER, hash);
     Ok(response)

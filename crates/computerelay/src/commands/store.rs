@@ -31,7 +31,7 @@ enum Command {
     ///     --to postgres://zorai@db.example/zorai
     ///
     /// The bytes of artifacts are in no store but in a folder; start the relay with
-    /// --blobs to say where.
+    /// --artifacts to say where.
     #[command(verbatim_doc_comment)]
     Copy {
         /// The store to copy: a folder, or a database such as postgres://zorai@db.example/zorai
@@ -61,10 +61,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     };
     source.close().await;
     say(format_args!("copied {} rows from {from} to {to}", copied?));
-    if from.blobs() != to.blobs() {
-        let blobs = from.blobs();
+    if from.artifacts() != to.artifacts() {
+        let blobs = from.artifacts();
         say(format_args!(
-            "hint: the artifacts' bytes stay where they are; if that is {0}, start the relay with --blobs {0}",
+            "hint: the artifacts' bytes stay where they are; if that is {0}, start the relay with --artifacts {0}",
             blobs.display()
         ));
     }

@@ -190,7 +190,7 @@ async fn commit(
             | MarketError::ResultMissing(..)
             | MarketError::Contended(_)
             | MarketError::Store(_)
-            | MarketError::Blobs(_)),
+            | MarketError::Artifacts(_)),
         ) => Err(Untaken::Relay(error)),
     }
 }

@@ -177,7 +177,7 @@ async fn a_market_is_copied_whole() {
     let copied = run(relay(&["store", "copy", "--from", path(&from), "--to", path(&to)])).await;
     assert!(stdout(&copied).is_empty());
     assert!(
-        stderr(&copied).contains("tasks: 1") && stderr(&copied).contains("--blobs"),
+        stderr(&copied).contains("tasks: 1") && stderr(&copied).contains("--artifacts"),
         "{}",
         stderr(&copied)
     );
@@ -366,7 +366,7 @@ async fn a_relay_that_no_provider_elsewhere_could_use_says_so() {
 async fn the_help_teaches() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let help = run(relay(&["--help"])).await;
-    for said in ["A relay to try", "keys", "postgres://", "--api-key-file", "--blobs"] {
+    for said in ["A relay to try", "keys", "postgres://", "--api-key-file", "--artifacts"] {
         assert!(stdout(&help).contains(said), "{said} is not in\n{}", stdout(&help));
     }
     let help = run(relay(&["keys", "create", "--help"])).await;

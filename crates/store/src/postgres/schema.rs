@@ -7,8 +7,12 @@ use super::row::RowExt;
 use crate::StoreError;
 
 /// What takes each schema version to the next; table `schema_version` says how many have run. Only ever added to.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/1.sql"),
+    include_str!("migrations/2.sql"),
+    include_str!("migrations/3.sql"),
+    include_str!("migrations/4.sql"),
+];
 
 /// Brings the tables up to date, or waits for another relay that does.
 pub(super) async fn migrate(client: &mut Object, database: &str) -> Result<(), StoreError> {

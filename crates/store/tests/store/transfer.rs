@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use store::{
-    CopyError, KeyId, NewKey, NewSession, NewWebhook, Scope, Sqlite, Store, StoredAnswer, TABLES, TaskFilter,
-    Usage, Value,
+    CopyError, KeyId, NewArtifact, NewKey, NewSession, NewWebhook, Scope, Sqlite, Store, StoredAnswer,
+    TABLES, TaskFilter, Usage, Value,
 };
 use taskmarket::{ContentHash, NodeStatus};
 
@@ -47,7 +47,15 @@ async fn fill(store: &dyn Store) {
     }
     store.relay_lives("hz-1", at(4)).await.unwrap();
     store.set_node_status(address(7), node(1), NodeStatus::Draining, at(3)).await.unwrap();
-    store.add_artifact(ContentHash(node(5).0), 1 << 40, owner(), at(1)).await.unwrap();
+    let artifact = |number: u8, seconds| NewArtifact {
+        digest: ContentHash(node(number).0),
+        size: 1 << 40,
+        owner: owner(),
+        at: at(seconds),
+    };
+    store.add_artifact(artifact(5, 1), None).await.unwrap();
+    store.add_artifact(artifact(6, 2), None).await.unwrap();
+    assert!(store.doom_artifact(artifact(6, 2).digest, at(3), at(4)).await.unwrap());
     store.secret("attempt tokens").await.unwrap();
     let key = NewKey {
         id: owner(),

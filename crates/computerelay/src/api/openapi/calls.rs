@@ -226,7 +226,7 @@ fn artifacts(document: &mut Document) {
         .bytes()
         .empty(CREATED, "It is stored.")
         .empty(OK, "It was stored already.")
-        .fails(&[ErrorCode::HashMismatch])
+        .fails(&[ErrorCode::HashMismatch, ErrorCode::QuotaExceeded])
         .end();
 }
 

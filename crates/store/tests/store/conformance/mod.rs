@@ -1,5 +1,6 @@
 //! What every [`Store`](store::Store) must do. Each case gets an empty one.
 
+pub(crate) mod artifacts;
 pub(crate) mod calls;
 pub(crate) mod sessions;
 pub(crate) mod tasks;
@@ -32,8 +33,13 @@ macro_rules! each_case {
             sessions::commits_keep_attempts_and_how_they_end
             sessions::each_attempt_at_a_task_is_kept
             sessions::only_a_newer_host_status_counts
-            sessions::the_first_word_on_an_artifact_stays
             sessions::secrets_are_made_once
+            artifacts::the_first_word_on_an_artifact_stays
+            artifacts::an_owner_stores_no_more_than_its_quota
+            artifacts::uploads_at_once_do_not_pass_the_quota_together
+            artifacts::what_is_unused_can_be_doomed_and_forgotten
+            artifacts::what_was_left_doomed_is_taken_over
+            artifacts::unfinished_tasks_come_in_portions
             calls::keys_are_kept_listed_and_revoked
             calls::use_adds_up_by_key_and_day
             calls::a_request_is_carried_out_once

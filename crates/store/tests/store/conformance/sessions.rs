@@ -95,15 +95,6 @@ pub(crate) async fn only_a_newer_host_status_counts(store: Arc<dyn Store>) {
     assert_eq!((status(1).await, status(2).await), (Some(NodeStatus::Online), Some(NodeStatus::Offline)));
 }
 
-pub(crate) async fn the_first_word_on_an_artifact_stays(store: Arc<dyn Store>) {
-    let digest = ContentHash(node(5).0);
-    assert_eq!(store.artifact(digest).await.unwrap(), None);
-    store.add_artifact(digest, 1 << 40, owner(), at(1)).await.unwrap();
-    store.add_artifact(digest, 1 << 40, KeyId::of_api_key("other"), at(2)).await.unwrap();
-    let meta = ArtifactMeta { digest, size: 1 << 40, owner: owner(), created_at: at(1) };
-    assert_eq!(store.artifact(digest).await.unwrap(), Some(meta));
-}
-
 pub(crate) async fn secrets_are_made_once(store: Arc<dyn Store>) {
     let secret = store.secret("attempt tokens").await.unwrap();
     assert_eq!(store.secret("attempt tokens").await.unwrap(), secret);
