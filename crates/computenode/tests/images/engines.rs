@@ -24,7 +24,7 @@ events_logger = "file"
 pub(crate) struct Engine {
     pub(crate) socket: PathBuf,
     process: Child,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Engine {
@@ -61,7 +61,7 @@ impl Engine {
             command.env_remove(name);
         }
         let process = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn();
-        let engine = Self { socket, process: process.unwrap(), _folder: folder };
+        let engine = Self { socket, process: process.unwrap(), folder: folder };
         let started = Instant::now();
         while std::os::unix::net::UnixStream::connect(&engine.socket).is_err() {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -85,6 +85,13 @@ impl Drop for Engine {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Podman leaves its storage mounted on itself, and what is mounted cannot be removed.
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        let mut ours: Vec<&str> =
+            places.filter(|place| Path::new(place).starts_with(self.folder.path())).collect();
+        ours.reverse();
+        let _ = Command::new("umount").arg("--lazy").args(ours).stderr(Stdio::null()).status();
     }
 }
 
