@@ -69,12 +69,12 @@ async fn wasm(dir: &Path, plan: &Runtimes) -> anyhow::Result<Table> {
         let (mut compiled, mut loaded) = (Vec::new(), Vec::new());
         for round in 0..COMPILED_ROUNDS {
             let job = program(dir, functions, round)?;
-            compiled.push(run(&WasmRuntime::cached_in(&cache)?, &job).await?);
-            loaded.push(run(&WasmRuntime::cached_in(&cache)?, &job).await?);
+            compiled.push(run(&cached(&cache)?, &job).await?);
+            loaded.push(run(&cached(&cache)?, &job).await?);
         }
         row("compiled", compiled);
         row("from the disk", loaded);
-        let (runtime, job) = (WasmRuntime::new()?, program(dir, functions, 0)?);
+        let (runtime, job) = (WasmRuntime::new().map_err(failed)?, program(dir, functions, 0)?);
         run(&runtime, &job).await?;
         let mut warm = Vec::with_capacity(plan.runs);
         for _ in 0..plan.runs {
@@ -84,6 +84,14 @@ async fn wasm(dir: &Path, plan: &Runtimes) -> anyhow::Result<Table> {
     }
     table.note("From Runtime::run to the result, all in this process. Goal: under 5 ms for a module that was compiled before.");
     Ok(table)
+}
+
+fn cached(folder: &Path) -> anyhow::Result<WasmRuntime> {
+    WasmRuntime::cached_in(folder).map_err(failed)
+}
+
+fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow::anyhow!("the engine: {error:#}")
 }
 
 /// A job with a program that ends at once, beside so many functions. Each round's has a digest of its own.

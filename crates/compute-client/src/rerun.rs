@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use artifact::{BlobStore, Digest, FetchPolicy, Fetcher, Origin, Reference};
+use artifact::{BlobStore, Digest, FetchPolicy, Fetcher, Reference};
 use computenode::runtime::embed::EmbedRuntime;
 use computenode::runtime::wasm::WasmRuntime;
 use computenode::runtime::{
@@ -126,10 +126,6 @@ fn is_of_the_task(task: &Task, error: &RunError) -> bool {
         | RunCode::ExitNonzero
         | RunCode::OutputTooLarge => true,
         RunCode::OutOfMemory => limits_memory,
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "what is not the program's doing says nothing of it"
-        )]
         _ => false,
     }
 }

@@ -260,6 +260,7 @@ async fn each_family_computes_what_transformers_does() {
 }
 
 /// Writes a model of a family with two layers, whose weights `tiny_models.py` makes in the same way.
+#[expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 fn write_family(folder: &Path, family: &str) {
     use candle_core::{Device, Tensor};
 

@@ -132,6 +132,7 @@ async fn surroundings_are_the_same_everywhere() {
 const RESULT_FILE: &str = "COMPUTENODE_TEST_RESULT";
 
 /// Everything that could differ from run to run, in one program's result.
+#[expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 async fn all_that_could_differ(runtime: &WasmRuntime) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let mut job = support::wasm_job(folder.path(), &support::program("determinism"), b"the input");

@@ -143,6 +143,7 @@ struct PostProcessor {
 }
 
 #[derive(Serialize, Deserialize)]
+#[expect(clippy::enum_variant_names, reason = "the names that the format has")]
 enum PostProcessorKind {
     BertProcessing,
     RobertaProcessing,
