@@ -124,6 +124,8 @@ pub(crate) enum Command {
     Events(commands::events::Args),
     /// Say of each provider what keeps a task from it
     Explain(TaskArgs),
+    /// Show what a task's attempt says, or follow it live
+    Logs(commands::logs::Args),
     /// Replay a task's signed history and check its proof and result
     Verify(commands::verify::Args),
     /// List the providers that are online

@@ -135,6 +135,12 @@ impl Relay {
         self.send(request).await
     }
 
+    /// What a task's newest attempt said, from line `from` on; with `follow` until the attempt ends.
+    pub(crate) async fn logs(&self, id: TaskId, from: u64, follow: bool) -> Outcome<Response> {
+        let path = format!("v1/tasks/{id}/logs?from={from}&follow={follow}");
+        self.send(|| self.request(Method::GET, &path)).await
+    }
+
     /// A task's events, live, from after `last`.
     pub(crate) async fn follow(&self, id: TaskId, last: Option<u64>) -> Outcome<Response> {
         let request = || {

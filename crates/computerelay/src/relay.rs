@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{App, Attempts, BodyLimits, Shared, router};
+use crate::api::{App, Attempts, BodyLimits, LogReaders, Shared, router};
 use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::config::{Args, Config};
@@ -102,6 +102,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         hub,
         webhooks,
         attempts: Attempts::new(config.max_artifact_bytes),
+        logs: LogReaders::default(),
         limits: BodyLimits {
             max_body_bytes: config.max_body_bytes,
             max_artifact_bytes: config.max_artifact_bytes,

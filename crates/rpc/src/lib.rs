@@ -29,3 +29,5 @@ pub const PROVIDER_CONNECT_PATH: &str = "/v1/provider/connect";
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// The response header of a result that carries its SHA-256, 64 hex digits.
 pub const RESULT_HASH_HEADER: &str = "x-result-hash";
+/// The response header of logs that names the attempt which they are of.
+pub const ATTEMPT_HEADER: &str = "x-attempt";

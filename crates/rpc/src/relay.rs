@@ -79,12 +79,41 @@ pub struct Limits {
     pub session_grace_secs: u64,
 }
 
-/// The answer of `GET /v1/providers`.
+/// The query of `GET /v1/tasks/{id}/logs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LogQuery {
+    /// The number of the first line: 0 by default.
+    #[serde(default)]
+    pub from: u64,
+    /// Whether to go on until the attempt ends.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// The query of `GET /v1/providers`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ProviderQuery {
+    /// How many at most: 100 by default, 1,000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Where the last page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// The answer of `GET /v1/providers`: a page of hosts, in the order of their providers' addresses and their ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProviderList {
     /// Each host that is connected now.
     pub providers: Vec<ProviderView>,
+    /// Where the next page begins; absent on the last.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
 }
 
 /// A connected host.

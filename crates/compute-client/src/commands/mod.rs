@@ -10,6 +10,7 @@ pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod list;
+pub(crate) mod logs;
 pub(crate) mod params;
 pub(crate) mod providers;
 pub(crate) mod result;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Outcome {
         Command::Cancel(args) => cancel::run(global, &args, &ui).await,
         Command::Events(args) => events::run(global, &args, &ui).await,
         Command::Explain(args) => explain::run(global, &args, &ui).await,
+        Command::Logs(args) => logs::run(global, &args, &ui).await,
         Command::Verify(args) => verify::run(global, &args, &ui).await,
         Command::Providers(args) => providers::run(global, &args, &ui).await,
         Command::Artifact(args) => artifact::run(global, &args, &ui).await,

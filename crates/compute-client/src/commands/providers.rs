@@ -10,6 +10,7 @@ use taskmarket::Address;
 use crate::cli::{Global, parse_address};
 use crate::failure::Outcome;
 use crate::follow::ago;
+use crate::relay::Relay;
 use crate::ui::{Ui, clean};
 
 /// Which providers.
@@ -34,7 +35,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let relay = global.relay(ui)?;
     match &args.command {
         None => {
-            let list: ProviderList = relay.get("v1/providers").await?;
+            let list = online(&relay).await?;
             if ui.json {
                 return ui.print_json(&list);
             }
@@ -66,6 +67,20 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
             Ok(())
         }
     }
+}
+
+/// All hosts that are online, page by page.
+async fn online(relay: &Relay) -> Outcome<ProviderList> {
+    let mut list: ProviderList = relay.get("v1/providers?limit=1000").await?;
+    while let Some(cursor) = list.next_cursor.take() {
+        let page: ProviderList = relay.get(&format!("v1/providers?limit=1000&cursor={cursor}")).await?;
+        if page.providers.is_empty() {
+            break;
+        }
+        list.providers.extend(page.providers);
+        list.next_cursor = page.next_cursor;
+    }
+    Ok(list)
 }
 
 /// What a provider did in a window of time, in three lines and one for each host where it has several.

@@ -73,6 +73,9 @@ pub(crate) fn show(view: &TaskView, ui: &Ui) -> Outcome {
     }
     if let Some(failure) = &view.failure {
         line(ui, "failure", format_args!("{}: {}", clean(&failure.code), clean(&failure.message)))?;
+        if let Some(hint) = rpc::failure::hint(&failure.code) {
+            line(ui, "hint", hint)?;
+        }
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod evidence;
 mod extract;
 mod jsonrpc;
 mod keys;
+mod logs;
 mod mutations;
 mod observe;
 mod openapi;
@@ -41,6 +42,7 @@ use crate::metrics::Metrics;
 use crate::webhooks::Webhooks;
 pub(crate) use attempts::Attempts;
 pub(crate) use extract::read;
+pub(crate) use logs::LogReaders;
 pub(crate) use observe::guarded;
 
 /// How long a request may take until its answer begins, unless it carries an artifact. Bodies have deadlines of their own.
@@ -68,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) webhooks: Arc<Webhooks>,
     /// What attempt tokens open.
     pub(crate) attempts: Attempts,
+    /// Who reads logs now.
+    pub(crate) logs: LogReaders,
     /// What is counted.
     pub(crate) metrics: Metrics,
     /// The largest bodies.
@@ -123,6 +127,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/tasks/{id}/webhooks/replay", post(webhooks::replay))
         .route("/v1/events", get(events::requester_events))
         .route("/v1/tasks/{id}/explain", get(tasks::explain))
+        .route("/v1/tasks/{id}/logs", get(logs::logs))
         .route("/v1/tasks/{id}/result", get(tasks::result))
         .route("/v1/tasks/{id}/cancel", post(mutations::cancel))
         .route("/v1/tasks/{id}/accept", post(mutations::accept))

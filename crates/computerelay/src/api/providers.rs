@@ -6,11 +6,9 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::relay::{ProviderView, RefreshNode};
+use rpc::relay::{ProviderList, ProviderQuery, RefreshNode};
 use rpc::tasks::SignedMutation;
 use scheduler::NodeKey;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use taskmarket::{Address, Domain, ParseError, Signed, UpdateNodeStatus, eip55};
 
 use super::extract::{Json, Query, path_part};
@@ -20,32 +18,11 @@ use crate::error::ApiError;
 /// Hosts on a page unless the client says otherwise.
 const DEFAULT_PAGE: u32 = 100;
 
-/// The answer of `GET /v1/providers`: a page of hosts that are connected, in the order of their providers' addresses and their ids.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct ProviderPage {
-    /// Each host.
-    providers: Vec<ProviderView>,
-    /// Where the next page begins; absent on the last.
-    next_cursor: Option<String>,
-}
-
-/// The query of `GET /v1/providers`.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ProviderQuery {
-    /// How many at most: 100 by default, 1,000 at most.
-    #[serde(default)]
-    limit: Option<u32>,
-    /// Where the last page ended.
-    #[serde(default)]
-    cursor: Option<String>,
-}
-
 /// `GET /v1/providers`
 pub(super) async fn list(
     State(app): State<App>,
     Query(query): Query<ProviderQuery>,
-) -> Result<axum::Json<ProviderPage>, ApiError> {
+) -> Result<axum::Json<ProviderList>, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
         let message = format!("limit: 1 to {MAX_PAGE}");
@@ -58,7 +35,7 @@ pub(super) async fn list(
     providers.truncate(limit);
     let last = providers.last().filter(|_| has_more);
     let next_cursor = last.map(|host| format!("{}-{}", host.provider, host.node_id));
-    Ok(axum::Json(ProviderPage { providers, next_cursor }))
+    Ok(axum::Json(ProviderList { providers, next_cursor }))
 }
 
 /// The host that a cursor names, the last of its page. It need not be connected any more.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rpc::failure::hint;
 use rpc::tasks::{Explanation, ProviderFit};
 use store::StoredTask;
 use taskmarket::{Status, TaskRecord};
@@ -55,7 +56,8 @@ fn summary(record: &TaskRecord, providers: &[ProviderFit], online: u64) -> Strin
         Status::Expired => "its deadline passed without a result".to_owned(),
         Status::Failed => match &record.failure {
             Some(failure) => {
-                format!("all {attempt} attempts failed, the last{} with {}", by(), failure.code)
+                let hint = hint(&failure.code).map(|hint| format!(": {hint}")).unwrap_or_default();
+                format!("all {attempt} attempts failed, the last{} with {}{hint}", by(), failure.code)
             }
             None => format!("all {attempt} attempts failed"),
         },

@@ -8,6 +8,7 @@ use std::ops::{RangeBounds, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rpc::failure::{self, Blame};
 use rpc::link::Heartbeat;
 use scheduler::{Index, Need, NodeKey};
 use taskmarket::{Address, Bytes32, NodeStatus, State, TaskId, TaskRecord, Timestamp, Word};
@@ -411,7 +412,15 @@ impl Floor {
         let call_off = live.map(|live| CallOff { task_id: record.id, attempt: held.attempt, live });
         if let Some(failure) = record.failure.as_ref().filter(|failure| failure.attempt == held.attempt) {
             held.tries.fail(failure, self.backoff.failed, self.backoff.max, now);
-            self.blame(held.key.provider, now);
+            // What is the requester's making is not held against the provider, until another shows that the task can be done.
+            if failure::blame(&failure.code) != Blame::Requester {
+                self.blame(held.key.provider, now);
+            }
+        } else if record.submission().is_some() {
+            let accusers: HashSet<Address> = held.tries.accusers().collect();
+            for accuser in accusers.into_iter().filter(|accuser| *accuser != held.key.provider) {
+                self.blame(accuser, now);
+            }
         }
         (call_off, Some(held.tries))
     }

@@ -4,6 +4,7 @@
 //! - [`dispatch`] follows the market, brings tasks that wait to hosts that fit ([`offer`]), and releases what hosts gave up or lost.
 //! - [`reconcile`] compares what a host that comes back holds with what the store says.
 //! - [`timer`] lets time act on tasks.
+//! - [`logs`] reads what attempts say.
 //! - [`explain`] and [`view`] say why a task waits, and who is here.
 //!
 //! The [`floor`] is what all of them share, and where hosts are chosen ([`choice`]): memory only, rebuilt from the store and the sessions
@@ -16,6 +17,7 @@ mod entries;
 mod explain;
 mod floor;
 mod heartbeat;
+mod logs;
 mod node;
 mod offer;
 mod reconcile;

@@ -138,7 +138,7 @@ async fn ask(live: &Live, assignment: &Assignment) -> Result<Signed<AcceptTask>,
 }
 
 /// What a host said, in one bounded line.
-fn reason(body: &[u8]) -> String {
+pub(super) fn reason(body: &[u8]) -> String {
     let said = match serde_json::from_slice::<ErrorBody>(body) {
         Ok(body) if !body.error.message.is_empty() => body.error.message,
         Ok(body) => body.error.code,

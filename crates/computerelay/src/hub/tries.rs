@@ -2,30 +2,13 @@
 
 use std::time::Duration;
 
+use rpc::failure::{Blame, blame};
 use scheduler::NodeKey;
 use taskmarket::{Address, Bytes32, Failure, TaskRecord};
 use tokio::time::Instant;
 
 /// The most hosts remembered for one task. Of more, the one that may be asked again first is forgotten.
 const MAX_TRIES: usize = 256;
-
-/// The codes of attempts that failed by the task's own fault.
-const FAULTS: [&str; 14] = [
-    "bad_model",
-    "bad_input",
-    "bad_params",
-    "bad_reference",
-    "unsupported_scheme",
-    "hash_mismatch",
-    "not_found",
-    "forbidden_address",
-    "not_allowed",
-    "too_large",
-    "out_of_fuel",
-    "trapped",
-    "exit_nonzero",
-    "output_too_large",
-];
 
 /// The outcome of one offer: why it was not taken, and for how long the host is not asked again the first time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +103,11 @@ impl Tries {
         self.0.iter().find(|tried| tried.is_of(key))
     }
 
+    /// The providers that failed the task and laid that on its requester.
+    pub(super) fn accusers(&self) -> impl Iterator<Item = Address> {
+        self.0.iter().filter(|tried| tried.is_fault()).map(|tried| tried.provider)
+    }
+
     /// Why a host is not to be asked now, if it is not.
     pub(super) fn bar(&self, key: &NodeKey, now: Instant) -> Option<&Try> {
         self.last(key).filter(|tried| tried.until > now)
@@ -132,9 +120,9 @@ impl Tries {
 }
 
 impl Try {
-    /// Whether it failed the task for what is the task's own fault, as far as it says: it would fail it again.
+    /// Whether it failed the task for what is the requester's making, as far as it says: it would fail it again.
     pub(super) fn is_fault(&self) -> bool {
-        self.failed.as_ref().is_some_and(|(_, code)| FAULTS.contains(&code.as_str()))
+        self.failed.as_ref().is_some_and(|(_, code)| blame(code) == Blame::Requester)
     }
 
     fn is_of(&self, key: &NodeKey) -> bool {

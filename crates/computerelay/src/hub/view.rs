@@ -1,5 +1,6 @@
 //! What can be told from the floor without changing it.
 
+use rpc::failure::hint;
 use rpc::tasks::ProviderFit;
 use scheduler::{Exclusion, Need, NodeKey};
 use taskmarket::{Address, Bytes32, TaskId, TaskRecord};
@@ -85,7 +86,8 @@ fn barring(key: &NodeKey, tried: &Try, now: Instant) -> String {
         Some((attempt, code)) => {
             let left = tried.until.saturating_duration_since(now).as_secs() + 1;
             let provider = key.provider;
-            format!("{WAITS}{left} s before trying {provider} again (attempt {attempt} failed: {code})")
+            let hint = hint(code).map(|hint| format!("; {hint}")).unwrap_or_default();
+            format!("{WAITS}{left} s before trying {provider} again (attempt {attempt} failed: {code}{hint})")
         }
         None => {
             let ago = now.saturating_duration_since(tried.at).as_secs();

@@ -4,7 +4,10 @@ use http::StatusCode;
 use rpc::error::ErrorCode;
 use rpc::evidence::Evidence;
 use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyQuery, KeyView, UsagePage, UsageQuery};
-use rpc::relay::{Info, MarketStats, ProviderReport, RefreshNode, SessionList, SessionQuery};
+use rpc::relay::{
+    Info, LogQuery, MarketStats, ProviderList, ProviderQuery, ProviderReport, RefreshNode, SessionList,
+    SessionQuery,
+};
 use rpc::tasks::{
     EventQuery, Explanation, PublishTask, PublishedTask, SignedMutation, TaskHistory, TaskPage, TaskQuery,
     TaskView, WebhookList, WebhookReplay,
@@ -17,8 +20,6 @@ use taskmarket::{
     ResolveDispute, TaskId, UpdateNodeStatus,
 };
 
-use crate::api::providers::{ProviderPage, ProviderQuery};
-
 use super::operation::{Document, Operation};
 
 const OK: StatusCode = StatusCode::OK;
@@ -27,6 +28,7 @@ const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
 
 const BYTES: &str = "application/octet-stream";
 const EVENT_STREAM: &str = "text/event-stream";
+const LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain";
 
 /// Describes all of them.
@@ -105,6 +107,23 @@ fn tasks(document: &mut Document) {
         .key(Scope::TasksRead)
         .path::<TaskId>("id")
         .answers::<Explanation>(OK, "The explanation.")
+        .end();
+    document
+        .call(
+            "get",
+            "/v1/tasks/{id}/logs",
+            "readLogs",
+            "What the newest attempt said, from the host that runs it: a line of JSON for each line",
+        )
+        .key(Scope::TasksRead)
+        .path::<TaskId>("id")
+        .query::<LogQuery>()
+        .answers_as(
+            OK,
+            "The lines, {\"n\": number, \"stream\": \"stdout\" or \"stderr\", \"text\": text}, with x-attempt; empty lines are signs of life.",
+            LINES,
+        )
+        .fails(&[ErrorCode::Conflict, ErrorCode::NoSession])
         .end();
     blob(
         document
@@ -246,7 +265,7 @@ fn providers(document: &mut Document) {
     document
         .call("get", "/v1/providers", "listProviders", "Who is online, and what they offer")
         .query::<ProviderQuery>()
-        .answers::<ProviderPage>(OK, "A page.")
+        .answers::<ProviderList>(OK, "A page.")
         .fails(&[ErrorCode::InvalidField])
         .end();
     document

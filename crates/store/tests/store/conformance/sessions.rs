@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use store::{ArtifactMeta, KeyId, NewSession, Outcome, Placement, SUPERSEDED, Store, StoredAttempt};
-use taskmarket::{B256, Bytes32, ContentHash, Event, NodeStatus, ReleaseReason};
+use store::{NewSession, Outcome, Placement, SUPERSEDED, Store, StoredAttempt};
+use taskmarket::{B256, Bytes32, Event, NodeStatus, ReleaseReason};
 use tokio::task::JoinSet;
 
 use crate::fixtures::{
-    accepted, address, at, cancelled, commit, commit_placed, failed, node, owner, publish, submitted, task,
+    accepted, address, at, cancelled, commit, commit_placed, failed, node, publish, submitted, task,
 };
 
 fn session(session_id: &str, provider: u8, host: u8, relay_id: &str, seconds: u64) -> NewSession {

@@ -1,0 +1,154 @@
+//! `GET /v1/tasks/{id}/logs`: what a task's newest attempt says, from the host that runs it, to who published the task.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::BodyExt;
+use link::ResponseBody;
+use rpc::error::ErrorCode;
+use rpc::relay::LogQuery;
+use store::KeyId;
+use taskmarket::TaskId;
+use tokio::time::timeout;
+
+use super::App;
+use super::extract::{Key, Query, TaskPath};
+use super::tasks::find_owned;
+use crate::error::ApiError;
+
+/// How long the answer may be silent. Then comes an empty line, as a sign of life.
+const QUIET: Duration = Duration::from_secs(15);
+/// Readers of one task's logs at once: its requester's terminals.
+const MAX_OF_TASK: usize = 8;
+/// Readers with one API key at once.
+const MAX_OF_KEY: usize = 64;
+
+/// Who reads logs now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogReaders {
+    tasks: Seats<TaskId>,
+    keys: Seats<KeyId>,
+}
+
+/// `GET /v1/tasks/{id}/logs`
+pub(super) async fn logs(
+    State(app): State<App>,
+    Key(key): Key,
+    TaskPath(id): TaskPath,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, ApiError> {
+    let task = find_owned(&app, id, &key).await?;
+    let full = |whose| {
+        ApiError::new(ErrorCode::RateLimited, format!("too many read the logs of this {whose} at once"))
+    };
+    let of_task = app.logs.tasks.take(id, MAX_OF_TASK).ok_or_else(|| full("task"))?;
+    let of_key = app.logs.keys.take(key.id.clone(), MAX_OF_KEY).ok_or_else(|| full("API key's tasks"))?;
+    let lines = app.hub.logs(&task, query.from, query.follow).await?;
+    let stopping = app.stopping.clone();
+    // The seats last as long as the answer.
+    let lines = with_signs_of_life(lines).take_until(stopping.cancelled_owned()).inspect(move |_| {
+        let _ = (&of_task, &of_key);
+    });
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(rpc::ATTEMPT_HEADER, task.record.attempts.into());
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// A host's lines as they come, read at the reader's pace.
+fn with_signs_of_life(
+    body: ResponseBody,
+) -> impl Stream<Item = Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> + Send {
+    // An empty line only between lines.
+    futures_util::stream::unfold((body, true), async |(mut body, mut is_between)| {
+        loop {
+            match timeout(QUIET, body.frame()).await {
+                Ok(None) => return None,
+                Ok(Some(Err(error))) => return Some((Err(error.into()), (body, is_between))),
+                Ok(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    let Some(last) = data.last() else { continue };
+                    is_between = *last == b'\n';
+                    return Some((Ok(data), (body, is_between)));
+                }
+                Err(_) if is_between => return Some((Ok(Bytes::from_static(b"\n")), (body, is_between))),
+                Err(_) => {}
+            }
+        }
+    })
+}
+
+/// Seats that are taken, of each.
+#[derive(Debug)]
+struct Seats<K: Hash + Eq>(Arc<Mutex<HashMap<K, usize>>>);
+
+/// A seat that is taken until this is dropped.
+struct Seat<K: Hash + Eq> {
+    whose: K,
+    seats: Seats<K>,
+}
+
+impl<K: Hash + Eq> Clone for Seats<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Hash + Eq> Default for Seats<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Hash + Eq + Clone> Seats<K> {
+    fn take(&self, whose: K, max: usize) -> Option<Seat<K>> {
+        let mut taken = self.lock();
+        let count = taken.entry(whose.clone()).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { whose, seats: self.clone() })
+    }
+}
+
+impl<K: Hash + Eq> Seats<K> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Hash + Eq> Drop for Seat<K> {
+    fn drop(&mut self) {
+        let mut taken = self.seats.lock();
+        if let Some(count) = taken.get_mut(&self.whose) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.whose);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_given_back() {
+        let seats = Seats::default();
+        let taken: Vec<_> = (0..3).map(|_| seats.take("a", 2)).collect();
+        assert!(taken[1].is_some() && taken[2].is_none() && seats.take("b", 1).is_some());
+        drop(taken);
+        assert!(seats.lock().is_empty());
+    }
+}
