@@ -1,4 +1,4 @@
-//! The durable state of a relay: tasks with their histories and attempts, provider sessions, API keys, kept answers,
+//! The durable state of a relay: tasks with their histories and attempts, provider sessions, API keys, kept answers, records of inference,
 //! webhooks, artifacts' metadata and secrets.
 //!
 //! [`Store`] is the seam: one trait for each concern, and two kinds of store behind them. [`Sqlite`] keeps everything in one file of a
@@ -14,6 +14,7 @@ mod keys;
 mod listing;
 mod options;
 mod postgres;
+mod receipts;
 mod row;
 mod secrets;
 mod sessions;
@@ -35,6 +36,7 @@ pub use idempotency::{ANSWER_KEPT_SECS, Begun, IN_FLIGHT_SECS, Idempotency, Stor
 pub use keys::{Keys, NewKey, Scope, StoredKey, UnknownScope};
 pub use options::{Options, WriteStats};
 pub use postgres::Postgres;
+pub use receipts::{ModelUsage, Receipt, Receipts, StoredReceipt};
 pub use secrets::Secrets;
 pub use sessions::{NewSession, SUPERSEDED, Sessions, StoredSession};
 pub use sqlite::Sqlite;
@@ -54,6 +56,7 @@ pub trait Store:
     + Sessions
     + Keys
     + Usages
+    + Receipts
     + Idempotency
     + Webhooks
     + Artifacts

@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 /// All tables, in an order in which each comes after those that it refers to.
-pub static TABLES: [Table; 14] = [
+pub static TABLES: [Table; 10] = [
     Table {
         name: "tasks",
         columns: &[
@@ -118,6 +118,13 @@ pub static TABLES: [Table; 14] = [
         numbered: false,
     },
     Table { name: "usage", columns: &["day", "owner", "requests"], key: 2, numbered: false },
+    Table { name: "receipts", columns: &["request_id", "owner", "at", "record"], key: 2, numbered: false },
+    Table {
+        name: "model_usage",
+        columns: &["day", "owner", "model", "requests", "prompt_tokens", "completion_tokens"],
+        key: 3,
+        numbered: false,
+    },
     Table {
         name: "idempotency",
         columns: &["owner", "key", "request", "began_at", "status", "content_type", "body"],

@@ -11,6 +11,7 @@ mod failure;
 mod idempotency;
 mod keys;
 mod listener;
+mod receipts;
 mod row;
 mod schema;
 mod secrets;

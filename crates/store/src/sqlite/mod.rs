@@ -10,6 +10,7 @@ mod folder;
 mod idempotency;
 mod keys;
 mod readers;
+mod receipts;
 pub(crate) mod schema;
 mod secrets;
 mod sessions;

@@ -1,6 +1,6 @@
 //! Tasks and events to store. Their signatures are well-formed but hold nothing: the store does not check them.
 
-use store::{Commit, KeyId, Placement, Published, Store};
+use store::{Commit, KeyId, Placement, Published, Receipt, Store};
 use taskmarket::{
     AcceptTask, Address, Amount, B256, Bytes32, CancelTask, ComputeProof, ContentHash, Domain, Event,
     FailTask, Recorded, Runtime, Settlement, Signature, Signed, State, Task, TaskConfig, TaskRecord,
@@ -24,6 +24,19 @@ pub(crate) fn node(byte: u8) -> Bytes32 {
 
 pub(crate) fn owner() -> KeyId {
     KeyId::of_api_key("test key")
+}
+
+/// A record of inference for [`owner`], of so many tokens each way.
+pub(crate) fn receipt(request_id: &str, tokens: u64) -> Receipt {
+    Receipt {
+        owner: owner(),
+        request_id: request_id.into(),
+        at: at(tokens),
+        model: "m".into(),
+        prompt_tokens: tokens,
+        completion_tokens: 2 * tokens,
+        record: format!("{{\"tokens\":{tokens}}}"),
+    }
 }
 
 pub(crate) fn signed<M>(message: M) -> Signed<M> {

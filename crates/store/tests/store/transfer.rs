@@ -8,7 +8,9 @@ use store::{
 };
 use taskmarket::{ContentHash, NodeStatus};
 
-use crate::fixtures::{accepted, address, at, cancelled, commit, failed, node, owner, publish, task};
+use crate::fixtures::{
+    accepted, address, at, cancelled, commit, failed, node, owner, publish, receipt, task,
+};
 use crate::server::{Durability, Server};
 
 /// Puts something into every table.
@@ -69,6 +71,7 @@ async fn fill(store: &dyn Store) {
     };
     store.add_key(key).await.unwrap();
     store.add_usage(vec![Usage { owner: owner(), day: 20_000, requests: 3 }]).await.unwrap();
+    store.add_receipts(vec![receipt("r-1", 5)]).await.unwrap();
     store.begin(&owner(), "in flight", [1; 32], at(0)).await.unwrap();
     store.begin(&owner(), "done", [2; 32], at(0)).await.unwrap();
     let answer = StoredAnswer { status: 201, content_type: "text/plain".into(), body: vec![0, 255] };

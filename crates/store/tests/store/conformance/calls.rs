@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use store::{
-    ANSWER_KEPT_SECS, Begun, Delivery, DeliveryRetry, IN_FLIGHT_SECS, KeyId, NewKey, NewWebhook, Scope,
-    Store, StoredAnswer, StoredKey, Usage, UsageFilter,
+    ANSWER_KEPT_SECS, Begun, Delivery, DeliveryRetry, IN_FLIGHT_SECS, KeyId, ModelUsage, NewKey, NewWebhook,
+    Receipt, Scope, Store, StoredAnswer, StoredKey, StoredReceipt, Usage, UsageFilter,
 };
 use taskmarket::{TaskId, Timestamp};
 
-use crate::fixtures::{accepted, address, at, cancelled, commit, owner, publish, task};
+use crate::fixtures::{START, accepted, address, at, cancelled, commit, owner, publish, receipt, task};
 
 pub(crate) async fn keys_are_kept_listed_and_revoked(store: Arc<dyn Store>) {
     let mut keys: Vec<_> = (0..5_u8)
@@ -64,6 +64,54 @@ pub(crate) async fn use_adds_up_by_key_and_day(store: Arc<dyn Store>) {
     assert_eq!(store.usage(days, None, 10).await.unwrap(), rows[2..3]);
     let others = UsageFilter { owner: Some(other.clone()), ..all };
     assert_eq!(store.usage(others, None, 10).await.unwrap(), [used(&other, 20, 5)]);
+}
+
+pub(crate) async fn receipts_are_found_and_add_up_by_model(store: Arc<dyn Store>) {
+    let other = KeyId::of_api_key("other");
+    let others = Receipt { owner: other.clone(), at: at(9), ..receipt("a", 100) };
+    store.add_receipts(vec![]).await.unwrap();
+    store.add_receipts(vec![receipt("a", 1), receipt("b", 2), receipt("a", 3)]).await.unwrap();
+    let elsewhere = Receipt { model: "n/x".into(), ..receipt("c", 4) };
+    store.add_receipts(vec![others.clone(), elsewhere, receipt("b", 5)]).await.unwrap();
+
+    let found = async |owner: Option<&KeyId>, id: &str| store.receipt(owner.cloned(), id).await.unwrap();
+    let of = |receipt: Receipt| Some(StoredReceipt { owner: receipt.owner, record: receipt.record });
+    assert_eq!(found(Some(&owner()), "a").await, of(receipt("a", 3)), "the last of them stays");
+    assert_eq!(found(Some(&owner()), "b").await, of(receipt("b", 5)));
+    assert_eq!(found(Some(&other), "a").await, of(others.clone()));
+    assert_eq!(found(None, "a").await, of(others), "the newest");
+    assert_eq!(found(Some(&other), "b").await, None);
+    assert_eq!(found(None, "d").await, None);
+
+    let day = START / 86_400;
+    let used = |owner: &KeyId, model: &str, requests, tokens| ModelUsage {
+        owner: owner.clone(),
+        day,
+        model: model.into(),
+        requests,
+        prompt_tokens: tokens,
+        completion_tokens: 2 * tokens,
+    };
+    let mine = [used(&owner(), "m", 4, 11), used(&owner(), "n/x", 1, 4)];
+    let all = UsageFilter { owner: None, from: 0, to: day };
+    let only = UsageFilter { owner: Some(owner()), ..all.clone() };
+    assert_eq!(store.model_usage(only.clone(), None, 10).await.unwrap(), mine);
+    let after = Some((day, owner(), "m".to_owned()));
+    assert_eq!(store.model_usage(only.clone(), after, 10).await.unwrap(), mine[1..]);
+    assert_eq!(store.model_usage(only, None, 1).await.unwrap(), mine[..1]);
+    assert_eq!(store.model_usage(all.clone(), None, 10).await.unwrap().len(), 3);
+    let before = UsageFilter { to: day - 1, ..all };
+    assert_eq!(store.model_usage(before, None, 10).await.unwrap(), []);
+}
+
+pub(crate) async fn old_receipts_are_forgotten_and_their_use_is_not(store: Arc<dyn Store>) {
+    store.add_receipts(vec![receipt("old", 1), receipt("new", 2)]).await.unwrap();
+    assert_eq!(store.prune_receipts(at(2)).await.unwrap(), 1);
+    assert_eq!(store.prune_receipts(at(2)).await.unwrap(), 0);
+    assert_eq!(store.receipt(None, "old").await.unwrap(), None);
+    assert!(store.receipt(None, "new").await.unwrap().is_some());
+    let all = UsageFilter { owner: None, from: 0, to: u64::from(u32::MAX) };
+    assert_eq!(store.model_usage(all, None, 10).await.unwrap()[0].requests, 2);
 }
 
 fn answer() -> StoredAnswer {

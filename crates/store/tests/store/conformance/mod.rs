@@ -42,6 +42,8 @@ macro_rules! each_case {
             artifacts::unfinished_tasks_come_in_portions
             calls::keys_are_kept_listed_and_revoked
             calls::use_adds_up_by_key_and_day
+            calls::receipts_are_found_and_add_up_by_model
+            calls::old_receipts_are_forgotten_and_their_use_is_not
             calls::a_request_is_carried_out_once
             calls::a_lost_request_may_begin_again
             calls::webhooks_walk_their_tasks_history
