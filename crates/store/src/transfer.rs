@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 /// All tables, in an order in which each comes after those that it refers to.
-pub static TABLES: [Table; 10] = [
+pub static TABLES: [Table; 16] = [
     Table {
         name: "tasks",
         columns: &[
