@@ -81,6 +81,49 @@ async fn wrong_and_large_bytes_are_refused_and_not_kept() {
 }
 
 #[tokio::test]
+async fn a_key_stores_no_more_than_its_quota() {
+    let rig = Rig::start_in(TempDir::new().unwrap(), |config| config.artifact_quota = Some(1000)).await;
+    rig.store(&[1; 600]).await;
+    let put = |bytes: Vec<u8>| {
+        let path = format!("/v1/artifacts/{}", Digest::of(&bytes));
+        rig.request(Method::PUT, &path).body(bytes)
+    };
+    let over = answer(put(vec![2; 401])).await;
+    assert_error(&over, 413, "quota_exceeded");
+    let pieces: Vec<_> = (0..5).map(|_| Ok::<_, std::io::Error>(vec![2; 100])).collect();
+    let undeclared = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+    let path = format!("/v1/artifacts/{}", Digest::of(&[2; 500]));
+    let over = answer(rig.request(Method::PUT, &path).body(undeclared)).await;
+    assert_error(&over, 413, "quota_exceeded");
+    assert_error(&rig.get(&path).await, 404, "not_found");
+    // What is stored already takes no room.
+    assert_eq!(put(vec![1; 600]).send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(put(vec![3; 400]).send().await.unwrap().status(), StatusCode::CREATED);
+    let path = format!("/v1/artifacts/{}", Digest::of(b"4"));
+    let other = rig.bare(Method::PUT, &path).bearer_auth(rig.other_key().await).body("4");
+    assert_eq!(other.send().await.unwrap().status(), StatusCode::CREATED, "another's quota is its own");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn two_relays_can_share_the_artifacts_of_a_folder() {
+    let shared = TempDir::new().unwrap();
+    let start = async || {
+        let folder = shared.path().to_owned();
+        Rig::start_in(TempDir::new().unwrap(), |config| config.artifacts = folder.into()).await
+    };
+    let (first, second) = (start().await, start().await);
+    let digest = first.store(b"for both").await;
+    // Each has a store of its own here: to the second they are nobody's until somebody stores them there.
+    assert_error(&second.get(&format!("/v1/artifacts/{digest}")).await, 404, "not_found");
+    second.store(b"for both").await;
+    let read = second.request(Method::GET, &format!("/v1/artifacts/{digest}")).send().await.unwrap();
+    assert_eq!(read.bytes().await.unwrap(), "for both");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_waits_need_not_send_what_is_there() {
     let rig = Rig::start().await;
     let digest = rig.store(b"known bytes").await;

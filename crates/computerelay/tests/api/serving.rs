@@ -4,6 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use computerelay::TlsConfig;
+use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ProtocolVersion, RootCertStore};
@@ -70,14 +71,14 @@ async fn https_is_tls_1_3_with_http_2() {
 #[tokio::test]
 async fn the_end_lets_requests_finish() {
     let rig = Rig::start().await;
-    let (pieces, body) = tokio::sync::mpsc::channel::<Result<&'static [u8], std::io::Error>>(1);
+    let (pieces, body) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
     let body =
         futures_util::stream::unfold(body, async |mut body| body.recv().await.map(|piece| (piece, body)));
-    let digest = artifact::Digest::of(b"slowly");
+    let digest = artifact::Digest::of(&[FIRST_PIECE, b"and slowly"].concat());
     let upload =
         rig.request(Method::PUT, &format!("/v1/artifacts/{digest}")).body(reqwest::Body::wrap_stream(body));
     let upload = tokio::spawn(upload.send());
-    pieces.send(Ok(b"slo")).await.unwrap();
+    pieces.send(Ok(FIRST_PIECE.to_vec())).await.unwrap();
     // Taken from the channel once the connection stands.
     let place = pieces.reserve().await.unwrap();
     wait_until_uploading(&rig).await;
@@ -90,7 +91,7 @@ async fn the_end_lets_requests_finish() {
     })
     .await
     .expect("no connection is taken any more");
-    place.send(Ok(b"wly"));
+    place.send(Ok(b"and slowly".to_vec()));
     drop(pieces);
     assert_eq!(upload.await.unwrap().unwrap().status(), StatusCode::CREATED);
     rig.stop().await;
@@ -100,21 +101,29 @@ async fn the_end_lets_requests_finish() {
 async fn the_end_does_not_wait_for_ever() {
     let drain = std::time::Duration::from_millis(100);
     let rig = Rig::start_in(TempDir::new().unwrap(), |config| config.drain = drain).await;
-    let body = reqwest::Body::wrap_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+    let first = futures_util::stream::iter([Ok::<_, std::io::Error>(FIRST_PIECE)]);
+    let body = reqwest::Body::wrap_stream(first.chain(futures_util::stream::pending()));
     let digest = artifact::Digest::of(b"never");
     let upload = tokio::spawn(rig.request(Method::PUT, &format!("/v1/artifacts/{digest}")).body(body).send());
     wait_until_uploading(&rig).await;
     let dir = rig.stop().await;
     assert!(upload.await.unwrap().is_err(), "it was cut off");
-    let left = std::fs::read_dir(dir.path().join("store/blobs/tmp")).unwrap().count();
-    assert_eq!(left, 0, "nothing is left of it");
+    assert_eq!(files_in(&dir.path().join("store/blobs")), 0, "nothing is left of it");
+}
+
+/// More than a relay holds in memory of an upload.
+const FIRST_PIECE: &[u8] = &[7; 300_000];
+
+fn files_in(blobs: &std::path::Path) -> usize {
+    let shards = std::fs::read_dir(blobs).unwrap();
+    shards.map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap().count()).sum()
 }
 
 /// Waits until the relay has begun to write a blob.
 async fn wait_until_uploading(rig: &Rig) {
-    let partial = rig.dir.path().join("store/blobs/tmp");
+    let blobs = rig.dir.path().join("store/blobs");
     let begun = async {
-        while std::fs::read_dir(&partial).unwrap().next().is_none() {
+        while files_in(&blobs) == 0 {
             tokio::task::yield_now().await;
         }
     };

@@ -86,6 +86,8 @@ pub(crate) struct Script {
     /// What it says it holds when it connects.
     pub(crate) attempts: Vec<AttemptKey>,
     pub(crate) unacked_proofs: Vec<AttemptKey>,
+    /// Whether its attempts say more than anybody reads.
+    pub(crate) babbles: bool,
 }
 
 impl Script {
@@ -100,6 +102,7 @@ impl Script {
             beats: Beats::True,
             attempts: Vec::new(),
             unacked_proofs: Vec::new(),
+            babbles: false,
         }
     }
 
@@ -220,6 +223,10 @@ pub(crate) struct State {
     pub(crate) assignments: Vec<Assignment>,
     pub(crate) held: Vec<AttemptKey>,
     pub(crate) called_off: Vec<AttemptKey>,
+    /// What its attempts said, one line each.
+    pub(crate) said: Vec<String>,
+    /// Bytes of babble that were sent.
+    pub(crate) babbled: usize,
 }
 
 impl Agent {
@@ -244,6 +251,11 @@ impl Agent {
         let state =
             self.sees("an offer", |state| state.assignments.iter().any(|a| a.task_id == task_id)).await;
         state.assignments.iter().rev().find(is_it).cloned().unwrap()
+    }
+
+    /// Has its attempts say a line.
+    pub(crate) fn says(&self, line: &str) {
+        self.shared.state.send_modify(|state| state.said.push(line.to_owned()));
     }
 
     /// Forgets all attempts, as a host does that was restarted.
@@ -318,6 +330,10 @@ impl Shared {
                 self.state.send_modify(|state| state.assignments.push(assignment.clone()));
                 self.offered(&assignment).await
             }
+            (&Method::GET, path) if path.ends_with("/logs") => {
+                let task_id = path.strip_prefix("/tasks/").unwrap().strip_suffix("/logs").unwrap();
+                self.logs(task_id.parse().unwrap(), request.uri().query().unwrap())
+            }
             (&Method::DELETE, _) => {
                 let task_id = path.strip_prefix("/tasks/").unwrap().parse().unwrap();
                 let attempt =
@@ -331,6 +347,46 @@ impl Shared {
             }
             other => panic!("unexpected request {other:?}"),
         }
+    }
+
+    /// What an attempt said, and with `follow=true` what it says until it is over.
+    fn logs(&self, task_id: TaskId, query: &str) -> Response<Body> {
+        let mut state = self.state.subscribe();
+        if !state.borrow().assignments.iter().any(|assignment| assignment.task_id == task_id) {
+            let body = ErrorBody::new(ErrorCode::NotFound, "this host does not know the task");
+            return respond(StatusCode::NOT_FOUND, serde_json::to_vec(&body).unwrap());
+        }
+        if self.script.babbles {
+            let state = self.state.clone();
+            let babble = stream::repeat_with(move || {
+                state.send_modify(|state| state.babbled += 8192);
+                frame([vec![b'x'; 8191], vec![b'\n']].concat())
+            });
+            return Response::new(StreamBody::new(babble).boxed_unsync());
+        }
+        let (from, follow) = query.split_once('&').unwrap();
+        let from: usize = from.strip_prefix("from=").unwrap().parse().unwrap();
+        let follow = follow == "follow=true";
+        state.mark_changed();
+        let lines = stream::unfold((state, from), move |(mut state, next)| async move {
+            loop {
+                state.changed().await.unwrap();
+                let now = state.borrow_and_update().clone();
+                let lines: Vec<String> = (next..now.said.len())
+                    .map(|n| format!("{{\"n\":{n},\"stream\":\"stdout\",\"text\":\"{}\"}}\n", now.said[n]))
+                    .collect();
+                if !lines.is_empty() {
+                    if !follow || !now.held.iter().any(|held| held.task_id == task_id) {
+                        state.mark_changed();
+                    }
+                    return Some((frame(lines.concat().into_bytes()), (state, now.said.len())));
+                }
+                if !follow || !now.held.iter().any(|held| held.task_id == task_id) {
+                    return None;
+                }
+            }
+        });
+        Response::new(StreamBody::new(lines).boxed_unsync())
     }
 
     async fn offered(&self, assignment: &Assignment) -> Response<Body> {

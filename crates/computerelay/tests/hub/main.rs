@@ -5,6 +5,7 @@
 mod agent;
 #[cfg(target_os = "linux")]
 mod flood;
+mod logs;
 mod offers;
 mod recovery;
 mod registration;

@@ -239,7 +239,8 @@ async fn a_task_does_not_go_back_to_who_failed_it_by_its_own_fault_while_another
     relay.reaches(task_id, Status::Accepted, 1).await;
     assert_eq!(relay.tell(task_id, "fail", &second.failure(&old)).await.0, 200);
     second.finish(&old);
-    let waits = format!("before trying {} again (attempt 1 failed: out_of_fuel)", second.address());
+    let waits =
+        format!("before trying {} again (attempt 1 failed: out_of_fuel; raise the fuel", second.address());
     let explanation = relay.explains(task_id, |explanation| explanation.summary.contains(&waits)).await;
     assert!(explanation.summary.starts_with("waits "), "{}", explanation.summary);
 

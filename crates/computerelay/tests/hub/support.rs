@@ -113,6 +113,11 @@ impl Relay {
         url
     }
 
+    /// A request with this API key, or with the first one.
+    pub(crate) fn ask(&self, path: &str, key: Option<&str>) -> reqwest::RequestBuilder {
+        self.http.get(self.base.join(path).unwrap()).bearer_auth(key.unwrap_or(API_KEY))
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
         let request = self.http.get(self.base.join(path).unwrap()).bearer_auth(API_KEY);
         let response = within(path, request.send()).await.unwrap();

@@ -1,6 +1,6 @@
 use taskmarket::{
-    Amount, ContentHash, Domain, Event, Lease, Provider, ReleaseReason, Runtime, Task, TaskConfig, apply,
-    publish,
+    Amount, ComputeProof, ContentHash, Domain, Event, Failure, Lease, Provider, ReleaseReason, Runtime,
+    Submission, Task, TaskConfig, apply, publish,
 };
 use wallet::Wallet;
 
@@ -127,6 +127,63 @@ fn what_is_told_late_changes_nothing() {
     let other = NodeKey { provider: Address::repeat_byte(2), ..key(1) };
     assert!(waiting.tries.last(&other).is_none());
     assert!(floor.scores.is_behind(&key(1).provider, now));
+}
+
+/// The task, open again after its holder failed it with this code.
+fn failed(held: &TaskRecord, code: &str) -> TaskRecord {
+    let mut record = held.clone();
+    let provider = held.provider.unwrap().0;
+    let attempt = held.attempts;
+    record.failure = Some(Failure { attempt, provider, code: code.to_owned(), message: String::new() });
+    record.state = State::Open;
+    record.version += 1;
+    record
+}
+
+#[test]
+fn what_is_the_requesters_making_is_not_held_against_the_provider_until_another_shows_otherwise() {
+    for (code, is_blamed) in [("io", true), ("unheard_of", true), ("out_of_fuel", false)] {
+        let (mut floor, now) = (floor(), Instant::now());
+        let (first, host) = (held(&open(5)), Some(key(1).node_id));
+        let again = failed(&first, code);
+        floor.absorb(&first, host, None, now);
+        floor.absorb(&again, host, Some(Word::Signature), now);
+        let provider = key(1).provider;
+        assert_eq!(floor.scores.is_behind(&provider, now), is_blamed, "{code}");
+
+        let other = Wallet::random();
+        let mut second = held(&again);
+        second.attempts = 2;
+        second.provider = Some(Provider(other.address()));
+        let lease = Lease {
+            provider: other.address(),
+            attempt: 2,
+            since: Timestamp::from_unix(6),
+            until: Timestamp::from_unix(9_000),
+        };
+        second.state = State::Accepted { lease };
+        floor.absorb(&second, host, None, now);
+        let proof = ComputeProof {
+            task_id: second.id,
+            provider: other.address(),
+            attempt: 2,
+            model_hash: ContentHash([1; 32].into()),
+            input_hash: ContentHash([2; 32].into()),
+            result_hash: ContentHash([3; 32].into()),
+            result_cid: "https://results.example/r".parse().unwrap(),
+            started_at: Timestamp::from_unix(6),
+            finished_at: Timestamp::from_unix(7),
+            gpu_name: "CPU".to_owned(),
+        };
+        let proof = other.sign(&proof, &Domain::UNSETTLED).unwrap();
+        let mut done = second.clone();
+        let at = Timestamp::from_unix(7);
+        done.state = State::Submitted { submission: Submission { proof, at }, dispute_until: at };
+        done.version += 1;
+        floor.absorb(&done, host, Some(Word::Signature), now);
+        assert!(floor.scores.is_behind(&provider, now), "{code}: another did what it called impossible");
+        assert!(!floor.scores.is_behind(&other.address(), now));
+    }
 }
 
 #[test]
