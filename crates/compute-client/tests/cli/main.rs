@@ -4,6 +4,7 @@
 
 mod data;
 mod lies;
+mod logs;
 mod publish;
 mod support;
 mod usage;

@@ -27,6 +27,8 @@ use crate::error::ApiError;
 const PAUSE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long sending may take in all, besides the time for its bytes.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
+/// As many bytes of what is refused are read before the answer, so that clients which send first and read then get to see it.
+const HEARD_OUT: u64 = 64 << 20;
 /// The slowest that bytes may come on average, in a second.
 const SLOWEST: u64 = 16 * 1024;
 
@@ -132,7 +134,16 @@ pub(super) async fn put(
     }
     // A result is paid for: what it takes counts, but is not refused.
     let space = match &caller {
-        Caller::Key(key) => Some(artifacts.reserve(key, declared).await.map_err(put_error)?),
+        Caller::Key(key) => match artifacts.reserve(key, declared).await {
+            Ok(space) => Some(space),
+            Err(refused) => {
+                // As above, but not for long: whoever sends more finds the connection closed.
+                if !waits {
+                    let _ = discard(bounded(request.into_body(), None, None), HEARD_OUT).await;
+                }
+                return Err(put_error(refused));
+            }
+        },
         Caller::Attempt(_) => None,
     };
     let is_bounded = space.is_some();

@@ -8,6 +8,7 @@
 #[path = "../api/agent.rs"]
 #[allow(dead_code, reason = "the tests of the API use the rest of it")]
 mod agent;
+mod bucket;
 #[path = "../api/rig.rs"]
 #[allow(dead_code, reason = "the tests of the API use the rest of it")]
 mod rig;
