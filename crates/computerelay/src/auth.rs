@@ -102,7 +102,8 @@ impl Access {
             Err(refused) => self.anonymous(peer, Identity(Err(refused))),
             Ok(caller) => {
                 let standing = self.take(&caller);
-                let refused = standing.and_then(|standing| standing.check("this API key").err());
+                let refused =
+                    standing.and_then(|standing| standing.check("this API key", "make", "requests").err());
                 if refused.is_none() {
                     self.keys.count(&caller.id, now);
                 }
@@ -114,14 +115,14 @@ impl Access {
     fn anonymous(&self, peer: IpAddr, identity: Identity) -> Admission {
         let limit = self.anonymous_per_minute;
         let standing = limit.map(|limit| self.by_address.take(network(peer), limit, Instant::now()));
-        let refused = standing.and_then(|standing| standing.check(ANONYMOUS).err());
+        let refused = standing.and_then(|standing| standing.check(ANONYMOUS, "make", "requests").err());
         // Only keys are told where they stand: what is left to an address is its neighbours' too.
         Admission { identity, standing: None, refused }
     }
 
     fn may_guess(&self, peer: IpAddr) -> Result<(), ApiError> {
         let Some(limit) = self.anonymous_per_minute else { return Ok(()) };
-        self.by_address.peek(network(peer), limit, Instant::now()).check(ANONYMOUS)
+        self.by_address.peek(network(peer), limit, Instant::now()).check(ANONYMOUS, "make", "requests")
     }
 
     fn take(&self, caller: &Caller) -> Option<Standing> {

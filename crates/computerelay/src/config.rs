@@ -8,6 +8,7 @@ use daemon::{LogArgs, Secret, ShutdownArgs, parse_listen, read_secret_file};
 use url::Url;
 
 use crate::artifacts::ArtifactLocation;
+use crate::gateway::{GatewayArgs, GatewayConfig};
 use crate::location::StoreLocation;
 use crate::misuse::Misuse;
 
@@ -179,6 +180,10 @@ pub struct Args {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
+    pub gateway: GatewayArgs,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
     pub log: LogArgs,
 
     #[command(flatten)]
@@ -237,6 +242,8 @@ pub struct Config {
     pub max_sessions: usize,
     /// How long sessions are kept after they ended.
     pub keep_sessions: Duration,
+    /// Limits and deadlines of inference.
+    pub gateway: GatewayConfig,
 }
 
 /// Where and how HTTPS is served.
@@ -277,6 +284,7 @@ impl Config {
             max_connections_per_ip: 256,
             max_sessions: 10_000,
             keep_sessions: days(90),
+            gateway: GatewayConfig::default(),
         }
     }
 
@@ -327,6 +335,7 @@ impl Config {
             max_connections_per_ip: whole(args.max_connections_per_ip.into()),
             max_sessions: whole(args.max_sessions.into()),
             keep_sessions: days(args.keep_sessions.into()),
+            gateway: (&args.gateway).into(),
         })
     }
 }
@@ -416,6 +425,7 @@ mod tests {
         assert_eq!(config.tls.as_ref().unwrap().listen.port(), 443);
         assert_eq!(config.public_urls.len(), 1);
         assert_eq!(config.max_body_bytes, 262_144);
+        assert_eq!(config.gateway, GatewayConfig::default());
         assert_eq!((config.max_sessions, config.keep_sessions.as_secs()), (10_000, 7_776_000));
         assert!(!format!("{config:?}").contains("k-123456"));
     }

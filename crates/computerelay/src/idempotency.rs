@@ -1,7 +1,8 @@
 //! `Idempotency-Key`: a POST that is sent again is answered with the first one's answer, and carried out once.
 //!
 //! It is honoured where the request carries an API key, for [`store::ANSWER_KEPT_SECS`]. What asks to be tried again (408, 429, 5xx) is
-//! not kept, nor is an answer that is streamed or larger than [`MAX_KEPT_BYTES`]: then the next request is carried out.
+//! not kept, nor is an answer that is streamed or larger than [`MAX_KEPT_BYTES`]: then the next request is carried out. Inference takes
+//! no notice of the header: no two answers of a model need be alike, and most are streamed.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use rpc::error::ErrorCode;
+use rpc::inference::InferenceKind;
 use sha2::{Digest, Sha256};
 use store::{Begun, IN_FLIGHT_SECS, KeyId, StoredAnswer};
 use tracing::Instrument;
@@ -46,6 +48,9 @@ struct Name {
 
 /// Every request passes here, behind [`crate::auth::identify`].
 pub(crate) async fn honour(State(app): State<App>, request: Request<Body>, next: Next) -> Response {
+    if InferenceKind::ALL.iter().any(|kind| kind.path() == request.uri().path()) {
+        return next.run(request).await;
+    }
     let owner = request.extensions().get::<Identity>().and_then(Identity::maybe).map(|caller| &caller.id);
     let answer = match (request.method(), owner, request.headers().contains_key(KEY)) {
         (&Method::POST, Some(owner), true) => match key(request.headers()) {

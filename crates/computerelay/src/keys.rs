@@ -37,6 +37,8 @@ pub(crate) struct Caller {
     pub(crate) id: KeyId,
     /// Requests a minute; `None` for no limit.
     pub(crate) requests_per_minute: Option<u32>,
+    /// Tokens of inference a minute; `None` for no limit.
+    pub(crate) tokens_per_minute: Option<u32>,
     scopes: Arc<[Scope]>,
 }
 
@@ -105,7 +107,9 @@ impl ApiKeys {
     pub(crate) fn new<'a>(store: Arc<dyn Store>, fixed: impl IntoIterator<Item = &'a Secret>) -> Self {
         let of_command_line = |key: &Secret| {
             let id = KeyId::of_api_key(key.expose());
-            (sha256(key.expose()), Caller { id, requests_per_minute: None, scopes: Scope::ALL.into() })
+            let (requests_per_minute, tokens_per_minute) = (None, None);
+            let scopes = Scope::ALL.into();
+            (sha256(key.expose()), Caller { id, requests_per_minute, tokens_per_minute, scopes })
         };
         let fixed = fixed.into_iter().map(of_command_line).collect();
         Self { store, fixed, remembered: Mutex::default(), used: Mutex::default() }
@@ -153,8 +157,8 @@ impl ApiKeys {
                 return Err(ApiError::new(ErrorCode::InvalidApiKey, message).with_param("authorization"));
             }
         };
-        let caller =
-            Caller { id, requests_per_minute: stored.requests_per_minute, scopes: stored.scopes.into() };
+        let NewKey { requests_per_minute, tokens_per_minute, scopes, .. } = stored;
+        let caller = Caller { id, requests_per_minute, tokens_per_minute, scopes: scopes.into() };
         let found = Found { caller: caller.clone(), expires_at: stored.expires_at, at: Instant::now() };
         self.remember(key.hash, found, revocations);
         Ok(caller)

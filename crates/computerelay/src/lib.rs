@@ -5,6 +5,7 @@
 //! - `api`: the HTTP API, thin handlers over the two below.
 //! - `artifacts`: the bytes that tasks name and results are, and what becomes of them.
 //! - `market`: where tasks change, by the rules of crate `taskmarket`, durably.
+//! - `gateway`: inference requests, brought to hosts that serve the model.
 //! - `hub`: the providers' connections; it offers them tasks and watches over attempts and time.
 
 mod api;
@@ -14,6 +15,7 @@ mod availability;
 mod commands;
 mod config;
 mod error;
+mod gateway;
 mod hub;
 mod idempotency;
 mod keys;
@@ -32,6 +34,7 @@ mod webhooks;
 pub use artifacts::{ArtifactLocation, ParseLocationError};
 pub use commands::Cli;
 pub use config::{Args, Config, TlsConfig};
+pub use gateway::{GatewayArgs, GatewayConfig};
 pub use location::StoreLocation;
 pub use misuse::Misuse;
 pub use relay::{Relay, build, serve};

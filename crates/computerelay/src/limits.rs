@@ -1,4 +1,5 @@
-//! How often somebody may ask: token buckets, one for each API key and one for each address that comes without a key.
+//! How often somebody may ask: token buckets, one for each API key and one for each address that comes without a key; and how many tokens
+//! of inference a key may use, which are known only once they are used: whoever used too many waits until their bucket is above zero.
 //!
 //! Buckets live in this relay's memory. A fleet lets a key through as often as its limit says at each relay.
 
@@ -15,6 +16,9 @@ use crate::error::ApiError;
 
 /// Buckets that are kept of each kind. One takes some 100 bytes.
 const MAX_BUCKETS: usize = 65_536;
+
+/// How long a bucket takes to come back to zero at most, in minutes.
+const MAX_DEBT_MINUTES: f64 = 10.0;
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
@@ -77,9 +81,9 @@ impl Standing {
 
     /// # Errors
     /// 429 where the request is one too many.
-    pub(crate) fn check(&self, whose: &str) -> Result<(), ApiError> {
+    pub(crate) fn check(&self, whose: &str, does: &str, what: &str) -> Result<(), ApiError> {
         let Some(wait) = self.wait else { return Ok(()) };
-        let message = format!("{whose} may make {} requests a minute", self.limit);
+        let message = format!("{whose} may {does} {} {what} a minute", self.limit);
         Err(ApiError::new(ErrorCode::RateLimited, message)
             .with_header(http::header::RETRY_AFTER, HeaderValue::from(whole_secs(wait).max(1))))
     }
@@ -90,13 +94,13 @@ fn whole_secs(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-impl<K: Eq + Hash> Default for Buckets<K> {
+impl<K: Eq + Hash + Clone> Default for Buckets<K> {
     fn default() -> Self {
         Self::with_capacity(MAX_BUCKETS)
     }
 }
 
-impl<K: Eq + Hash> Buckets<K> {
+impl<K: Eq + Hash + Clone> Buckets<K> {
     fn with_capacity(capacity: usize) -> Self {
         Self { buckets: Mutex::default(), capacity }
     }
@@ -109,6 +113,16 @@ impl<K: Eq + Hash> Buckets<K> {
     /// Looks whether a request could be taken, and takes none.
     pub(crate) fn peek(&self, key: K, per_minute: u32, now: Instant) -> Standing {
         self.with(key, per_minute, now, 0.0)
+    }
+
+    /// Takes what was used already out of a bucket, be it in it or not.
+    pub(crate) fn charge(&self, key: K, per_minute: u32, amount: u64, now: Instant) {
+        self.with(key.clone(), per_minute, now, 0.0);
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = buckets.get_mut(&key) {
+            let most = f64::from(per_minute) * MAX_DEBT_MINUTES;
+            bucket.level = (bucket.level - amount as f64).max(-most);
+        }
     }
 
     fn with(&self, key: K, per_minute: u32, now: Instant, amount: f64) -> Standing {
@@ -168,7 +182,7 @@ mod tests {
         let refused = buckets.take("key", 60, start);
         assert_eq!(refused.wait, Some(Duration::from_secs(1)));
         assert_eq!(refused.reset, Duration::from_secs(60));
-        assert!(refused.check("this key").is_err());
+        assert!(refused.check("this key", "make", "requests").is_err());
         assert!(buckets.take("another", 60, start).wait.is_none(), "each has its own");
 
         let later = start + Duration::from_millis(1001);
@@ -190,6 +204,16 @@ mod tests {
         }
         assert!(buckets.take("address", 1, now).wait.is_none());
         assert!(buckets.peek("address", 1, now).wait.is_some());
+    }
+
+    #[test]
+    fn what_was_used_is_owed_and_no_more_than_ten_minutes_of_it() {
+        let (buckets, start) = (Buckets::default(), Instant::now());
+        buckets.charge("key", 60, 90, start);
+        assert_eq!(buckets.peek("key", 60, start).wait, Some(Duration::from_secs(31)));
+        assert!(buckets.peek("key", 60, start + Duration::from_secs(32)).wait.is_none());
+        buckets.charge("key", 60, u64::MAX, start);
+        assert_eq!(buckets.peek("key", 60, start).wait, Some(Duration::from_secs(601)));
     }
 
     #[test]

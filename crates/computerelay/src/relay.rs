@@ -17,6 +17,7 @@ use crate::api::{App, Attempts, BodyLimits, LogReaders, Shared, router};
 use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::config::{Args, Config};
+use crate::gateway::Gateway;
 use crate::hub::{Hub, HubConfig};
 use crate::keys::{self, ApiKeys};
 use crate::location::{StoreLocation, with_password};
@@ -91,6 +92,8 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
     let keys = ApiKeys::new(Arc::clone(&store), &config.api_keys);
     let access = Access::new(keys, market.tokens().clone(), config.anonymous_requests_per_minute);
     let hub = Hub::new(Arc::clone(&market), hub_config(&config));
+    let models = Arc::clone(hub.models());
+    let gateway = Gateway::new(&config.relay_id, config.gateway.clone(), models, Arc::clone(&store));
     let webhooks = Webhooks::new(Arc::clone(&market), config.allow_private_webhooks)
         .context("webhooks cannot be set up")?;
     let app = App::new(Shared {
@@ -100,6 +103,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         metrics: Metrics::new(market.commits()),
         market,
         hub,
+        gateway,
         webhooks,
         attempts: Attempts::new(config.max_artifact_bytes),
         logs: LogReaders::default(),
@@ -242,6 +246,9 @@ impl Relay {
         }
         server.tasks.spawn(Arc::clone(&self.app.webhooks).run(stopping.clone()));
         server.tasks.spawn(upkeep::run(self.app.clone(), self.keep, stopping.clone()));
+        // Records are kept until the last request has ended.
+        let served = CancellationToken::new();
+        let records = tokio::spawn(Arc::clone(&self.app.gateway).run(served.clone()));
         let hub = Arc::clone(&self.app.hub);
         let mut hub = tokio::spawn({
             let stopping = stopping.clone();
@@ -265,6 +272,10 @@ impl Relay {
                 .context("looking after providers failed")
                 .and_then(|()| anyhow::bail!("looking after providers ended by itself")),
         };
+        served.cancel();
+        if let Err(error) = records.await {
+            tracing::error!(%error, "keeping records of inference failed");
+        }
         keys::write_down(&self.app.access.keys).await;
         daemon::drain("broken uploads", DROP_DEADLINE, self.app.market.artifacts().close()).await;
         self.store.close().await;

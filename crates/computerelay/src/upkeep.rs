@@ -13,7 +13,7 @@ use crate::keys::{DAY, write_down};
 const WRITE_EVERY: Duration = Duration::from_secs(10);
 /// How often kept answers that are over are forgotten.
 const ANSWERS_EVERY: Duration = Duration::from_secs(600);
-/// How often old sessions are forgotten.
+/// How often old sessions and records of inference are forgotten.
 const SESSIONS_EVERY: Duration = Duration::from_secs(DAY);
 /// How often unused artifacts are removed.
 const ARTIFACTS_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -49,6 +49,7 @@ async fn look_after_store(app: &App, keep_sessions: Duration, stopping: &Cancell
             _ = sessions.tick() => {
                 // There may be many; the end need not wait for them.
                 stopping.run_until_cancelled(forget_sessions(app, keep_sessions)).await;
+                stopping.run_until_cancelled(forget_receipts(app)).await;
             }
         }
     }
@@ -84,6 +85,13 @@ async fn forget_sessions(app: &App, keep: Duration) {
         Ok(0) => {}
         Ok(sessions) => tracing::info!(sessions, "old sessions were forgotten"),
         Err(error) => tracing::warn!(%error, "old sessions could not be forgotten"),
+    }
+}
+
+async fn forget_receipts(app: &App) {
+    let keep = app.gateway.keep_receipts();
+    if let Err(error) = app.market.store().prune_receipts(ago(app, keep.as_secs())).await {
+        tracing::warn!(%error, "old records of inference could not be forgotten");
     }
 }
 

@@ -128,6 +128,8 @@ codes! {
     Forbidden = "forbidden", 403, -32003;
     /// There is no such thing.
     NotFound = "not_found", 404, -32004;
+    /// No host that ever was here lately serves this model; the message names those with the nearest names.
+    ModelNotFound = "model_not_found", 404, -32004;
     /// The path knows no such method.
     MethodNotAllowed = "method_not_allowed", 405, -32601;
     /// The client took too long.
@@ -156,8 +158,14 @@ codes! {
     RateLimited = "rate_limited", 429, -32029;
     /// A fault of the relay's own.
     Internal = "internal", 500, -32603;
+    /// The host's answer broke off after it had begun. It stands in the stream, for its status was sent.
+    ProviderFailed = "provider_failed", 502, -32052;
     /// The relay cannot serve this now; wait as `Retry-After` says.
     Unavailable = "unavailable", 503, -32053;
+    /// No host can serve this model now, or those that were asked failed; wait as `Retry-After` says.
+    NoProviderAvailable = "no_provider_available", 503, -32053;
+    /// The request took longer than its deadline.
+    DeadlineExceeded = "deadline_exceeded", 504, -32054;
 }
 
 impl ErrorCode {

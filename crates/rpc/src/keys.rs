@@ -134,4 +134,21 @@ pub struct UsageView {
     pub key_id: String,
     /// Requests that were let through.
     pub requests: u64,
+    /// The models that served some of them.
+    #[serde(default)]
+    pub models: Vec<ModelUsage>,
+}
+
+/// What a key used of a model on a day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ModelUsage {
+    /// Which model.
+    pub model: String,
+    /// Requests that it served.
+    pub requests: u64,
+    /// Tokens in.
+    pub prompt_tokens: u64,
+    /// Tokens out.
+    pub completion_tokens: u64,
 }

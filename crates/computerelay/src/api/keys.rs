@@ -9,6 +9,7 @@ use store::{KeyId, Scope, UsageFilter};
 use taskmarket::Timestamp;
 
 use super::extract::{Admin, AnyKey, Json, KeyPath, Query};
+use super::inference::models_used;
 use super::{App, MAX_PAGE};
 use crate::error::ApiError;
 use crate::idempotency::KeptBody;
@@ -121,11 +122,16 @@ pub(super) async fn usage(
     let after = query.cursor.as_deref().map(usage_cursor).transpose()?;
     // What was counted until now is to be seen.
     app.access.keys.write_usage().await?;
-    let rows = app.market.store().usage(UsageFilter { owner, from, to }, after, limit).await?;
-    let usage: Vec<_> = rows
-        .into_iter()
-        .map(|row| UsageView { day: date(row.day), key_id: row.owner.to_string(), requests: row.requests })
-        .collect();
+    app.gateway.flush().await;
+    let rows = app.market.store().usage(UsageFilter { owner: owner.clone(), from, to }, after, limit).await?;
+    let mut models = models_used(&app, owner, &rows).await?;
+    let view = |row: store::Usage| UsageView {
+        day: date(row.day),
+        key_id: row.owner.to_string(),
+        requests: row.requests,
+        models: models.remove(&(row.day, row.owner)).unwrap_or_default(),
+    };
+    let usage: Vec<_> = rows.into_iter().map(view).collect();
     let last = usage.last().filter(|_| usage.len() == limit);
     let next_cursor = last.map(|last| format!("{}.{}", last.day, last.key_id));
     Ok(axum::Json(UsagePage { usage, next_cursor }))

@@ -6,6 +6,7 @@ mod blob;
 mod events;
 mod evidence;
 mod extract;
+mod inference;
 mod jsonrpc;
 mod keys;
 mod logs;
@@ -35,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Access, identify};
 use crate::error::ApiError;
+use crate::gateway::Gateway;
 use crate::hub::Hub;
 use crate::idempotency::honour;
 use crate::market::Market;
@@ -66,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) market: Arc<Market>,
     /// The providers.
     pub(crate) hub: Arc<Hub>,
+    /// Inference.
+    pub(crate) gateway: Arc<Gateway>,
     /// Where tasks' events are sent to.
     pub(crate) webhooks: Arc<Webhooks>,
     /// What attempt tokens open.
@@ -139,6 +143,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/keys", post(keys::create).get(keys::list))
         .route("/v1/keys/{id}", get(keys::show).delete(keys::revoke))
         .route("/v1/usage", get(keys::usage))
+        .route("/v1/models", get(inference::models))
+        .route("/v1/models/{*id}", get(inference::model))
+        .route("/v1/receipts/{request_id}", get(inference::receipt))
         .route("/v1/info", get(overview::info))
         .route("/v1/providers", get(providers::list))
         .route("/v1/providers/{address}", get(reports::show))
@@ -155,8 +162,15 @@ pub(crate) fn router(app: App) -> Router {
         .route_layer(from_fn(within_deadline));
     let artifacts = Router::new()
         .route("/v1/artifacts/{sha256}", get(artifacts::get).head(artifacts::head).put(artifacts::put));
+    // They have deadlines of their own.
+    let inference = Router::new()
+        .route("/v1/chat/completions", post(inference::chat))
+        .route("/v1/completions", post(inference::complete))
+        .route("/v1/embeddings", post(inference::embed))
+        .route("/v1/responses", post(inference::respond));
     prompt
         .merge(artifacts)
+        .merge(inference)
         .merge(jsonrpc::router(app.clone()))
         .fallback(async || ApiError::not_found("such path; GET /v1/info says what this is"))
         .method_not_allowed_fallback(async || {

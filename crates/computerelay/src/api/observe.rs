@@ -19,8 +19,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static(rpc::REQUEST_ID_HEADER);
 const MAX_ID_BYTES: usize = 64;
 
 /// Runs a request.
-pub(super) async fn observe(State(app): State<App>, request: Request<Body>, next: Next) -> Response {
+pub(super) async fn observe(State(app): State<App>, mut request: Request<Body>, next: Next) -> Response {
     let id = request_id(request.headers());
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), %method, route);

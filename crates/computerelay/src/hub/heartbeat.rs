@@ -9,6 +9,7 @@ use futures_util::TryStreamExt as _;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use link::close_code;
+use rpc::inference::MAX_MODELS;
 use rpc::link::Heartbeat;
 use taskmarket::ReleaseReason;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::io::StreamReader;
 
 use super::Hub;
-use super::node::Live;
+use super::node::{Live, Node};
 
 /// The longest report, in bytes: room for the attempts and the models of the largest host.
 const MAX_LINE_BYTES: u64 = 512 * 1024;
@@ -118,9 +119,12 @@ async fn next_line(lines: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Vec
 fn read(line: &[u8]) -> Result<Heartbeat, Fault> {
     let mut beat: Heartbeat = serde_json::from_slice(line)
         .map_err(|error| Fault::protocol(format!("malformed heartbeat: {error}")))?;
-    if beat.warm_models.len() > MAX_WARM_MODELS || beat.attempts.len() > MAX_ATTEMPTS {
+    if beat.warm_models.len() > MAX_WARM_MODELS
+        || beat.models.len() > MAX_MODELS
+        || beat.attempts.len() > MAX_ATTEMPTS
+    {
         return Err(Fault::protocol(format!(
-            "heartbeat with more than {MAX_WARM_MODELS} models or {MAX_ATTEMPTS} attempts"
+            "heartbeat with more than {MAX_WARM_MODELS} models, {MAX_MODELS} served ones or {MAX_ATTEMPTS} attempts"
         )));
     }
     beat.unhealthy =
@@ -129,7 +133,17 @@ fn read(line: &[u8]) -> Result<Heartbeat, Fault> {
 }
 
 async fn take_in(hub: &Hub, live: &Live, beat: &Heartbeat) {
-    let heard = hub.floor().hear(live, beat, hub.config.settle(), Instant::now());
+    let (heard, is_open) = {
+        let mut floor = hub.floor();
+        let heard = floor.hear(live, beat, hub.config.settle(), Instant::now());
+        let node = floor.node(&live.key).filter(|node| node.live.generation == live.generation);
+        (heard, node.map(Node::is_open))
+    };
+    // A session that was fenced off has no say.
+    if let Some(is_open) = is_open {
+        let now = hub.market.now();
+        hub.models.hear(live.key, live.generation, &live.link, &beat.models, is_open, now);
+    }
     if heard.freed {
         hub.wake.notify_one();
     }

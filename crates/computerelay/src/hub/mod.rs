@@ -38,7 +38,7 @@ use rpc::error::ErrorCode;
 use rpc::relay::ProviderView;
 use scheduler::{Need, NodeKey};
 use taskmarket::{
-    Address, Bytes32, Domain, RegisterNode, ReleaseReason, Runtime, Task, TaskId, TaskRecord,
+    Address, Bytes32, Domain, NodeStatus, RegisterNode, ReleaseReason, Runtime, Task, TaskId, TaskRecord,
     UpdateNodeStatus, Verified, Word,
 };
 use tokio::sync::{Notify, Semaphore};
@@ -50,6 +50,7 @@ pub(crate) use config::HubConfig;
 
 use crate::auth::Peer;
 use crate::error::ApiError;
+use crate::gateway::Directory;
 use crate::market::Market;
 use crate::places::Places;
 use entries::CallOff;
@@ -66,6 +67,8 @@ pub(crate) struct Hub {
     market: Arc<Market>,
     config: HubConfig,
     floor: Mutex<Floor>,
+    /// What models the hosts serve.
+    models: Arc<Directory>,
     /// Set off when tasks that wait may fit.
     wake: Notify,
     /// Places for handshakes, of all together and of each peer.
@@ -110,6 +113,7 @@ impl Hub {
         Arc::new(Self {
             market,
             floor: Mutex::new(Floor::new(backoff, config.grace)),
+            models: Arc::default(),
             wake: Notify::new(),
             handshakes: Arc::new(Semaphore::new(config.max_handshakes)),
             peers: Places::new(config.max_handshakes_per_ip),
@@ -289,6 +293,7 @@ impl Hub {
         if let Some(status) = stored {
             let key = NodeKey { provider, node_id };
             self.floor().set_status(&key, status);
+            self.models.set_open(key, status == NodeStatus::Online);
             self.wake.notify_one();
         }
         Ok(())
@@ -304,6 +309,11 @@ impl Hub {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::NoSession, "this host never had a session here").with_param("node_id"))
+    }
+
+    /// What models the connected hosts serve.
+    pub(crate) fn models(&self) -> &Arc<Directory> {
+        &self.models
     }
 
     /// The hub in numbers.

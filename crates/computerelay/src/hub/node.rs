@@ -66,6 +66,12 @@ impl Node {
         }
     }
 
+    /// Whether it takes inference requests: it is neither leaving nor unhealthy. They have slots of their own.
+    pub(super) fn is_open(&self) -> bool {
+        let is_healthy = self.report.as_ref().is_none_or(|report| report.unhealthy.is_none());
+        self.status == NodeStatus::Online && is_healthy
+    }
+
     /// Tasks that it runs, by its own count or the relay's, whichever is higher: its report may be older than the last task given.
     pub(super) fn busy(&self) -> u32 {
         self.given.max(self.report.as_ref().map_or(0, |report| report.busy))

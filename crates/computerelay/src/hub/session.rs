@@ -46,6 +46,7 @@ struct Seat<'a> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
+        self.hub.models.leave(self.key, self.generation);
         if self.hub.floor().leave(self.key, self.generation, Instant::now()) {
             self.hub.wake.notify_one();
         }

@@ -20,6 +20,7 @@ use taskmarket::{
     ResolveDispute, TaskId, UpdateNodeStatus,
 };
 
+use super::inference;
 use super::operation::{Document, Operation};
 
 const OK: StatusCode = StatusCode::OK;
@@ -27,7 +28,7 @@ const CREATED: StatusCode = StatusCode::CREATED;
 const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
 
 const BYTES: &str = "application/octet-stream";
-const EVENT_STREAM: &str = "text/event-stream";
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain";
 
@@ -38,6 +39,7 @@ pub(super) fn describe(document: &mut Document) {
     artifacts(document);
     providers(document);
     keys(document);
+    inference::describe(document);
     overview(document);
     json_rpc(document);
 }
@@ -347,7 +349,7 @@ fn keys(document: &mut Document) {
             "get",
             "/v1/usage",
             "getUsage",
-            "Requests by day and API key: one's own, and all of them to an operator",
+            "Requests and tokens by day, API key and model: one's own, and all of them to an operator",
         )
         .any_key()
         .query::<UsageQuery>()

@@ -1,6 +1,7 @@
 //! The REST calls as a machine reads of them: an OpenAPI document, made from the types that the calls read and write.
 
 mod calls;
+mod inference;
 mod operation;
 
 use std::sync::LazyLock;
@@ -35,17 +36,23 @@ mod tests {
         begun.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next()).collect()
     }
 
+    /// A route as it is described: parameters that may hold slashes look like others.
+    fn described(route: &str) -> String {
+        route.replace("{*", "{")
+    }
+
     #[test]
     fn every_route_is_described() {
         let paths = document()["paths"].as_object().unwrap();
         let mut routes = routes(include_str!("../mod.rs"));
         assert!(routes.len() > 20, "{routes:?}");
         routes.extend([rpc::PROVIDER_CONNECT_PATH, super::super::jsonrpc::PATH]);
+        let routes: Vec<_> = routes.into_iter().map(described).collect();
         for route in &routes {
-            assert!(paths.contains_key(*route), "{route} is missing in openapi/calls.rs");
+            assert!(paths.contains_key(route), "{route} is missing in openapi/calls.rs");
         }
         for path in paths.keys() {
-            assert!(routes.contains(&path.as_str()), "{path} is described and not served");
+            assert!(routes.contains(path), "{path} is described and not served");
         }
     }
 

@@ -1,0 +1,353 @@
+//! What the relay reads of a request: model, fallbacks, preferences and how the conversation begins. One pass over the body; everything
+//! else in it is the engine's.
+
+use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use rpc::error::ErrorCode;
+use rpc::inference::{
+    FIRST_BYTE_HEADER, MAX_FALLBACKS, MAX_MODEL_ID_BYTES, Preferences, QUEUE_TIMEOUT_HEADER, TIMEOUT_HEADER,
+    TOKEN_HEADER,
+};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::config::GatewayConfig;
+use crate::error::ApiError;
+
+/// Turns that tell conversations apart, at most: those up to the first of the user.
+const MAX_TURNS: usize = 16;
+/// As much of a turn or a prompt as tells it apart, in bytes.
+const MAX_TURN_BYTES: usize = 4096;
+
+/// What a request asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    /// The model, and those to fall back to.
+    pub(super) models: Vec<String>,
+    pub(super) stream: bool,
+    pub(super) preferences: Preferences,
+    /// Tells conversations apart by how they begin.
+    pub(super) beginning: Option<u64>,
+    body: Bytes,
+    /// Where in the body the model's name is, quotes included.
+    named: Option<(usize, usize)>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    model: Option<&'a RawValue>,
+    #[serde(default)]
+    models: Option<Vec<String>>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    provider: Option<Preferences>,
+    #[serde(default)]
+    messages: Beginning,
+    #[serde(default)]
+    prompt: Beginning,
+    #[serde(default)]
+    input: Beginning,
+}
+
+impl Ask {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400, which names the field.
+    pub(super) fn read(body: Bytes) -> Result<Self, ApiError> {
+        let parsed: Body<'_> = match serde_json::from_slice(&body) {
+            Ok(parsed) => parsed,
+            Err(error) => return Err(explain(&body, &error)),
+        };
+        let (mut models, mut named) = (Vec::new(), None);
+        if let Some(raw) = parsed.model.filter(|raw| raw.get() != "null") {
+            let name: String =
+                serde_json::from_str(raw.get()).map_err(|_| field("model", "must be a text"))?;
+            let start = raw.get().as_ptr().addr() - body.as_ptr().addr();
+            named = Some((start, start + raw.get().len()));
+            models.push(name);
+        }
+        let fallbacks = parsed.models.unwrap_or_default();
+        if fallbacks.len() > MAX_FALLBACKS {
+            return Err(field("models", &format!("{MAX_FALLBACKS} at most")));
+        }
+        for name in fallbacks {
+            if !models.contains(&name) {
+                models.push(name);
+            }
+        }
+        if models.is_empty() {
+            return Err(field("model", "is needed: GET /v1/models lists those that there are"));
+        }
+        let beginnings = [parsed.messages, parsed.prompt, parsed.input];
+        Ok(Self {
+            models,
+            stream: parsed.stream.unwrap_or_default(),
+            preferences: parsed.provider.unwrap_or_default(),
+            beginning: beginnings.into_iter().find_map(|beginning| beginning.0),
+            named,
+            body,
+        })
+    }
+
+    /// The body as the engine of this model is to get it: as it came, unless it names another model.
+    pub(super) fn body_for(&self, model: &str) -> Bytes {
+        if self.named.is_some() && self.models.first().is_some_and(|first| first == model) {
+            return self.body.clone();
+        }
+        let name = serde_json::Value::from(model).to_string();
+        let (before, name, after) = match self.named {
+            Some((start, end)) => (&self.body[..start], name, &self.body[end..]),
+            None => {
+                let brace = self.body.iter().position(|byte| *byte == b'{').map_or(0, |place| place + 1);
+                (&self.body[..brace], format!("\"model\":{name},"), &self.body[brace..])
+            }
+        };
+        [before, name.as_bytes(), after].concat().into()
+    }
+}
+
+fn field(name: &'static str, why: &str) -> ApiError {
+    ApiError::new(ErrorCode::InvalidField, format!("{name}: {why}")).with_param(name)
+}
+
+/// What is wrong with a body: looked for only once something is.
+fn explain(body: &[u8], error: &serde_json::Error) -> ApiError {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let (path, error) = match serde_path_to_error::deserialize::<_, Body<'_>>(&mut deserializer) {
+        Ok(_) => (".".to_owned(), error.to_string()),
+        Err(found) => (found.path().to_string(), found.into_inner().to_string()),
+    };
+    let failed = |message| ApiError::new(ErrorCode::MalformedRequest, message);
+    if path == "." { failed(error) } else { failed(format!("{path}: {error}")).with_param(path) }
+}
+
+/// How a conversation begins, as a number: the same for all its turns.
+#[derive(Default)]
+struct Beginning(Option<u64>);
+
+/// A turn of a conversation.
+#[derive(Deserialize)]
+struct Turn<'a> {
+    #[serde(borrow, default)]
+    role: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Beginning {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Beginner)
+    }
+}
+
+struct Beginner;
+
+impl<'de> Visitor<'de> for Beginner {
+    type Value = Beginning;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut turns: A) -> Result<Beginning, A::Error> {
+        let (mut hasher, mut counted, mut is_open) = (DefaultHasher::new(), 0, true);
+        while is_open && counted < MAX_TURNS {
+            // What is no turn, such as a token's number, ends the search.
+            match turns.next_element::<Element<'de>>()? {
+                None => return Ok(Beginning((counted > 0).then(|| hasher.finish()))),
+                Some(Element(None)) => is_open = false,
+                Some(Element(Some(turn))) => {
+                    counted += 1;
+                    let content = turn.content.map_or("", RawValue::get).as_bytes();
+                    (turn.role.as_deref(), content.len().min(MAX_TURN_BYTES)).hash(&mut hasher);
+                    hasher.write(&content[..content.len().min(MAX_TURN_BYTES)]);
+                    is_open = turn.role.as_deref() != Some("user");
+                }
+            }
+        }
+        while turns.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Beginning((counted > 0).then(|| hasher.finish())))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Beginning, E> {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&text.as_bytes()[..text.len().min(MAX_TURN_BYTES)]);
+        Ok(Beginning(Some(hasher.finish())))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Beginning, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Beginning(None))
+    }
+
+    fn visit_unit<E>(self) -> Result<Beginning, E> {
+        Ok(Beginning(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Beginning, E> {
+        Ok(Beginning(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Beginning, E> {
+        Ok(Beginning(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Beginning, E> {
+        Ok(Beginning(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Beginning, E> {
+        Ok(Beginning(None))
+    }
+}
+
+/// An element of a list: a turn, or something else.
+struct Element<'a>(Option<Turn<'a>>);
+
+impl<'de> Deserialize<'de> for Element<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&'de RawValue>::deserialize(deserializer)?;
+        let is_turn = raw.get().starts_with('{');
+        // Only what matters of it is read: a turn whose fields have other types tells nothing apart.
+        Ok(Self(is_turn.then(|| serde_json::from_str(raw.get()).ok()).flatten()))
+    }
+}
+
+/// How long a request may take, by the relay's deadlines and its own headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Patience {
+    pub(super) total: Duration,
+    /// Until a streamed answer's first byte; of another's only where the request says so.
+    pub(super) first_byte: Duration,
+    pub(super) between_tokens: Duration,
+    /// For a host, where the request says.
+    pub(super) queue: Option<Duration>,
+}
+
+impl Patience {
+    /// # Errors
+    /// 400 where a header is no number.
+    pub(super) fn read(headers: &HeaderMap, stream: bool, config: &GatewayConfig) -> Result<Self, ApiError> {
+        let millis = |name, most| number(headers, name, 0.001, most);
+        let total = millis(TIMEOUT_HEADER, config.total)?.unwrap_or(config.total);
+        let usual = if stream { config.first_byte } else { total };
+        Ok(Self {
+            total,
+            first_byte: millis(FIRST_BYTE_HEADER, usual)?.unwrap_or(usual),
+            between_tokens: millis(TOKEN_HEADER, config.between_tokens)?.unwrap_or(config.between_tokens),
+            queue: number(headers, QUEUE_TIMEOUT_HEADER, 1.0, config.max_queue)?,
+        })
+    }
+}
+
+/// A time in a header, in units of so many seconds, and `most` at most.
+fn number(
+    headers: &HeaderMap,
+    name: &'static str,
+    unit: f64,
+    most: Duration,
+) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let parse = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<f64>().ok();
+    match parse(value).filter(|number| number.is_finite() && *number >= 0.0) {
+        Some(number) => Ok(Some(Duration::from_secs_f64((number * unit).min(most.as_secs_f64())))),
+        None => {
+            let message = format!("{name}: a number is needed, 0 or more");
+            Err(ApiError::new(ErrorCode::MalformedRequest, message).with_param(name))
+        }
+    }
+}
+
+/// Whether a model of this id can be asked for and listed.
+pub(super) fn is_plain_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= MAX_MODEL_ID_BYTES && !id.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Ask {
+        Ask::read(Bytes::copy_from_slice(body.as_bytes())).unwrap_or_else(|error| panic!("{body}: {error:?}"))
+    }
+
+    #[test]
+    fn the_body_stays_as_it_came_and_only_another_models_name_is_put_in() {
+        let body = r#" {"odd" : [1,{"model":"no"}], "model" : "a\"b" ,"stream":true,"models":["c","a\"b"],"x":null}"#;
+        let ask = read(body);
+        assert_eq!((ask.models.clone(), ask.stream), (vec!["a\"b".to_owned(), "c".to_owned()], true));
+        assert_eq!(ask.body_for("a\"b"), body);
+        assert_eq!(ask.body_for("c"), body.replacen(r#""a\"b""#, r#""c""#, 1));
+        let nameless = read(r#"{"models":["c/\"d"]}"#);
+        assert_eq!(nameless.body_for("c/\"d"), r#"{"model":"c/\"d","models":["c/\"d"]}"#);
+    }
+
+    #[test]
+    fn a_conversation_is_known_by_its_beginning() {
+        let of = |field: &str| read(&format!(r#"{{"model":"m",{field}}}"#)).beginning;
+        let system = r#"{"role":"system","content":"be kind"}"#;
+        let (hi, ho) = (r#"{"role":"user","content":"hi"}"#, r#"{"role":"user","content":[{"text":"ho"}]}"#);
+        let answer = r#"{"role":"assistant","content":"well"}"#;
+        let first = of(&format!(r#""messages":[{system},{hi}]"#));
+        assert!(first.is_some());
+        assert_eq!(first, of(&format!(r#""messages":[{system},{hi},{answer},{ho}]"#)));
+        assert_ne!(first, of(&format!(r#""messages":[{system},{ho}]"#)));
+        assert_ne!(first, of(&format!(r#""messages":[{hi}]"#)));
+        assert_eq!(of(r#""prompt":"once""#), of(r#""prompt":"once""#));
+        assert_ne!(of(r#""prompt":"once""#), of(r#""prompt":"tw\u0069ce""#));
+        for nothing in [r#""prompt":[1,2]"#, r#""input":{}"#, r#""input":7"#, r#""messages":[]"#, r#""x":1"#]
+        {
+            assert_eq!(of(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn wrong_bodies_name_the_field() {
+        for (body, param) in [
+            ("{}", Some("model")),
+            (r#"{"model":7}"#, Some("model")),
+            (r#"{"model":"m","models":["1","2","3","4","5","6","7","8","9"]}"#, Some("models")),
+            (r#"{"model":"m","stream":"yes"}"#, Some("stream")),
+            (r#"{"model":"m","provider":{"zdr":true}}"#, Some("provider.zdr")),
+            (r#"{"model":"m","provider":{"only":["x"]}}"#, Some("provider.only[0]")),
+            (r#"{"model":"m","messages":[1,}"#, Some("messages")),
+            (r#"{"model":"m""#, None),
+            ("[]", None),
+            ("\u{0}", None),
+        ] {
+            let error = Ask::read(Bytes::copy_from_slice(body.as_bytes())).unwrap_err();
+            let error = rpc::error::ErrorBody::from(error).error;
+            let is_meant =
+                param.is_none_or(|param| error.param.as_deref().is_some_and(|at| at.starts_with(param)));
+            assert!(is_meant, "{body}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn headers_shorten_deadlines_and_lengthen_none() {
+        let config = GatewayConfig::default();
+        let read = |name: &'static str, value: &'static str, stream| {
+            let headers =
+                HeaderMap::from_iter([(http::HeaderName::from_static(name), value.parse().unwrap())]);
+            Patience::read(&headers, stream, &config)
+        };
+        let millis = Duration::from_millis;
+        assert_eq!(read(TIMEOUT_HEADER, "1500", true).unwrap().total, millis(1500));
+        assert_eq!(read(TIMEOUT_HEADER, "1e99", true).unwrap().total, config.total);
+        assert_eq!(read(FIRST_BYTE_HEADER, "5", true).unwrap().first_byte, millis(5));
+        assert_eq!(read(QUEUE_TIMEOUT_HEADER, "2.5", true).unwrap().queue, Some(millis(2500)));
+        let plain = Patience::read(&HeaderMap::new(), false, &config).unwrap();
+        assert_eq!((plain.first_byte, plain.queue), (config.total, None));
+        for wrong in ["", "-1", "NaN", "soon", "inf"] {
+            assert!(read(TOKEN_HEADER, wrong, true).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Choosing a host for a request: of those that fit and may be asked, the one that served the conversation before, unless it is busy;
+//! else the better of two picked at random, so that not all requests run to the one that looked best a moment ago.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rand::seq::IndexedRandom as _;
+use rpc::inference::{InferenceKind, Preferences, Sort};
+use scheduler::NodeKey;
+use taskmarket::{Amount, Provider};
+
+use super::directory::Listing;
+
+/// How long a request is taken to last while nobody knows, in seconds.
+const GUESS: f64 = 1.0;
+
+/// What a request wants.
+#[derive(Debug)]
+pub(super) struct Want<'a> {
+    pub(super) kind: InferenceKind,
+    pub(super) preferences: &'a Preferences,
+    /// Hosts that failed it.
+    pub(super) tried: &'a [NodeKey],
+    /// The host that served the conversation before.
+    pub(super) favourite: Option<NodeKey>,
+}
+
+/// Why there is no host for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoChoice {
+    #[error("nobody serves it")]
+    Unknown,
+    #[error("no host of it is connected just now")]
+    Gone,
+    #[error("it does not serve this endpoint")]
+    WrongKind,
+    #[error("the request's preferences exclude every host of it")]
+    Excluded,
+    #[error("its hosts failed this request, or lately too many others")]
+    Failing,
+    #[error("its hosts take no work just now")]
+    Closed,
+    #[error("all its hosts are busy")]
+    Busy,
+}
+
+/// The host to ask.
+pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> Result<&'a Listing, NoChoice> {
+    let mut nearest = NoChoice::Gone;
+    let mut fit: Vec<&Listing> = Vec::with_capacity(hosts.len());
+    for listing in hosts {
+        match obstacle(listing, want, now) {
+            None => fit.push(listing),
+            // Of all that is in the way, what is nearest to being served is told.
+            Some(obstacle) => nearest = further(nearest, obstacle),
+        }
+    }
+    if let Some(favourite) = fit.iter().find(|listing| Some(listing.key) == want.favourite) {
+        return Ok(favourite);
+    }
+    let Preferences { order, sort, preferred_max_latency, .. } = want.preferences;
+    for provider in order {
+        if let Some(first) = best(fit.iter().filter(|one| one.key.provider == provider.0).copied()) {
+            return Ok(first);
+        }
+    }
+    if let Some(most) = preferred_max_latency {
+        let is_slow = |one: &&Listing| one.load.pace().first_byte.is_some_and(|secs| secs > *most);
+        if fit.iter().any(|one| !is_slow(one)) {
+            fit.retain(|one| !is_slow(one));
+        }
+    }
+    let chosen = match sort {
+        None => best(two(&fit)),
+        Some(Sort::Price) => fit.iter().copied().min_by(|a, b| price(a).cmp(&price(b)).then(by_wait(a, b))),
+        Some(Sort::Latency) => fit.iter().copied().min_by(|a, b| {
+            let secs = |one: &Listing| one.load.pace().first_byte.unwrap_or_default();
+            secs(a).total_cmp(&secs(b))
+        }),
+        Some(Sort::Throughput) => fit.iter().copied().max_by(|a, b| {
+            let tokens = |one: &Listing| one.load.pace().tokens.unwrap_or_default();
+            tokens(a).total_cmp(&tokens(b))
+        }),
+    };
+    chosen.ok_or(nearest)
+}
+
+/// Two of a list at random.
+fn two<'a>(hosts: &[&'a Listing]) -> impl Iterator<Item = &'a Listing> {
+    hosts.sample(&mut rand::rng(), 2).copied()
+}
+
+fn best<'a>(hosts: impl Iterator<Item = &'a Listing>) -> Option<&'a Listing> {
+    hosts.min_by(|a, b| by_wait(a, b).then_with(|| price(a).cmp(&price(b))))
+}
+
+fn by_wait(a: &Listing, b: &Listing) -> std::cmp::Ordering {
+    wait(a).total_cmp(&wait(b))
+}
+
+/// How long a request would last there, in tenths of a second: what differs by less, price decides.
+fn wait(listing: &Listing) -> f64 {
+    let load = &listing.load;
+    let before = load.ours.load(Ordering::Relaxed) + load.others.load(Ordering::Relaxed);
+    let turns = 1.0 + f64::from(before) / f64::from(listing.offer.slots.max(1));
+    (turns * load.pace().total.unwrap_or(GUESS) * 10.0).round()
+}
+
+fn price(listing: &Listing) -> Amount {
+    let (prompt, completion) = (listing.offer.prompt_price, listing.offer.completion_price);
+    prompt.checked_add(completion).unwrap_or(prompt.max(completion))
+}
+
+/// What keeps a request from a host.
+fn obstacle(listing: &Listing, want: &Want<'_>, now: Instant) -> Option<NoChoice> {
+    let offer = &listing.offer;
+    if !offer.kinds.contains(&want.kind) {
+        return Some(NoChoice::WrongKind);
+    }
+    if !suits(listing, want.preferences) {
+        return Some(NoChoice::Excluded);
+    }
+    if want.tried.contains(&listing.key) {
+        return Some(NoChoice::Failing);
+    }
+    if !listing.is_open || offer.slots == 0 || listing.link.is_closed() {
+        return Some(NoChoice::Closed);
+    }
+    if !listing.health.breaker().admits(now) {
+        return Some(NoChoice::Failing);
+    }
+    (listing.load.ours.load(Ordering::Relaxed) >= offer.slots).then_some(NoChoice::Busy)
+}
+
+fn suits(listing: &Listing, preferences: &Preferences) -> bool {
+    let Preferences { order, only, ignore, allow_fallbacks, max_price, quantizations, .. } = preferences;
+    let provider = Provider(listing.key.provider);
+    let offer = &listing.offer;
+    let is_bound = *allow_fallbacks == Some(false) && !order.is_empty();
+    let within = |most: Option<Amount>, asked: Amount| most.is_none_or(|most| asked <= most);
+    let quantization = &offer.quantization;
+    (only.is_empty() || only.contains(&provider))
+        && !ignore.contains(&provider)
+        && (!is_bound || order.contains(&provider))
+        && (quantizations.is_empty()
+            || quantizations.iter().any(|one| one.eq_ignore_ascii_case(quantization)))
+        && max_price.as_ref().is_none_or(|most| {
+            within(most.prompt, offer.prompt_price) && within(most.completion, offer.completion_price)
+        })
+}
+
+/// Of two reasons, the one that is nearer to being served.
+fn further(a: NoChoice, b: NoChoice) -> NoChoice {
+    let rank = |reason| match reason {
+        NoChoice::Unknown => 0,
+        NoChoice::Gone => 1,
+        NoChoice::WrongKind => 2,
+        NoChoice::Excluded => 3,
+        NoChoice::Failing => 4,
+        NoChoice::Closed => 5,
+        NoChoice::Busy => 6,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}

@@ -1,0 +1,145 @@
+//! The gateway's limits and deadlines: what an operator can say of them, and what nobody needs to.
+
+use std::time::Duration;
+
+use clap::builder::RangedU64ValueParser;
+
+/// The longest of the times that can be set, in seconds.
+const MAX_SECS: u64 = 86_400;
+/// The largest body of a request that can be allowed, in bytes: bodies are held in memory.
+const MAX_BODY_BYTES: u64 = 1 << 30;
+
+/// What can be said of inference on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayArgs {
+    /// The largest body of an inference request, in bytes.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_MAX_INFERENCE_BODY",
+        default_value_t = 32 << 20,
+        value_name = "BYTES",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1024..=MAX_BODY_BYTES)
+    )]
+    pub max_inference_body: u64,
+
+    /// The longest answer to an inference request, in bytes. A host that sends more is cut off.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_MAX_INFERENCE_ANSWER",
+        default_value_t = 256 << 20,
+        value_name = "BYTES",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1024..)
+    )]
+    pub max_inference_answer: u64,
+
+    /// How long a host may take until the first byte of a streamed answer, in seconds, before another is asked.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_FIRST_BYTE_TIMEOUT",
+        default_value_t = 60,
+        value_name = "SECS",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1..=MAX_SECS)
+    )]
+    pub first_byte_timeout: u64,
+
+    /// How long a host may pause within a streamed answer, in seconds.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_TOKEN_TIMEOUT",
+        default_value_t = 60,
+        value_name = "SECS",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1..=MAX_SECS)
+    )]
+    pub token_timeout: u64,
+
+    /// How long an inference request may take from its first to its last byte, in seconds.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_INFERENCE_TIMEOUT",
+        default_value_t = 600,
+        value_name = "SECS",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1..=MAX_SECS)
+    )]
+    pub inference_timeout: u64,
+
+    /// How long a request waits for a free slot where all hosts of its model are busy, in seconds. A request may say otherwise by
+    /// x-queue-timeout.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_QUEUE_TIMEOUT",
+        default_value_t = 30,
+        value_name = "SECS",
+        value_parser = RangedU64ValueParser::<u64>::new().range(0..=MAX_SECS)
+    )]
+    pub queue_timeout: u64,
+
+    /// How long the records of inference requests are kept, in days. Usage totals stay.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_KEEP_RECEIPTS",
+        default_value_t = 90,
+        value_name = "DAYS",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1..=36_500)
+    )]
+    pub keep_receipts: u64,
+}
+
+/// The gateway's limits and deadlines. [`GatewayConfig::default`] gives those of the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// The largest body of a request, in bytes.
+    pub max_body_bytes: usize,
+    /// The longest answer, in bytes.
+    pub max_answer_bytes: u64,
+    /// How long a host may take until the first byte of a streamed answer.
+    pub first_byte: Duration,
+    /// How long a host may pause within a streamed answer.
+    pub between_tokens: Duration,
+    /// How long a request may take in all.
+    pub total: Duration,
+    /// How long a request waits for a free slot unless it says otherwise.
+    pub queue: Duration,
+    /// The longest that it may ask to wait.
+    pub max_queue: Duration,
+    /// Requests that may wait at once; further ones are answered 503.
+    pub max_queued: usize,
+    /// How often a stream whose host has sent nothing yet gets a comment, so that nothing in between takes it for dead.
+    pub keep_alive: Duration,
+    /// Hosts that are asked for one request at most.
+    pub max_attempts: u32,
+    /// How long records are kept.
+    pub keep_receipts: Duration,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 32 << 20,
+            max_answer_bytes: 256 << 20,
+            first_byte: Duration::from_secs(60),
+            between_tokens: Duration::from_secs(60),
+            total: Duration::from_secs(600),
+            queue: Duration::from_secs(30),
+            max_queue: Duration::from_secs(600),
+            max_queued: 4096,
+            keep_alive: Duration::from_secs(15),
+            max_attempts: 3,
+            keep_receipts: Duration::from_secs(90 * 24 * 60 * 60),
+        }
+    }
+}
+
+impl From<&GatewayArgs> for GatewayConfig {
+    fn from(args: &GatewayArgs) -> Self {
+        Self {
+            max_body_bytes: usize::try_from(args.max_inference_body).unwrap_or(usize::MAX),
+            max_answer_bytes: args.max_inference_answer,
+            first_byte: Duration::from_secs(args.first_byte_timeout),
+            between_tokens: Duration::from_secs(args.token_timeout),
+            total: Duration::from_secs(args.inference_timeout),
+            queue: Duration::from_secs(args.queue_timeout),
+            keep_receipts: Duration::from_secs(args.keep_receipts * 24 * 60 * 60),
+            ..Self::default()
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The gateway: inference requests, in OpenAI's form, brought to hosts that serve the model, and their answers back.
+//!
+//! - [`directory`] knows which host serves what, by the heartbeats; [`choose`] picks one, [`breaker`] and [`affinity`] help it.
+//! - [`ask`] reads of a request what routing needs, and nothing else of it.
+//! - [`route`] brings it to a host that answers, past those that fail before their first byte.
+//! - [`answer`] passes the answer on as it comes; [`meter`] counts it, and [`tally`] draws the line below it.
+//! - [`records`] keeps what was served, with the providers' receipts.
+
+mod affinity;
+mod answer;
+mod ask;
+mod breaker;
+mod choose;
+mod config;
+mod directory;
+mod meter;
+mod records;
+mod route;
+mod tally;
+
+use std::hash::RandomState;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use rpc::inference::{InferenceKind, ModelView};
+use store::{KeyId, Store};
+use taskmarket::Timestamp;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{GatewayArgs, GatewayConfig};
+pub(crate) use directory::Directory;
+
+use crate::error::ApiError;
+use crate::keys::Caller;
+use crate::limits::Buckets;
+use affinity::Affinity;
+use ask::{Ask, Patience};
+use records::{Keeper, Records};
+use route::Call;
+
+/// See the module.
+pub(crate) struct Gateway {
+    relay_id: Arc<str>,
+    config: GatewayConfig,
+    directory: Arc<Directory>,
+    affinity: Affinity,
+    /// Keeps clients from guessing which conversations fall together.
+    hasher: RandomState,
+    /// Places for requests that wait for a host.
+    queue: Semaphore,
+    tokens: Buckets<KeyId>,
+    records: Records,
+    keeper: Mutex<Option<Keeper>>,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Who asks for what.
+pub(crate) struct Request {
+    /// Who.
+    pub(crate) caller: Caller,
+    /// At which endpoint.
+    pub(crate) kind: InferenceKind,
+    /// The relay's id of the request.
+    pub(crate) request_id: HeaderValue,
+    /// The request's headers.
+    pub(crate) headers: HeaderMap,
+    /// Its body.
+    pub(crate) body: Bytes,
+    /// The time.
+    pub(crate) at: Timestamp,
+}
+
+impl Gateway {
+    /// A gateway to the hosts of a directory, whose records go into a store.
+    pub(crate) fn new(
+        relay_id: &str,
+        config: GatewayConfig,
+        directory: Arc<Directory>,
+        store: Arc<dyn Store>,
+    ) -> Arc<Self> {
+        let (records, keeper) = records::records(store);
+        Arc::new(Self {
+            relay_id: relay_id.into(),
+            directory,
+            affinity: Affinity::default(),
+            hasher: RandomState::new(),
+            queue: Semaphore::new(config.max_queued),
+            tokens: Buckets::default(),
+            records,
+            keeper: Mutex::new(Some(keeper)),
+            config,
+        })
+    }
+
+    /// The largest body of a request, in bytes.
+    pub(crate) fn max_body_bytes(&self) -> usize {
+        self.config.max_body_bytes
+    }
+
+    /// How long records are kept.
+    pub(crate) fn keep_receipts(&self) -> Duration {
+        self.config.keep_receipts
+    }
+
+    /// Keeps records until `stopping` is cancelled, and then what is left of them.
+    pub(crate) async fn run(self: Arc<Self>, stopping: CancellationToken) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            keeper.run(stopping).await;
+        }
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// What is wrong with it, or why nobody can serve it.
+    pub(crate) async fn serve(
+        self: &Arc<Self>,
+        request: Request,
+    ) -> Result<axum::response::Response, ApiError> {
+        let Request { caller, kind, request_id, headers, body, at } = request;
+        let begun = Instant::now();
+        self.check_tokens(&caller)?;
+        let ask = Ask::read(body)?;
+        let patience = Patience::read(&headers, ask.stream, &self.config)?;
+        let is_stream = ask.stream;
+        let call = Arc::new(Call { caller, kind, request_id, ask, patience, at, begun });
+        let mut opening = Box::pin(Arc::clone(self).open(Arc::clone(&call)));
+        if !is_stream {
+            return Ok(answer::answer(self, &call, opening.await?));
+        }
+        match timeout(self.config.keep_alive, &mut opening).await {
+            Ok(opened) => Ok(answer::answer(self, &call, opened?)),
+            Err(_) => Ok(answer::answer_early(self, &call, opening)),
+        }
+    }
+
+    /// The models that hosts serve, by name.
+    pub(crate) fn models(&self) -> Vec<ModelView> {
+        self.directory.models()
+    }
+
+    /// A model that hosts serve.
+    ///
+    /// # Errors
+    /// 404, naming the nearest ones.
+    pub(crate) fn model(&self, name: &str) -> Result<ModelView, ApiError> {
+        self.directory.model(name).ok_or_else(|| self.unknown(name))
+    }
+
+    /// Waits until what was served before now can be read in the store.
+    pub(crate) async fn flush(&self) {
+        self.records.flush().await;
+    }
+
+    fn check_tokens(&self, caller: &Caller) -> Result<(), ApiError> {
+        let Some(limit) = caller.tokens_per_minute else { return Ok(()) };
+        self.tokens.peek(caller.id.clone(), limit, Instant::now()).check("this API key", "use", "tokens")
+    }
+
+    fn charge(&self, caller: &Caller, tokens: u64) {
+        if let Some(limit) = caller.tokens_per_minute {
+            self.tokens.charge(caller.id.clone(), limit, tokens, Instant::now());
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! A request's way to a host: it waits for a free one, and goes to the next where one fails before the first byte of its answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use link::{RequestError, ResponseBody};
+use rpc::error::ErrorCode;
+use rpc::inference::{InferenceKind, MODEL_HEADER, RECEIPT_TRAILER};
+use scheduler::NodeKey;
+use taskmarket::Timestamp;
+use tokio::sync::SemaphorePermit;
+use tokio::time::{sleep, timeout, timeout_at};
+
+use super::Gateway;
+use super::ask::{Ask, Patience};
+use super::breaker::Failure;
+use super::choose::{NoChoice, Want};
+use super::directory::Lease;
+use super::meter::{Fault, Form, Meter};
+use crate::error::ApiError;
+use crate::keys::Caller;
+
+/// How often a request that waits looks for a host even if it is told of none.
+const LOOK: Duration = Duration::from_millis(100);
+/// As much of an answer that is not a stream is held back until it is whole, in bytes: until then, another host can take over, and
+/// its cost can stand in a header.
+const HELD_BYTES: usize = 1 << 20;
+/// How long clients are asked to wait where nobody can serve them, in seconds.
+const RETRY_SECS: u16 = 5;
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) caller: Caller,
+    pub(super) kind: InferenceKind,
+    pub(super) request_id: HeaderValue,
+    pub(super) ask: Ask,
+    pub(super) patience: Patience,
+    pub(super) at: Timestamp,
+    pub(super) begun: Instant,
+}
+
+/// An answer that has begun.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) lease: Lease,
+    pub(super) model: String,
+    pub(super) status: StatusCode,
+    pub(super) content_type: Option<HeaderValue>,
+    /// What can be passed on already.
+    pub(super) first: Bytes,
+    pub(super) meter: Meter,
+    /// The rest, unless there is none.
+    pub(super) body: Option<ResponseBody>,
+    pub(super) receipt: Option<HeaderValue>,
+    /// The body that was sent.
+    pub(super) sent: Bytes,
+    pub(super) attempts: u32,
+    pub(super) queued: Duration,
+    /// From when the host was asked.
+    pub(super) first_byte: Duration,
+}
+
+/// Why a host did not serve a request.
+#[derive(Debug)]
+struct Failed {
+    why: String,
+    /// How bad that is, if it is the host's fault.
+    failure: Option<Failure>,
+}
+
+impl Failed {
+    fn plain(why: impl Into<String>) -> Self {
+        Self { why: why.into(), failure: Some(Failure::Plain) }
+    }
+}
+
+impl Gateway {
+    /// Brings a request to a host that answers.
+    pub(super) async fn open(self: Arc<Self>, call: Arc<Call>) -> Result<Opened, ApiError> {
+        let deadline = call.begun + call.patience.total;
+        match timeout_at(deadline.into(), self.try_hosts(&call)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(deadline_exceeded(call.patience.total)),
+        }
+    }
+
+    async fn try_hosts(&self, call: &Call) -> Result<Opened, ApiError> {
+        let mut tried = Vec::new();
+        let mut queued = Duration::ZERO;
+        let mut last = None;
+        for attempts in 1..=self.config.max_attempts {
+            let (mut lease, model) = match self.lease(call, &tried, &mut queued, &mut last).await {
+                Ok(found) => found,
+                Err(error) => return Err(error),
+            };
+            let key = lease.listing.key;
+            match self.attempt(call, &mut lease, &model).await {
+                Ok(answer) => {
+                    if let Some(conversation) = self.conversation(call, &model) {
+                        self.affinity.note(conversation, key);
+                    }
+                    let Answer { status, content_type, first, meter, body, receipt, sent } = answer;
+                    let first_byte = lease.begun.elapsed();
+                    return Ok(Opened {
+                        lease,
+                        model,
+                        status,
+                        content_type,
+                        first,
+                        meter,
+                        body,
+                        receipt,
+                        sent,
+                        attempts,
+                        queued,
+                        first_byte,
+                    });
+                }
+                Err(Failed { why, failure }) => {
+                    tracing::info!(provider = %key.provider, node_id = %key.node_id, model, why, "a host failed an inference request");
+                    if let Some(failure) = failure {
+                        lease.failed(failure);
+                    }
+                    last = Some(format!("{} {why}", key.provider));
+                    tried.push(key);
+                }
+            }
+        }
+        Err(no_provider(last.as_deref().unwrap_or_default()))
+    }
+
+    /// Tells a key's conversations with a model apart.
+    fn conversation(&self, call: &Call, model: &str) -> Option<u64> {
+        use std::hash::BuildHasher as _;
+        let beginning = call.ask.beginning?;
+        Some(self.hasher.hash_one((&call.caller.id, model, beginning)))
+    }
+
+    /// A place at a host, as soon as there is one.
+    async fn lease(
+        &self,
+        call: &Call,
+        tried: &[NodeKey],
+        queued: &mut Duration,
+        last: &mut Option<String>,
+    ) -> Result<(Lease, String), ApiError> {
+        let begun = Instant::now();
+        let mut place: Option<SemaphorePermit<'_>> = None;
+        loop {
+            // Before looking, so that what is freed meanwhile is not missed.
+            let freed = call.ask.models.iter().find_map(|model| self.directory.freed(model));
+            let freed = freed.as_ref().map(|freed| freed.notified());
+            let reason = match self.choose(call, tried) {
+                Ok(found) => {
+                    *queued += begun.elapsed();
+                    return Ok(found);
+                }
+                Err(reason) => reason,
+            };
+            let usual = if reason == NoChoice::Busy { self.config.queue } else { Duration::ZERO };
+            let patience = call.patience.queue.unwrap_or(usual);
+            let left = patience.saturating_sub(*queued + begun.elapsed());
+            let is_hopeless = matches!(reason, NoChoice::Unknown | NoChoice::WrongKind)
+                || (reason == NoChoice::Failing && last.is_some());
+            if left.is_zero() || is_hopeless {
+                return Err(self.none(call, reason, last.take()));
+            }
+            if place.is_none() {
+                let taken = self.queue.try_acquire();
+                place = Some(taken.map_err(|_| no_provider("too many requests wait for a host"))?);
+            }
+            let woken = async {
+                match freed {
+                    Some(freed) => freed.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = woken => {}
+                () = sleep(LOOK.min(left)) => {}
+            }
+        }
+    }
+
+    fn choose(&self, call: &Call, tried: &[NodeKey]) -> Result<(Lease, String), NoChoice> {
+        let mut first = None;
+        for model in &call.ask.models {
+            let favourite = self.conversation(call, model).and_then(|one| self.affinity.find(one));
+            let want = Want { kind: call.kind, preferences: &call.ask.preferences, tried, favourite };
+            match self.directory.choose(model, &want) {
+                Ok(lease) => return Ok((lease, model.clone())),
+                // Who waits waits for a model that may come, if any of them may.
+                Err(reason) => {
+                    first = Some(first.filter(|first| *first != NoChoice::Unknown).unwrap_or(reason))
+                }
+            }
+        }
+        Err(first.unwrap_or(NoChoice::Unknown))
+    }
+
+    /// Why there is nobody.
+    fn none(&self, call: &Call, reason: NoChoice, last: Option<String>) -> ApiError {
+        let asked = call.ask.models.first().map(String::as_str).unwrap_or_default();
+        match (reason, last) {
+            (_, Some(last)) => no_provider(&last),
+            (NoChoice::Unknown, None) => self.unknown(asked),
+            (NoChoice::WrongKind, None) => {
+                let message = format!("model {asked:?} does not serve {}", call.kind.path());
+                ApiError::new(ErrorCode::InvalidField, message).with_param("model")
+            }
+            (
+                NoChoice::Gone | NoChoice::Excluded | NoChoice::Failing | NoChoice::Closed | NoChoice::Busy,
+                None,
+            ) => no_provider(&format!("model {asked:?}: {reason}")),
+        }
+    }
+
+    /// There is no such model.
+    pub(super) fn unknown(&self, asked: &str) -> ApiError {
+        let nearest = self.directory.nearest(asked);
+        let hint = if nearest.is_empty() {
+            "GET /v1/models lists those that there are".to_owned()
+        } else {
+            format!("did you mean {}?", nearest.join(", "))
+        };
+        ApiError::new(ErrorCode::ModelNotFound, format!("there is no model {asked:?}; {hint}"))
+            .with_param("model")
+    }
+
+    /// Asks one host, until its answer has begun.
+    async fn attempt(&self, call: &Call, lease: &mut Lease, model: &str) -> Result<Answer, Failed> {
+        let sent = call.ask.body_for(model);
+        let listing = &lease.listing;
+        let model = HeaderValue::from_bytes(model.as_bytes())
+            .map_err(|_| Failed { why: "serves a model whose name cannot be sent".into(), failure: None })?;
+        let mut request = Request::post(call.kind.path())
+            .body(Full::new(sent.clone()))
+            .map_err(|error| Failed { why: format!("could not be asked: {error}"), failure: None })?;
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(rpc::REQUEST_ID_HEADER, call.request_id.clone());
+        headers.insert(MODEL_HEADER, model);
+        let patience = call.patience.first_byte;
+        let answered = async {
+            let response = listing.link.request(request).await.map_err(unsent)?;
+            begin(response, call, self.config.max_answer_bytes).await
+        };
+        match timeout(patience, answered).await {
+            Ok(answer) => answer.map(|answer| Answer { sent, ..answer }),
+            Err(_) => Err(Failed::plain(format!("sent nothing for {} ms", patience.as_millis()))),
+        }
+    }
+}
+
+/// An answer that has begun, as its host sent it.
+struct Answer {
+    status: StatusCode,
+    content_type: Option<HeaderValue>,
+    first: Bytes,
+    meter: Meter,
+    body: Option<ResponseBody>,
+    receipt: Option<HeaderValue>,
+    sent: Bytes,
+}
+
+fn unsent(error: RequestError) -> Failed {
+    let failure = error.may_have_been_sent().then_some(Failure::Plain);
+    Failed { why: format!("could not be asked: {error}"), failure }
+}
+
+/// Reads an answer's beginning: of a stream its first whole lines, of anything else all of it, or as much as is held back.
+async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) -> Result<Answer, Failed> {
+    let (head, mut body) = response.into_parts();
+    let status = head.status;
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        return Err(Failed { why: "is busy".into(), failure: None });
+    }
+    // Of what a client can be told to have done wrong, these are the host's own.
+    let is_own = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408);
+    if is_own || !(status.is_success() || status.is_client_error()) {
+        return Err(Failed::plain(format!("answered {}", status.as_u16())));
+    }
+    let content_type = head.headers.get(CONTENT_TYPE).cloned();
+    let is_stream =
+        content_type.as_ref().is_some_and(|form| form.as_bytes().starts_with(b"text/event-stream"));
+    let form = if is_stream { Form::Events } else { Form::Whole };
+    let mut meter = Meter::new(form, call.kind, max);
+    let mut held = BytesMut::new();
+    let broken = |why: &dyn std::fmt::Display| Failed::plain(format!("broke off: {why}"));
+    let grave =
+        |fault: Fault| Failed { why: format!("was cut off: {fault}"), failure: Some(fault.failure()) };
+    let mut receipt = None;
+    let answer = |first, meter, body, receipt| Answer {
+        status,
+        content_type: content_type.clone(),
+        first,
+        meter,
+        body,
+        receipt,
+        sent: Bytes::new(),
+    };
+    loop {
+        match body.frame().await {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => {
+                    let out = meter.take(piece).map_err(grave)?;
+                    match form {
+                        Form::Events if !out.is_empty() => {
+                            return Ok(answer(out, meter, Some(body), receipt));
+                        }
+                        Form::Events => {}
+                        Form::Whole => held.extend_from_slice(&out),
+                    }
+                    if held.len() > HELD_BYTES {
+                        return Ok(answer(held.freeze(), meter, Some(body), receipt));
+                    }
+                }
+                Err(frame) => receipt = receipt_in(frame).or(receipt),
+            },
+            Some(Err(error)) => return Err(broken(&error)),
+            None => {
+                let rest = meter.end().map_err(grave)?;
+                held.extend_from_slice(&rest);
+                meter.read_whole(&held);
+                return Ok(answer(held.freeze(), meter, None, receipt));
+            }
+        }
+    }
+}
+
+/// The receipt among the trailers.
+pub(super) fn receipt_in(frame: http_body::Frame<Bytes>) -> Option<HeaderValue> {
+    frame.into_trailers().ok()?.remove(RECEIPT_TRAILER)
+}
+
+/// Nobody can serve a request now.
+pub(super) fn no_provider(why: &str) -> ApiError {
+    ApiError::new(ErrorCode::NoProviderAvailable, format!("no provider can serve this now: {why}"))
+        .with_header(RETRY_AFTER, HeaderValue::from(RETRY_SECS))
+}
+
+/// A request took too long.
+pub(super) fn deadline_exceeded(after: Duration) -> ApiError {
+    let message = format!("the request took longer than its {} ms", after.as_millis());
+    ApiError::new(ErrorCode::DeadlineExceeded, message)
+}

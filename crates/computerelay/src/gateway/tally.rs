@@ -1,0 +1,163 @@
+//! What a request comes to: however its answer ends, its tokens are counted, its host is judged, and a record of it is kept.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use rpc::inference::{Outcome, ReceiptView};
+use sha2::{Digest as _, Sha256};
+use taskmarket::Amount;
+use tokio::task::spawn_blocking;
+
+use super::Gateway;
+use super::breaker::Failure;
+use super::directory::Lease;
+use super::meter::{Count, Meter};
+use super::records::{Record, RequestHash};
+use super::route::{Call, Opened};
+
+/// Bodies that are larger are hashed on a thread of their own, in bytes.
+const LARGE_BODY_BYTES: usize = 64 * 1024;
+/// What prices are for, in tokens.
+const MILLION: u64 = 1_000_000;
+
+/// See the module. Dropped before it was finished, the client left.
+#[derive(Debug)]
+pub(super) struct Tally {
+    gateway: Arc<Gateway>,
+    call: Arc<Call>,
+    pub(super) lease: Lease,
+    model: String,
+    status: StatusCode,
+    pub(super) meter: Meter,
+    pub(super) receipt: Option<HeaderValue>,
+    sent: Bytes,
+    attempts: u32,
+    first_byte: Duration,
+    is_finished: bool,
+}
+
+impl Tally {
+    /// Takes what of an answer is to be tallied; the rest is what is to be passed on.
+    pub(super) fn of(gateway: &Arc<Gateway>, call: &Arc<Call>, opened: Opened) -> (Self, Rest) {
+        let Opened { lease, model, status, meter, receipt, sent, attempts, first_byte, .. } = opened;
+        let rest = Rest { first: opened.first, body: opened.body };
+        let (gateway, call) = (Arc::clone(gateway), Arc::clone(call));
+        let tally = Self {
+            gateway,
+            call,
+            lease,
+            model,
+            status,
+            meter,
+            receipt,
+            sent,
+            attempts,
+            first_byte,
+            is_finished: false,
+        };
+        (tally, rest)
+    }
+
+    /// The request as it came.
+    pub(super) fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// What was used, and what that costs.
+    pub(super) fn cost(&self) -> (Count, Amount) {
+        let count = self.meter.count();
+        let offer = &self.lease.listing.offer;
+        let part = |tokens: u64, price: Amount| price.0.saturating_mul(taskmarket::U256::from(tokens));
+        let sum = part(count.prompt, offer.prompt_price)
+            .saturating_add(part(count.completion, offer.completion_price));
+        (count, Amount(sum.div_ceil(taskmarket::U256::from(MILLION))))
+    }
+
+    /// The answer failed by its host's fault.
+    pub(super) fn failed(&mut self, failure: Failure) {
+        self.lease.failed(failure);
+        self.finish(Outcome::Failed);
+    }
+
+    /// All of the answer came.
+    pub(super) fn completed(&mut self) {
+        self.lease.succeeded();
+        let count = self.meter.count();
+        if self.status.is_success() {
+            let total = self.lease.begun.elapsed();
+            self.lease.listing.load.served(self.first_byte, total, count.completion);
+        }
+        self.finish(Outcome::Completed);
+    }
+
+    /// The answer ends so, and the host is not judged by it.
+    pub(super) fn finish(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.is_finished, true) || !self.status.is_success() {
+            return;
+        }
+        let (count, cost) = self.cost();
+        self.gateway.charge(&self.call.caller, count.prompt.saturating_add(count.completion));
+        let listing = &self.lease.listing;
+        let view = ReceiptView {
+            request_id: self.call.request_id.to_str().unwrap_or_default().to_owned(),
+            at: self.call.at,
+            kind: self.call.kind,
+            model: std::mem::take(&mut self.model),
+            provider: listing.key.provider,
+            node_id: listing.key.node_id,
+            outcome,
+            attempts: self.attempts,
+            first_byte_ms: millis(self.first_byte),
+            total_ms: millis(self.lease.begun.elapsed()),
+            prompt_tokens: count.prompt,
+            completion_tokens: count.completion,
+            usage_source: count.source,
+            cost,
+            receipt: None,
+            fault: None,
+        };
+        self.gateway.records.keep(Record {
+            owner: self.call.caller.id.clone(),
+            view,
+            receipt: self.receipt.take().map(|receipt| receipt.as_bytes().to_vec()),
+            relay_id: Arc::clone(&self.gateway.relay_id),
+            request_hash: hash(std::mem::take(&mut self.sent)),
+            response_hash: self.meter.hash(),
+            health: Arc::clone(&listing.health),
+            begun: self.lease.begun,
+        });
+    }
+
+    /// Until when the answer must be whole.
+    pub(super) fn deadline(&self) -> Instant {
+        self.call.begun + self.call.patience.total
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.finish(Outcome::Cancelled);
+    }
+}
+
+/// What of an answer is to be passed on.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) first: Bytes,
+    pub(super) body: Option<link::ResponseBody>,
+}
+
+fn hash(body: Bytes) -> RequestHash {
+    let digest = move |body: &Bytes| -> [u8; 32] { Sha256::digest(body).into() };
+    if body.len() <= LARGE_BODY_BYTES {
+        RequestHash::Known(digest(&body))
+    } else {
+        RequestHash::Pending(spawn_blocking(move || digest(&body)))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
