@@ -1,0 +1,140 @@
+//! Hosts that fail before the first byte are replaced; after it, the stream says what happened.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::engine::{COMPLETION, Engine, Play, Script, chat, delta, offer};
+use crate::passing::ask;
+use crate::rig::{Rig, answer, assert_error};
+
+async fn start(first_byte: Duration) -> Rig {
+    Rig::start_in(TempDir::new().unwrap(), |config| config.gateway.first_byte = first_byte).await
+}
+
+/// Asks so that this host comes first.
+fn ask_first(rig: &Rig, first: &Engine) -> reqwest::RequestBuilder {
+    let body = json!({ "model": "zorai-demo", "stream": true, "provider": { "order": [first.provider()] } });
+    rig.request(Method::POST, "/v1/chat/completions").json(&body)
+}
+
+#[tokio::test]
+async fn a_host_that_fails_before_its_first_byte_is_replaced() {
+    let rig = start(Duration::from_millis(300)).await;
+    let good = Engine::start(&rig, Script::new(Play::Stream(chat(&["a"], false)))).await;
+    for play in [
+        Play::Json(500, "{}".to_owned()),
+        Play::Json(429, "{}".to_owned()),
+        Play::Json(404, "{}".to_owned()),
+        Play::Break(vec![]),
+        Play::Break(vec!["data: {\"half".into()]),
+        Play::Stream(vec!["<html>\n".into()]),
+        Play::Hang,
+        Play::Stall(vec![": thinking".into()]),
+    ] {
+        let bad = Engine::start(&rig, Script::new(play.clone())).await;
+        let response = ask_first(&rig, &bad).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{play:?}");
+        assert_eq!(response.headers()["x-zorai-attempts"], "2", "{play:?}");
+        assert_eq!(response.headers()["x-zorai-provider"], good.provider().as_str());
+        assert_eq!(response.bytes().await.unwrap(), chat(&["a"], false).concat());
+        bad.cut().await;
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_replaced_within_300_ms() {
+    let rig = start(Duration::from_secs(60)).await;
+    let good = Engine::start(&rig, Script::new(Play::Stream(chat(&["a"], false)))).await;
+    let mut bad = Engine::start(&rig, Script::new(Play::Hang)).await;
+    let request = tokio::spawn(ask_first(&rig, &bad).send());
+    bad.sees().await;
+    let cut = Instant::now();
+    bad.cut().await;
+    let response = request.await.unwrap().unwrap();
+    let took = cut.elapsed();
+    assert!(took < Duration::from_millis(300), "{took:?}");
+    assert_eq!(response.headers()["x-zorai-provider"], good.provider().as_str());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_later_ends_with_an_error_event() {
+    let dir = TempDir::new().unwrap();
+    let rig = Rig::start_in(dir, |config| config.gateway.between_tokens = Duration::from_millis(200)).await;
+    let _spare = Engine::start(&rig, Script::new(Play::Stream(chat(&["never"], false)))).await;
+    let whole = delta("a");
+    for (play, passed) in [
+        (Play::Break(vec![whole.clone(), "data: {\"ha".into()]), whole.to_vec()),
+        (Play::Stall(vec![whole.clone()]), whole.to_vec()),
+        (Play::Stream(vec![whole.clone()]), whole.to_vec()),
+        (Play::Stream(vec!["data: {}\n".into()]), b"data: {}\n\n".to_vec()),
+        (Play::Stream(vec![whole.clone(), "<html>\n".into()]), whole.to_vec()),
+    ] {
+        let bad = Engine::start(&rig, Script::new(play.clone())).await;
+        let response = ask_first(&rig, &bad).send().await.unwrap();
+        let text = response.text().await.unwrap();
+        let rest =
+            text.strip_prefix(std::str::from_utf8(&passed).unwrap()).unwrap_or_else(|| panic!("{text}"));
+        let event: Value =
+            serde_json::from_str(rest.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap()).unwrap();
+        assert_eq!(event["error"]["code"], "provider_failed", "{play:?}");
+        assert_eq!(event["error"]["type"], "server_error");
+        bad.cut().await;
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn where_everybody_fails_the_reason_is_told_and_their_breakers_open() {
+    let rig = start(Duration::from_secs(60)).await;
+    let mut hosts = Vec::new();
+    for _ in 0..2 {
+        hosts.push(Engine::start(&rig, Script::new(Play::Json(500, "{}".to_owned()))).await);
+    }
+    for _ in 0..3 {
+        let failed = answer(ask(&rig)).await;
+        assert_error(&failed, 503, "no_provider_available");
+        assert!(failed.1["error"]["message"].as_str().unwrap().contains("answered 500"), "{}", failed.1);
+    }
+    for host in &mut hosts {
+        for _ in 0..3 {
+            host.sees().await;
+        }
+        host.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    }
+    let response = ask(&rig).send().await.unwrap();
+    assert_eq!(response.headers()["retry-after"], "5");
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(hosts.iter_mut().all(|host| host.seen.try_recv().is_err()), "nobody is asked for a while");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn another_model_takes_over_under_its_own_name() {
+    let rig = start(Duration::from_secs(60)).await;
+    let mut script = Script::new(Play::Json(200, COMPLETION.to_owned()));
+    script.offers = vec![offer("other/model")];
+    let mut engine = Engine::start(&rig, script).await;
+    let body = json!({ "model": "gone", "models": ["zorai-demo", "other/model"], "x": 1 });
+    let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+    assert_eq!(response.headers()["x-zorai-model"], "other/model");
+    let seen: Value = serde_json::from_slice(&engine.sees().await.body).unwrap();
+    assert_eq!((&seen["model"], &seen["x"]), (&json!("other/model"), &json!(1)));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn deadlines_of_the_request_end_it() {
+    let rig = start(Duration::from_secs(60)).await;
+    let _engine = Engine::start(&rig, Script::new(Play::Stall(vec![]))).await;
+    let late = answer(ask(&rig).header("x-zorai-timeout-ms", "100")).await;
+    assert_error(&late, 504, "deadline_exceeded");
+    let late = answer(ask(&rig).header("x-zorai-first-byte-timeout-ms", "100")).await;
+    assert_error(&late, 503, "no_provider_available");
+    assert_error(&answer(ask(&rig).header("x-zorai-token-timeout-ms", "x")).await, 400, "malformed_request");
+    rig.stop().await;
+}

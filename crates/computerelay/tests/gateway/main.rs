@@ -1,0 +1,13 @@
+//! Inference through a relay, over real sockets, with hosts that play engines.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod engine;
+mod failover;
+mod hostile;
+mod metering;
+mod models;
+mod passing;
+#[path = "../api/rig.rs"]
+#[allow(dead_code, reason = "the tests of the API use the rest of it")]
+mod rig;

@@ -1,0 +1,134 @@
+//! What is counted, what it costs, and what is kept of it.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use taskmarket::{Bytes32, InferenceReceipt};
+
+use crate::engine::{COMPLETION, Engine, Play, Script, chat, delta};
+use crate::passing::ask;
+use crate::rig::{Rig, answer, assert_error};
+
+/// The record of a request; it is written down a moment after the answer's end.
+async fn record(rig: &Rig, id: &str) -> Value {
+    let read = async {
+        loop {
+            let (status, record) = rig.get(&format!("/v1/receipts/{id}")).await;
+            if status == StatusCode::OK {
+                return record;
+            }
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, read).await.unwrap()
+}
+
+#[tokio::test]
+async fn receipts_that_hold_are_kept_and_others_named() {
+    let rig = Rig::start().await;
+    let mut scripts: Vec<(Option<fn(&mut InferenceReceipt)>, &str)> =
+        vec![(Some(|_| {}), ""), (None, "no receipt")];
+    scripts.push((Some(|receipt| receipt.request_id.push('x')), "request_id"));
+    scripts.push((Some(|receipt| receipt.node_id = Bytes32([1; 32].into())), "node_id"));
+    scripts.push((Some(|receipt| receipt.response_hash = receipt.request_hash), "response_hash"));
+    scripts.push((Some(|receipt| receipt.request_hash = receipt.response_hash), "request_hash"));
+    scripts.push((Some(|receipt| receipt.completion_tokens += 1), "completion_tokens"));
+    for (number, (receipt, fault)) in scripts.into_iter().enumerate() {
+        let mut script = Script::new(Play::Stream(chat(&["a", "b"], true)));
+        script.receipt = receipt;
+        let engine = Engine::start(&rig, script).await;
+        let body =
+            json!({ "model": "zorai-demo", "stream": true, "provider": { "only": [engine.provider()] } });
+        let id = format!("receipt-{number}");
+        let request = rig.request(Method::POST, "/v1/chat/completions").header("x-request-id", &id);
+        request.json(&body).send().await.unwrap().bytes().await.unwrap();
+        let record = record(&rig, &id).await;
+        assert_eq!(record["outcome"], "completed");
+        assert_eq!((&record["prompt_tokens"], &record["completion_tokens"]), (&json!(7), &json!(9)));
+        assert_eq!((&record["usage_source"], &record["cost"]), (&json!("usage"), &json!("41")));
+        assert_eq!(record["provider"], engine.provider());
+        if fault.is_empty() {
+            assert_eq!(record["receipt"]["mutation"]["request_id"], id.as_str(), "{record}");
+            assert_eq!(record["fault"], Value::Null);
+        } else {
+            assert_eq!(record["receipt"], Value::Null);
+            assert!(record["fault"].as_str().unwrap().contains(fault), "{record}");
+        }
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn records_are_their_keys_own_and_survive_the_relay() {
+    let rig = Rig::start().await;
+    let engine = Engine::start(&rig, Script::new(Play::Stream(chat(&["a", "b", "c"], false)))).await;
+    let (mine, other) = (rig.new_key(&["inference"]).await, rig.new_key(&["inference"]).await);
+    let body = json!({ "model": "zorai-demo", "stream": true });
+    let request = rig.bare(Method::POST, "/v1/chat/completions").bearer_auth(&mine);
+    let response = request.header("x-request-id", "r-1").json(&body).send().await.unwrap();
+    response.bytes().await.unwrap();
+    let record = record(&rig, "r-1").await;
+    assert_eq!((&record["usage_source"], &record["completion_tokens"]), (&json!("deltas"), &json!(3)));
+    assert_eq!(record["prompt_tokens"], 7, "by the receipt");
+    let get = |key: &str| rig.bare(Method::GET, "/v1/receipts/r-1").bearer_auth(key);
+    assert_eq!(answer(get(&mine)).await, (StatusCode::OK, record));
+    assert_error(&answer(get(&other)).await, 404, "not_found");
+    assert_error(&answer(rig.bare(Method::GET, "/v1/receipts/r-1")).await, 401, "invalid_api_key");
+
+    // What was served a moment before the relay ends is kept too.
+    ask(&rig).header("x-request-id", "r-2").send().await.unwrap().bytes().await.unwrap();
+    drop(engine);
+    let rig = Rig::start_in(rig.stop().await, |_| {}).await;
+    let (_, kept) = rig.get("/v1/receipts/r-2").await;
+    assert_eq!(kept["completion_tokens"], 3, "{kept}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn usage_is_told_by_model_and_what_was_cancelled_counts() {
+    let rig = Rig::start().await;
+    let mut engine = Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await;
+    for _ in 0..2 {
+        ask(&rig).send().await.unwrap().bytes().await.unwrap();
+    }
+    engine.play.send(Play::Stall(vec![delta("a"), delta("b")])).unwrap();
+    let mut response = ask(&rig).header("x-request-id", "left").send().await.unwrap();
+    let mut read = 0;
+    while read < delta("a").len() * 2 {
+        read += response.chunk().await.unwrap().unwrap().len();
+    }
+    drop(response);
+    for _ in 0..3 {
+        engine.sees().await;
+    }
+    engine.is_idle().await;
+    let left = record(&rig, "left").await;
+    assert_eq!((&left["outcome"], &left["completion_tokens"]), (&json!("cancelled"), &json!(2)));
+    let (_, page) = rig.get("/v1/usage").await;
+    let models: Vec<_> = page["usage"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|row| row["models"].as_array().unwrap().clone())
+        .collect();
+    let used = json!({ "model": "zorai-demo", "requests": 3, "prompt_tokens": 14, "completion_tokens": 20 });
+    assert_eq!(models, [used], "{page}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_uses_as_many_tokens_as_its_limit_says() {
+    let rig = Rig::start().await;
+    let _engine = Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await;
+    let spec = json!({ "name": "a", "scopes": ["inference"], "tokens_per_minute": 20 });
+    let key = rig.make_key(&spec).await;
+    let ask = || {
+        let body = json!({ "model": "zorai-demo" });
+        answer(rig.bare(Method::POST, "/v1/chat/completions").bearer_auth(&key).json(&body))
+    };
+    // 16 of 20, and 12 more than there are.
+    assert_eq!(ask().await.0, StatusCode::OK);
+    assert_eq!(ask().await.0, StatusCode::OK);
+    let refused = ask().await;
+    assert_error(&refused, 429, "rate_limited");
+    assert!(refused.1["error"]["message"].as_str().unwrap().contains("20 tokens a minute"), "{}", refused.1);
+    rig.stop().await;
+}

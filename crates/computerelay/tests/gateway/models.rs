@@ -1,0 +1,165 @@
+//! Which models there are, who may ask them, and what is said of those that there are not.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use rpc::inference::InferenceKind;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::engine::{COMPLETION, Engine, Play, Script, delta, offer};
+use crate::passing::ask;
+use crate::rig::{Rig, answer, assert_error};
+
+#[tokio::test]
+async fn models_are_listed_while_they_are_served() {
+    let rig = Rig::start().await;
+    let (status, none) = rig.get("/v1/models").await;
+    assert_eq!((status, &none), (StatusCode::OK, &json!({ "object": "list", "data": [] })));
+    let mut script = Script::new(Play::Json(200, COMPLETION.to_owned()));
+    let mut cheap = offer("meta/llama-3");
+    cheap.prompt_price = "1".parse().unwrap();
+    script.offers = vec![cheap, offer("zorai-demo")];
+    let engine = Engine::start(&rig, script.clone()).await;
+    script.offers[0] = offer("meta/llama-3");
+    let other = Engine::start(&rig, script).await;
+    let (_, list) = rig.get("/v1/models").await;
+    let ids: Vec<_> =
+        list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["meta/llama-3", "zorai-demo"]);
+    let (status, model) = rig.get("/v1/models/meta/llama-3").await;
+    assert_eq!((status, &model), (StatusCode::OK, &list["data"][0]));
+    assert_eq!(
+        (&model["hosts"], &model["prompt_price"], &model["context_tokens"]),
+        (&json!(2), &json!("1"), &json!(4096))
+    );
+    assert_eq!(rig.get("/v1/models/meta%2Fllama-3").await.0, StatusCode::OK);
+    let missing = rig.get("/v1/models/zorai-dmeo").await;
+    assert_error(&missing, 404, "model_not_found");
+    assert!(missing.1["error"]["message"].as_str().unwrap().contains("zorai-demo"), "{}", missing.1);
+
+    // A model that a host no longer serves goes at its next word, and all of them with their last host.
+    engine.offers.send(vec![]).unwrap();
+    other.cut().await;
+    let gone = async {
+        while rig.get("/v1/models").await.1 != none {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, gone).await.unwrap();
+    let unserved = answer(ask(&rig)).await;
+    assert_error(&unserved, 503, "no_provider_available");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_refused_with_the_reason() {
+    let rig = Rig::start().await;
+    let mut script = Script::new(Play::Json(200, COMPLETION.to_owned()));
+    script.offers[0].kinds = vec![InferenceKind::Chat];
+    let engine = Engine::start(&rig, script).await;
+    let post =
+        async |path: &str, body: serde_json::Value| answer(rig.request(Method::POST, path).json(&body)).await;
+    let chat = "/v1/chat/completions";
+    let unknown = post(chat, json!({ "model": "zorai-demp" })).await;
+    assert_error(&unknown, 404, "model_not_found");
+    assert!(
+        unknown.1["error"]["message"].as_str().unwrap().contains("did you mean zorai-demo"),
+        "{}",
+        unknown.1
+    );
+    assert_error(&post("/v1/embeddings", json!({ "model": "zorai-demo" })).await, 400, "invalid_field");
+    assert_error(&post(chat, json!({ "messages": [] })).await, 400, "invalid_field");
+    assert_error(&post(chat, json!({ "model": "zorai-demo", "stream": 1 })).await, 400, "malformed_request");
+    for preferences in [
+        json!({ "ignore": [engine.provider()] }),
+        json!({ "only": ["0x00000000000000000000000000000000000000aa"] }),
+        json!({ "order": ["0x00000000000000000000000000000000000000aa"], "allow_fallbacks": false }),
+        json!({ "max_price": { "completion": "2999999" } }),
+        json!({ "quantizations": ["fp16"] }),
+    ] {
+        let refused = post(chat, json!({ "model": "zorai-demo", "provider": preferences })).await;
+        assert_error(&refused, 503, "no_provider_available");
+    }
+    for preferences in [
+        json!({ "only": [engine.provider()], "order": [engine.provider()], "allow_fallbacks": false }),
+        json!({ "max_price": { "prompt": "2000000", "completion": "3000000" }, "quantizations": ["Q4_K_M"] }),
+        json!({ "sort": "price" }),
+        json!({ "sort": "throughput", "preferred_max_latency": 0.001 }),
+        json!({ "sort": "latency" }),
+    ] {
+        let (status, _) = post(chat, json!({ "model": "zorai-demo", "provider": preferences })).await;
+        assert_eq!(status, StatusCode::OK, "{preferences}");
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn keys_need_the_scope() {
+    let rig = Rig::start().await;
+    let key = rig.other_key().await;
+    for (method, path) in
+        [(Method::GET, "/v1/models"), (Method::GET, "/v1/models/m"), (Method::POST, "/v1/embeddings")]
+    {
+        assert_error(&answer(rig.bare(method.clone(), path)).await, 401, "invalid_api_key");
+        assert_error(&answer(rig.bare(method, path).bearer_auth(&key)).await, 403, "forbidden");
+    }
+    let key = rig.new_key(&["inference"]).await;
+    let list = answer(rig.bare(Method::GET, "/v1/models").bearer_auth(&key)).await;
+    assert_eq!(list.0, StatusCode::OK);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn requests_wait_for_a_slot_as_long_as_they_may() {
+    let dir = TempDir::new().unwrap();
+    let rig = Rig::start_in(dir, |config| config.gateway.max_queued = 1).await;
+    let mut script = Script::new(Play::Stall(vec![delta("a")]));
+    script.offers[0].slots = 1;
+    let mut engine = Engine::start(&rig, script).await;
+    let mut first = ask(&rig).send().await.unwrap();
+    first.chunk().await.unwrap().unwrap();
+    let at_once = answer(ask(&rig).header("x-queue-timeout", "0")).await;
+    assert_error(&at_once, 503, "no_provider_available");
+    let begun = Instant::now();
+    assert_error(&answer(ask(&rig).header("x-queue-timeout", "0.3")).await, 503, "no_provider_available");
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+
+    engine.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    let waiting = tokio::spawn(ask(&rig).header("x-queue-timeout", "30").send());
+    let full = async {
+        // Until the other one waits, this one would.
+        while answer(ask(&rig).header("x-queue-timeout", "0.02")).await.1["error"]["message"]
+            .as_str()
+            .is_some_and(|message| !message.contains("too many requests wait"))
+        {}
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, full).await.unwrap();
+    engine.sees().await;
+    drop(first);
+    let served = waiting.await.unwrap().unwrap();
+    assert_eq!(served.status(), StatusCode::OK);
+    let queued: u64 = served.headers()["x-zorai-queue-ms"].to_str().unwrap().parse().unwrap();
+    assert!(queued > 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_conversation_returns_to_its_host() {
+    let rig = Rig::start().await;
+    let mut hosts = Vec::new();
+    for _ in 0..4 {
+        hosts.push(Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await);
+    }
+    let mut turns =
+        vec![json!({ "role": "system", "content": "be kind" }), json!({ "role": "user", "content": "hi" })];
+    let mut served = std::collections::HashSet::new();
+    for _ in 0..8 {
+        let body = json!({ "model": "zorai-demo", "messages": turns });
+        let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+        served.insert(response.headers()["x-zorai-provider"].to_str().unwrap().to_owned());
+        turns.push(json!({ "role": "user", "content": "and then?" }));
+    }
+    assert_eq!(served.len(), 1, "{served:?}");
+    rig.stop().await;
+}
