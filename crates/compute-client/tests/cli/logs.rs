@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use futures_util::{StreamExt as _, stream};
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::tasks::TaskView;
 use taskmarket::{
@@ -97,8 +98,14 @@ async fn logs(State(script): State<Arc<Script>>, RawQuery(query): RawQuery) -> R
     match answer.map(|(_, _, answer)| answer) {
         Some(Answer::Lines(attempt, text)) => lines(attempt, text.into()),
         Some(Answer::Broken(attempt, text)) => {
-            let pieces = [Ok(text), Err(std::io::Error::other("broken"))];
-            lines(attempt, axum::body::Body::from_stream(futures_util::stream::iter(pieces)))
+            // What was sent goes out while the next piece is waited for.
+            let broken = stream::once(async {
+                for _ in 0..64 {
+                    tokio::task::yield_now().await;
+                }
+                Err(std::io::Error::other("broken"))
+            });
+            lines(attempt, axum::body::Body::from_stream(stream::iter([Ok(text)]).chain(broken)))
         }
         Some(Answer::Refused(code)) => {
             let status = StatusCode::from_u16(code.http_status()).unwrap();
