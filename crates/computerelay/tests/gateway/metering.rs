@@ -24,8 +24,9 @@ async fn record(rig: &Rig, id: &str) -> Value {
 #[tokio::test]
 async fn receipts_that_hold_are_kept_and_others_named() {
     let rig = Rig::start().await;
-    let mut scripts: Vec<(Option<fn(&mut InferenceReceipt)>, &str)> =
-        vec![(Some(|_| {}), ""), (None, "no receipt")];
+    /// What a host does to its receipt, or that it sends none; and the fault that is named.
+    type Case = (Option<fn(&mut InferenceReceipt)>, &'static str);
+    let mut scripts: Vec<Case> = vec![(Some(|_| {}), ""), (None, "no receipt")];
     scripts.push((Some(|receipt| receipt.request_id.push('x')), "request_id"));
     scripts.push((Some(|receipt| receipt.node_id = Bytes32([1; 32].into())), "node_id"));
     scripts.push((Some(|receipt| receipt.response_hash = receipt.request_hash), "response_hash"));
