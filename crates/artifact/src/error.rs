@@ -171,6 +171,11 @@ const CODES: [(&str, Blame); 24] = [
 ];
 
 impl Blame {
+    /// Every code of [`FetchError::code`], and by whose making it comes.
+    pub fn codes() -> impl Iterator<Item = (&'static str, Self)> {
+        CODES.into_iter()
+    }
+
     /// By whose making a failure with this code of [`FetchError::code`] comes; `None` for codes of others.
     pub fn of_code(code: &str) -> Option<Self> {
         CODES.iter().find(|(known, _)| *known == code).map(|(_, blame)| *blame)

@@ -1,13 +1,14 @@
 //! One attempt at a task: what it needs is fetched and checked, and its runtime works on it.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use artifact::{Digest, FetchError, Fetcher, Origin, Reference, ReferenceKind};
+use artifact::{Digest, FetchError, Fetcher, Kept, LocalFile, LocalFolder, Origin, Reference, ReferenceKind};
 use taskmarket::{ContentHash, Task};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{InUse, Kept};
 use crate::runtime::{
     Context, Gpu, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress,
     RunCode, RunError, Runtime,
@@ -22,7 +23,6 @@ pub(crate) struct Attempt {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) origin: Origin,
     pub(crate) fetcher: Fetcher,
-    pub(crate) in_use: InUse,
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
     /// `<task id>.<attempt>`.
@@ -38,9 +38,16 @@ pub(crate) struct WorkFolder(PathBuf);
 pub(crate) struct Fetched {
     model: ModelFiles,
     model_digest: Digest,
-    input: artifact::LocalFile,
+    input: Input,
     /// Keeps the files from being removed.
     kept: Kept,
+}
+
+/// What a task works on.
+enum Input {
+    File(LocalFile),
+    /// For containers alone.
+    Folder(LocalFolder),
 }
 
 /// What an attempt came to.
@@ -94,12 +101,16 @@ impl Attempt {
         let fetching = async {
             for _ in 0..FETCHES {
                 let (model, model_digest, input) = self.fetch_both(progress).await?;
-                let files = match &model {
-                    ModelFiles::File(path) => vec![path.clone(), input.path.clone()],
-                    ModelFiles::Image(_) => vec![input.path.clone()],
-                    ModelFiles::Folder(files) => files.values().chain([&input.path]).cloned().collect(),
-                };
-                if let Some(kept) = self.in_use.keep(files).await {
+                let mut files = input.files();
+                match &model {
+                    ModelFiles::File(path) => files.push(path.clone()),
+                    ModelFiles::Image(_) => {}
+                    ModelFiles::Folder(all) => files.extend(all.values().cloned()),
+                }
+                let keeping = self.fetcher.store().keep(&files).await;
+                let failed =
+                    |error| Failure::new("internal", format!("cannot keep the fetched files: {error}"));
+                if let Some(kept) = keeping.map_err(failed)? {
                     return Ok(Fetched { model, model_digest, input, kept });
                 }
             }
@@ -118,11 +129,13 @@ impl Attempt {
         cancel: &CancellationToken,
     ) -> Result<Finished, Failure> {
         let folder = WorkFolder::make(self.work.join(&self.label)).await?;
+        let input_digest = fetched.input.digest();
+        let input = fetched.input.lay_out(&folder.0).await?;
         let context = Context { cancel: cancel.clone(), progress: progress.clone(), logs: self.logs.clone() };
         let job = Job {
             params: self.task.config.params.clone(),
             model: Model { files: fetched.model, digest: fetched.model_digest.to_string() },
-            input: fetched.input.path,
+            input,
             limits: self.limits,
             gpus: gpus.to_vec(),
             folder: folder.0.clone(),
@@ -130,13 +143,10 @@ impl Attempt {
         };
         let result = self.runtime.run(job, &context).await?;
         drop(fetched.kept);
-        Ok(Finished { model: fetched.model_digest, input: fetched.input.digest, result, folder })
+        Ok(Finished { model: fetched.model_digest, input: input_digest, result, folder })
     }
 
-    async fn fetch_both(
-        &self,
-        progress: &Progress,
-    ) -> Result<(ModelFiles, Digest, artifact::LocalFile), Failure> {
+    async fn fetch_both(&self, progress: &Progress) -> Result<(ModelFiles, Digest, Input), Failure> {
         let (task, origin) = (&self.task, Some(&self.origin));
         let model = reference("model_cid", task.model_cid.as_str())?;
         let input = reference("input_cid", task.input_cid.as_str())?;
@@ -147,8 +157,12 @@ impl Attempt {
                 progress.report(u8::try_from(done.saturating_mul(100) / total).unwrap_or(100));
             }
         };
-        let input = self.fetcher.fetch_file(&input, input_pin, origin, |_, _| {}).await?;
         let shape = self.runtime.model_shape();
+        let input = if shape == ModelShape::Image && input.is_folder() {
+            Input::Folder(self.fetcher.fetch_folder(&input, input_pin, origin, &[], &[], |_, _| {}).await?)
+        } else {
+            Input::File(self.fetcher.fetch_file(&input, input_pin, origin, |_, _| {}).await?)
+        };
         // Such an image is pulled by the container engine, which keeps images by itself.
         if let (ModelShape::Image, ReferenceKind::Oci { image, digest }) = (shape, model.kind()) {
             if model_pin.is_some_and(|pin| pin != *digest) {
@@ -171,6 +185,63 @@ impl Attempt {
         };
         Ok((files, model_digest, input))
     }
+}
+
+impl Input {
+    fn digest(&self) -> Digest {
+        match self {
+            Self::File(file) => file.digest,
+            Self::Folder(folder) => folder.digest,
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::File(file) => vec![file.path.clone()],
+            Self::Folder(folder) => folder.files.values().cloned().collect(),
+        }
+    }
+
+    /// Where the input lies as one file or one folder, which is made in `work`.
+    async fn lay_out(self, work: &Path) -> Result<PathBuf, Failure> {
+        let files = match self {
+            Self::File(file) => return Ok(file.path),
+            Self::Folder(folder) => folder.files,
+        };
+        let folder = work.join("input");
+        let made = folder.clone();
+        let laid_out = tokio::task::spawn_blocking(move || lay_out(&folder, &files)).await;
+        laid_out
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(|error| Failure::new("internal", format!("cannot lay out the input: {error}")))?;
+        Ok(made)
+    }
+}
+
+/// Makes `folder` of `files`, readable for every user. What is so already is linked, the rest is copied.
+fn lay_out(folder: &Path, files: &BTreeMap<String, PathBuf>) -> std::io::Result<()> {
+    let mode = std::fs::Permissions::from_mode;
+    std::fs::create_dir_all(folder)?;
+    std::fs::set_permissions(folder, mode(0o755))?;
+    for (name, source) in files {
+        let target = folder.join(name);
+        let mut parent = folder.to_owned();
+        for part in Path::new(name).parent().into_iter().flat_map(Path::components) {
+            parent.push(part);
+            if !parent.is_dir() {
+                std::fs::create_dir(&parent)?;
+                std::fs::set_permissions(&parent, mode(0o755))?;
+            }
+        }
+        let metadata = std::fs::symlink_metadata(source)?;
+        // A link is not made across file systems, nor to each file of another user.
+        let readable = metadata.is_file() && metadata.mode() & 0o004 != 0;
+        if !(readable && std::fs::hard_link(source, &target).is_ok()) {
+            std::fs::copy(source, &target)?;
+            std::fs::set_permissions(&target, mode(0o444))?;
+        }
+    }
+    Ok(())
 }
 
 impl WorkFolder {
@@ -206,4 +277,31 @@ fn reference(field: &str, text: &str) -> Result<Reference, Failure> {
 
 fn pin(hash: ContentHash) -> Option<Digest> {
     hash.is_pinned().then(|| Digest(hash.0.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_laid_out_for_every_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, mode| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let (open, closed) = (file("open", 0o644), file("closed", 0o600));
+        let files = [("a/b/open", open.clone()), ("a/closed", closed)];
+        let files = files.map(|(name, path)| (name.to_owned(), path)).into();
+        let made = folder.path().join("made");
+        lay_out(&made, &files).unwrap();
+        let mode = |path: &str| std::fs::metadata(made.join(path)).unwrap().mode() & 0o777;
+        assert_eq!([mode("."), mode("a"), mode("a/b")], [0o755; 3]);
+        assert_eq!((mode("a/b/open"), mode("a/closed")), (0o644, 0o444));
+        assert_eq!(std::fs::read(made.join("a/closed")).unwrap(), b"closed");
+        let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(&made.join("a/b/open")), inode(&open), "it was copied");
+    }
 }

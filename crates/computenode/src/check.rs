@@ -18,6 +18,7 @@ use crate::client::{ask, reachable};
 use crate::config::Config;
 use crate::disk::Space;
 use crate::node;
+use crate::runtime::container::{ContainerRuntime, ContainerSettings, EngineReport};
 
 /// Where engines with OpenAI's API usually listen on a host.
 const ENGINES: [(&str, u16); 5] =
@@ -97,7 +98,8 @@ impl fmt::Display for Report {
 pub async fn check(config: &Config) -> Report {
     let mut findings = Vec::new();
     findings.extend(gpus(config).await);
-    findings.extend(runtimes().await);
+    findings.push(runtimes().await);
+    findings.push(containers(config).await);
     findings.push(host::limits(Path::new("/sys/fs/cgroup")));
     findings.push(host::data_folder(&config.data));
     findings.push(disk(config));
@@ -152,15 +154,62 @@ fn gpu_findings(inventory: &Inventory, samples: &[Sample]) -> Vec<Finding> {
     findings
 }
 
-async fn runtimes() -> Vec<Finding> {
-    let made = tokio::task::spawn_blocking(node::runtimes).await;
-    match made {
+async fn runtimes() -> Finding {
+    // The folder of compiled modules is left alone.
+    match tokio::task::spawn_blocking(|| node::built_in(None)).await {
         Ok(Ok(runtimes)) => {
             let names: Vec<&str> = runtimes.keys().map(|name| name.as_str()).collect();
-            vec![Finding::ok("runtimes", names.join(", "))]
+            Finding::ok("runtimes", names.join(", "))
         }
-        Ok(Err(error)) => vec![Finding::fail("runtimes", error.to_string(), "see what the message names")],
-        Err(error) => vec![Finding::fail("runtimes", error.to_string(), "this CPU may be too old")],
+        Ok(Err(error)) => Finding::fail("runtimes", error.to_string(), "see what the message names"),
+        Err(error) => Finding::fail("runtimes", error.to_string(), "this CPU may be too old"),
+    }
+}
+
+async fn containers(config: &Config) -> Finding {
+    let Some(settings) = &config.container else {
+        return Finding::ok("container", "turned off by --no-container");
+    };
+    match ContainerRuntime::detect(settings.clone()).await {
+        Ok(Some(runtime)) => engine_finding(runtime.report(), settings),
+        Ok(None) => {
+            let fix = "install podman or docker and let this user use its socket, or say --no-container";
+            Finding::warn("container", "no engine answers; no containers are run", fix)
+        }
+        Err(error) => {
+            let fix = "start the engine, or mend --container-socket and --container-runtime";
+            Finding::fail("container", error.to_string(), fix)
+        }
+    }
+}
+
+fn engine_finding(report: &EngineReport, settings: &ContainerSettings) -> Finding {
+    let EngineReport {
+        name, version, socket, rootless, architecture, unenforced, egress_unavailable, ..
+    } = report;
+    let kind = if *rootless { "rootless " } else { "" };
+    let told = format!("{kind}{name} {version} at {}, {architecture}", socket.display());
+    let reasons = unenforced.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    match (unenforced.is_empty(), egress_unavailable) {
+        (false, _) if settings.allow_unenforced => Finding::warn(
+            "container",
+            format!("{told}; not enforced, as allowed: {reasons}"),
+            "see what it names",
+        ),
+        (false, _) => {
+            let told = format!("{told}; it cannot keep containers in, so none are run: {reasons}");
+            let fix = "do what it names, or say --allow-unenforced-limits where all requesters are trusted";
+            if settings.socket.is_some() || settings.runtime.is_some() {
+                Finding::fail("container", told, fix)
+            } else {
+                Finding::warn("container", told, fix)
+            }
+        }
+        (true, Some(reason)) if !settings.egress.domains.is_empty() => {
+            let fix = "run the node with that right, or leave --allow-egress out";
+            Finding::warn("container", format!("{told}; no way out to domains: {reason}"), fix)
+        }
+        (true, _) => Finding::ok("container", told),
     }
 }
 
@@ -258,6 +307,7 @@ async fn engines() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::container::{EngineName, Unenforced};
 
     #[test]
     fn gpus_are_listed_and_unwell_ones_are_warned_of() {
@@ -269,6 +319,37 @@ mod tests {
         assert_eq!((hot[0].status, hot[0].message.ends_with(": too hot")), (Status::Warn, true));
         inventory.devices[0].kind = DeviceKind::Cpu;
         assert_eq!(gpu_findings(&inventory, &inventory.sample())[0].status, Status::Warn);
+    }
+
+    #[test]
+    fn an_engine_is_judged_by_what_it_enforces() {
+        let mut report = EngineReport {
+            name: EngineName::Podman,
+            version: "5".to_owned(),
+            api_version: "1.41".to_owned(),
+            socket: "/s".into(),
+            cgroup_version: Some(2),
+            rootless: true,
+            user_namespace: true,
+            architecture: "amd64".to_owned(),
+            unenforced: Vec::new(),
+            egress_unavailable: Some("no right".to_owned()),
+        };
+        let mut settings = ContainerSettings::default();
+        assert_eq!(
+            engine_finding(&report, &settings),
+            Finding::ok("container", "rootless Podman 5 at /s, amd64")
+        );
+        settings.egress.domains.push("example.org".to_owned());
+        let finding = engine_finding(&report, &settings);
+        assert_eq!((finding.status, finding.message.ends_with(": no right")), (Status::Warn, true));
+        report.unenforced.push(Unenforced { limit: "pids", reason: "delegate it".to_owned() });
+        let finding = engine_finding(&report, &settings);
+        assert_eq!((finding.status, finding.message.ends_with("pids: delegate it")), (Status::Warn, true));
+        settings.socket = Some("/s".into());
+        assert_eq!(engine_finding(&report, &settings).status, Status::Fail);
+        settings.allow_unenforced = true;
+        assert_eq!(engine_finding(&report, &settings).status, Status::Warn);
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! The node's flags, and the typed configuration that they become.
 
+mod container;
+
+pub use container::ContainerArgs;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use url::Url;
 
 use crate::disk::MinFreeDisk;
+use crate::runtime::container::ContainerSettings;
 
 /// The name of the node's folder below the data root.
 const PROGRAM: &str = "node";
@@ -55,6 +61,11 @@ pub struct Args {
     #[arg(long, env = "ZORAI_NODE_MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = 32 << 30)]
     pub max_artifact_bytes: u64,
 
+    /// A trustless IPFS gateway to fetch ipfs:// references from; repeatable, the first is asked first. "none" turns ipfs://
+    /// off [default: public gateways].
+    #[arg(long, env = "ZORAI_NODE_IPFS_GATEWAY", value_name = "URL", value_delimiter = ',', value_parser = parse_gateway)]
+    pub ipfs_gateway: Vec<Gateway>,
+
     /// The memory that one task may use for its data, in MiB.
     #[arg(long, env = "ZORAI_NODE_TASK_MEMORY_MB", value_name = "MIB", default_value_t = 4096)]
     pub task_memory_mb: u32,
@@ -95,6 +106,19 @@ pub struct Args {
     /// Let several tasks that name the GPU memory they need share a GPU [default: each GPU works for one task].
     #[arg(long, env = "ZORAI_NODE_SHARE_GPUS")]
     pub share_gpus: bool,
+
+    /// How containers run.
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+/// Where `ipfs://` is fetched from, or that it is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gateway {
+    /// From nowhere.
+    None,
+    /// From this gateway.
+    At(Url),
 }
 
 /// What the node is told: [`Args`] with every default filled in.
@@ -118,6 +142,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// The largest model or input, in bytes.
     pub max_artifact_bytes: u64,
+    /// Where `ipfs://` is fetched from: the default gateways if `None`, nowhere if empty.
+    pub ipfs_gateways: Option<Vec<Url>>,
     /// Memory for one task's data, in bytes.
     pub task_memory_bytes: u64,
     /// The largest result, in bytes.
@@ -136,6 +162,8 @@ pub struct Config {
     pub declared_gpu: Option<(String, u64)>,
     /// Whether tasks may share a GPU.
     pub share_gpus: bool,
+    /// How containers run; not at all if `None`.
+    pub container: Option<ContainerSettings>,
 }
 
 impl From<Args> for Config {
@@ -151,6 +179,7 @@ impl From<Args> for Config {
             allow_private_addresses: args.allow_private_addresses,
             ca_file: args.ca_file,
             max_artifact_bytes: args.max_artifact_bytes,
+            ipfs_gateways: gateways(args.ipfs_gateway),
             task_memory_bytes: u64::from(args.task_memory_mb) << 20,
             max_result_bytes: args.max_result_bytes,
             keep_results: args.keep_results,
@@ -160,8 +189,25 @@ impl From<Args> for Config {
             grace: args.grace,
             declared_gpu: args.gpu_name.zip(args.gpu_vram_mb),
             share_gpus: args.share_gpus,
+            container: args.container.settings(args.allow_private_addresses),
         }
     }
+}
+
+fn gateways(given: Vec<Gateway>) -> Option<Vec<Url>> {
+    let urls = |gateway| match gateway {
+        Gateway::None => None,
+        Gateway::At(url) => Some(url),
+    };
+    (!given.is_empty()).then(|| given.into_iter().filter_map(urls).collect())
+}
+
+fn parse_gateway(text: &str) -> Result<Gateway, String> {
+    if text == "none" {
+        return Ok(Gateway::None);
+    }
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    url.map(Gateway::At).ok_or_else(|| format!("{text:?} is neither the URL of a gateway nor \"none\""))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -201,6 +247,28 @@ mod tests {
         assert_eq!(config.token_file, PathBuf::from("/d/compute-token"));
         assert_eq!(config.keep_results, Duration::from_secs(14 * 86_400));
         assert_eq!(config.task_memory_bytes, 4 << 30);
+        assert_eq!(config.ipfs_gateways, None);
+        let container = config.container.unwrap();
+        assert_eq!((container.cpu_millis, container.disk_mb, container.pids), (2000, 4096, 256));
+        assert_eq!(container.egress.domains, Vec::<String>::new());
+    }
+
+    #[test]
+    fn containers_and_gateways_are_told_by_flags() {
+        assert!(parse(&["--no-container"]).unwrap().container.is_none());
+        let flags =
+            ["--container-cpus", "0.5", "--allow-egress", "example.org", "--allow-egress", "*.example.org"];
+        let container = parse(&flags).unwrap().container.unwrap();
+        assert_eq!(container.cpu_millis, 500);
+        assert_eq!(container.egress.domains, ["example.org", "*.example.org"]);
+        assert!(!container.egress.allow_private_addresses && !container.allow_private_registries);
+        let gateways = |flags: &[&str]| parse(flags).unwrap().ipfs_gateways.unwrap();
+        assert_eq!(gateways(&["--ipfs-gateway", "none"]), []);
+        let two = ["--ipfs-gateway", "http://127.0.0.1:8080", "--ipfs-gateway", "https://a.example"];
+        assert_eq!(
+            gateways(&two).iter().map(Url::as_str).collect::<Vec<_>>(),
+            ["http://127.0.0.1:8080/", "https://a.example/"]
+        );
     }
 
     #[test]
@@ -215,6 +283,12 @@ mod tests {
             &["--grace", "99999999999999999999d"],
             &["--min-free-disk", "101%"],
             &["--min-free-disk", "2GiB"],
+            &["--ipfs-gateway", "ipfs.example"],
+            &["--container-cpus", "0"],
+            &["--container-cpus", "NaN"],
+            &["--container-disk-mb", "0"],
+            &["--allow-egress", "https://example.org"],
+            &["--allow-egress", "10.0.0.1"],
         ] {
             assert!(parse(flags).is_err(), "{flags:?}");
         }

@@ -21,7 +21,6 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::attempt::{Attempt, remove_folder};
-use crate::cache::InUse;
 use crate::disk::MinFreeDisk;
 use crate::gpus::{Gpus, Held};
 use crate::metrics::Metrics;
@@ -65,7 +64,6 @@ struct Inner {
     runtimes: BTreeMap<RuntimeName, Arc<dyn Runtime>>,
     gpus: Gpus,
     fetcher: Fetcher,
-    in_use: InUse,
     results: Results,
     tasks: Mutex<HashMap<TaskId, Entry>>,
     /// Held while a task is taken, so that no request is answered before its task is on disk.
@@ -145,7 +143,6 @@ impl Executor {
             runtimes,
             gpus,
             fetcher,
-            in_use: InUse::default(),
             results,
             tasks: Mutex::new(tasks),
             taking: tokio::sync::Mutex::default(),
@@ -368,7 +365,6 @@ impl Executor {
             runtime: Arc::clone(runtime),
             origin,
             fetcher: self.0.fetcher.clone(),
-            in_use: self.0.in_use.clone(),
             logs: Logs::default(),
             label: format!("{}.{}", request.task_id, request.attempt),
             work: settings.work.clone(),

@@ -5,7 +5,6 @@
 //! the money of the task is final. It knows nothing of keys, signatures or money.
 
 mod attempt;
-mod cache;
 mod check;
 mod client;
 mod config;
@@ -20,6 +19,6 @@ mod service;
 
 pub use check::{Finding, Report, Status, check};
 pub use client::{Drain, DrainError, set_draining};
-pub use config::{Args, Config};
+pub use config::{Args, Config, ContainerArgs, Gateway};
 pub use disk::{MinFreeDisk, ParseMinFreeDiskError};
 pub use node::{BuildError, Node};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,14 @@ use gpu::{DeviceKind, Inventory};
 use taskmarket::Runtime as RuntimeName;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::executor::{Executor, Settings};
 use crate::gpus::Gpus;
 use crate::results::Results;
 use crate::runtime::Runtime;
+use crate::runtime::container::{ContainerRuntime, ContainerSettings};
 use crate::runtime::embed::EmbedRuntime;
 use crate::runtime::wasm::WasmRuntime;
 use crate::service::Service;
@@ -90,6 +93,9 @@ pub enum BuildError {
     /// The certificate authorities cannot be used.
     #[error(transparent)]
     Tls(#[from] daemon::tls::TlsError),
+    /// The container engine that the operator names cannot be used.
+    #[error("{0}\nhint: start the engine, or leave --container-socket and --container-runtime out")]
+    Container(String),
     /// A runtime does not work here.
     #[error("the runtime {runtime} does not work: {reason}")]
     Runtime {
@@ -104,9 +110,10 @@ impl BuildError {
     /// Whether the command line is to blame, rather than the machine.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Remote { .. } | Self::AllowDir { .. } | Self::Tls(daemon::tls::TlsError::CaFile { .. }) => {
-                true
-            }
+            Self::Remote { .. }
+            | Self::AllowDir { .. }
+            | Self::Container(_)
+            | Self::Tls(daemon::tls::TlsError::CaFile { .. }) => true,
             Self::Listen(_)
             | Self::Token(_)
             | Self::InUse(_)
@@ -136,9 +143,13 @@ impl Node {
             listener.local_addr().map_err(|source| ListenError::Bind { addr: config.listen, source })?;
         let grace = config.grace;
         // Files, drivers and compilers all block.
-        let built = tokio::task::spawn_blocking(move || Parts::build(&config)).await;
-        let Parts { executor, service, lock } =
-            built.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let folder = config.data.clone();
+        let (lock, label) = blocking(move || Ok((lock_folder(&folder)?, label(&folder)?))).await?;
+        let containers = match &config.container {
+            Some(settings) => containers(ContainerSettings { node: label, ..settings.clone() }).await?,
+            None => None,
+        };
+        let (executor, service) = blocking(move || build(&config, containers)).await?;
         executor.recover().await;
         executor.tidy().await;
         Ok(Self { listener, local_addr, executor, service, grace, _lock: lock })
@@ -165,18 +176,15 @@ impl Node {
         let server = axum::serve(listener, self.service.router())
             .with_graceful_shutdown(stop_serving.clone().cancelled_owned());
         let mut server = tokio::spawn(server.into_future());
-        let tidying = tokio::spawn(tidy_regularly(self.executor.clone()));
+        let tidying = AbortOnDropHandle::new(tokio::spawn(tidy_regularly(self.executor.clone())));
 
         tokio::select! {
             () = shutdown.cancelled() => {}
-            ended = &mut server => {
-                tidying.abort();
-                return ended.map_err(io::Error::other)?;
-            }
+            ended = &mut server => return ended.map_err(io::Error::other)?,
         }
         // The API stays up meanwhile, so that the agent hears how its tasks ended.
         self.executor.drain(self.grace).await;
-        tidying.abort();
+        drop(tidying);
         stop_serving.cancel();
         match daemon::drain("connections", CONNECTION_GRACE, &mut server).await {
             Some(ended) => ended.map_err(io::Error::other)?,
@@ -189,42 +197,73 @@ impl Node {
 }
 
 async fn tidy_regularly(executor: Executor) {
+    executor.scrub().await;
     loop {
         tokio::time::sleep(TIDY_INTERVAL).await;
         executor.tidy().await;
     }
 }
 
-/// What is made before the first request.
-struct Parts {
-    executor: Executor,
-    service: Service,
-    lock: File,
+/// Runs what blocks; a panic in it goes on here.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-impl Parts {
-    fn build(config: &Config) -> Result<Self, BuildError> {
-        let disk = |path: &Path| {
-            let path = path.to_owned();
-            move |source| BuildError::Disk { path, source }
-        };
-        let lock = lock_folder(&config.data)?;
-        let token = token(&config.token_file)?;
-        let artifacts = config.data.join("artifacts");
-        let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
-        let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
-        let inventory = inventory(config);
-        let results_folder = config.data.join("results");
-        let (results, records) = Results::open(results_folder.clone()).map_err(disk(&results_folder))?;
-        let settings = settings(config, &inventory);
-        let gpus = Gpus::new(inventory, config.share_gpus);
-        let executor = Executor::new(settings, runtimes()?, gpus, fetcher, results, records)
-            .map_err(disk(&results_folder))?;
-        let service = Service::new(executor.clone(), token);
-        Ok(Self { executor, service, lock })
+/// What there is before the first request, in a data folder that this process holds.
+fn build(config: &Config, containers: Option<ContainerRuntime>) -> Result<(Executor, Service), BuildError> {
+    let disk = |path: &Path| {
+        let path = path.to_owned();
+        move |source| BuildError::Disk { path, source }
+    };
+    let token = token(&config.token_file)?;
+    let artifacts = config.data.join("artifacts");
+    let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
+    let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
+    let inventory = inventory(config);
+    let results_folder = config.data.join("results");
+    let (results, records) = Results::open(results_folder.clone()).map_err(disk(&results_folder))?;
+    let settings = settings(config, &inventory);
+    let gpus = Gpus::new(inventory, config.share_gpus);
+    let mut runtimes = built_in(Some(&config.data.join("modules")))?;
+    if let Some(containers) = containers {
+        runtimes.insert(RuntimeName::Container, Arc::new(containers));
     }
+    let executor =
+        Executor::new(settings, runtimes, gpus, fetcher, results, records).map_err(disk(&results_folder))?;
+    Ok((executor.clone(), Service::new(executor, token)))
+}
+
+/// The container runtime, where there is an engine that can keep programs in. One that the operator names must be such.
+async fn containers(settings: ContainerSettings) -> Result<Option<ContainerRuntime>, BuildError> {
+    let is_named = settings.socket.is_some() || settings.runtime.is_some();
+    let allowed = settings.allow_unenforced;
+    let unusable = match ContainerRuntime::detect(settings).await {
+        Ok(None) => {
+            tracing::info!("no container engine answers; this node runs no containers");
+            return Ok(None);
+        }
+        Ok(Some(runtime)) => {
+            let report = runtime.report();
+            let (engine, version, socket) = (report.name, &report.version, report.socket.display());
+            let missing: Vec<String> = report.unenforced.iter().map(ToString::to_string).collect();
+            tracing::info!(%engine, version, %socket, "container engine found");
+            if allowed || missing.is_empty() {
+                return Ok(Some(runtime));
+            }
+            format!("{engine} at {socket} cannot keep containers in: {}", missing.join("; "))
+        }
+        Err(error) => error.to_string(),
+    };
+    if is_named {
+        return Err(BuildError::Container(unusable));
+    }
+    tracing::warn!(reason = unusable, "this node runs no containers");
+    Ok(None)
 }
 
 async fn check_folder(path: &Path) -> Result<(), BuildError> {
@@ -239,10 +278,16 @@ pub(crate) fn inventory(config: &Config) -> Inventory {
     declared.map_or_else(gpu::detect, |(name, vram_mb)| Inventory::declared(name, *vram_mb))
 }
 
-pub(crate) fn runtimes() -> Result<BTreeMap<RuntimeName, Arc<dyn Runtime>>, BuildError> {
+/// The runtimes that need nothing but this program. Compiled modules are kept in `modules`, or in memory alone.
+pub(crate) fn built_in(
+    modules: Option<&Path>,
+) -> Result<BTreeMap<RuntimeName, Arc<dyn Runtime>>, BuildError> {
     let failed = |runtime, reason: String| BuildError::Runtime { runtime, reason };
-    let embed = EmbedRuntime::new().map_err(|error| failed(RuntimeName::Embed, error.to_string()))?;
-    let wasm = WasmRuntime::new().map_err(|error| failed(RuntimeName::Wasm, format!("{error:#}")))?;
+    let processors = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+    let embed = EmbedRuntime::with_threads(processors)
+        .map_err(|error| failed(RuntimeName::Embed, error.to_string()))?;
+    let wasm = modules.map_or_else(WasmRuntime::new, WasmRuntime::cached_in);
+    let wasm = wasm.map_err(|error| failed(RuntimeName::Wasm, format!("{error:#}")))?;
     Ok(BTreeMap::from([
         (RuntimeName::Embed, Arc::new(embed) as Arc<dyn Runtime>),
         (RuntimeName::Wasm, Arc::new(wasm) as Arc<dyn Runtime>),
@@ -269,11 +314,13 @@ fn settings(config: &Config, inventory: &Inventory) -> Settings {
 }
 
 fn policy(config: &Config) -> FetchPolicy {
+    let default = FetchPolicy::default();
     FetchPolicy {
+        ipfs_gateways: config.ipfs_gateways.clone().unwrap_or(default.ipfs_gateways),
         allow_private_addresses: config.allow_private_addresses,
         allowed_dirs: config.allowed_dirs.clone(),
         max_bytes: config.max_artifact_bytes,
-        ..FetchPolicy::default()
+        ..default
     }
 }
 
@@ -292,6 +339,19 @@ fn lock_folder(folder: &Path) -> Result<File, BuildError> {
         Err(TryLockError::WouldBlock) => Err(BuildError::InUse(folder.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+/// What tells the containers of this data folder from those of others at the same engine: made once, and kept.
+fn label(folder: &Path) -> Result<String, BuildError> {
+    let path = folder.join("container-label");
+    let failed = |source| BuildError::Disk { path: path.clone(), source };
+    match private_file::create_new(&path, hex::encode(rand::random::<[u8; 16]>()).as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let label = std::fs::read_to_string(&path).map_err(failed)?;
+    let is_label = label.len() == 32 && label.chars().all(|c| c.is_ascii_hexdigit());
+    if is_label { Ok(label) } else { Err(failed(io::Error::other("it is damaged; remove it"))) }
 }
 
 /// Reads the token, and makes one first where there is none.

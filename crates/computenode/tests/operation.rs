@@ -67,6 +67,26 @@ async fn a_full_disk_keeps_tasks_away_and_says_so() {
     node.stop().await;
 }
 
+#[tokio::test]
+async fn an_engine_that_is_named_must_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("none.sock");
+    let data = folder.path().join("data");
+    let run = |flags: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_compute-node"));
+        command.arg("--data").arg(&data).args(["--listen", "127.0.0.1:0"]).args(flags).output().unwrap()
+    };
+    let flags = ["--container-socket", socket.to_str().unwrap()];
+    let started = run(&flags);
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    assert_eq!(started.status.code(), Some(2), "{said}");
+    assert!(said.contains("no container engine answers at") && said.contains("hint: "), "{said}");
+    let checked = run(&[&flags[..], &["check"]].concat());
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert!(said.contains("fail  container no container engine answers at"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_is_not_given_twice() {
     let folder = tempfile::tempdir().unwrap();
@@ -130,21 +150,48 @@ fn every_failure_of_a_job_has_its_maker() {
         RunCode::Trapped,
         RunCode::ExitNonzero,
         RunCode::OutputTooLarge,
+        RunCode::BadOutput,
+        RunCode::OutOfDisk,
+        RunCode::ImageWithoutPlatform,
+        RunCode::ImageUnavailable,
+        RunCode::EgressRefused,
+        RunCode::EgressUnavailable,
+        RunCode::SandboxUnavailable,
         RunCode::Cancelled,
         RunCode::Internal,
     ] {
         assert!(failure::is_known(code.as_str()), "{code} is missing in rpc::failure");
         let expected = match code {
-            RunCode::Cancelled | RunCode::Internal => Blame::Provider,
-            RunCode::OutOfMemory | RunCode::TimedOut => Blame::Neither,
+            RunCode::SandboxUnavailable | RunCode::Cancelled | RunCode::Internal => Blame::Provider,
+            RunCode::OutOfMemory
+            | RunCode::TimedOut
+            | RunCode::OutOfDisk
+            | RunCode::ImageUnavailable
+            | RunCode::EgressRefused
+            | RunCode::EgressUnavailable => Blame::Neither,
             RunCode::BadParams
             | RunCode::BadModel
             | RunCode::BadInput
             | RunCode::OutOfFuel
             | RunCode::Trapped
             | RunCode::ExitNonzero
-            | RunCode::OutputTooLarge => Blame::Requester,
+            | RunCode::OutputTooLarge
+            | RunCode::BadOutput
+            | RunCode::ImageWithoutPlatform => Blame::Requester,
         };
         assert_eq!(failure::blame(code.as_str()), expected, "{code}");
+    }
+}
+
+#[test]
+fn every_failure_of_a_fetch_has_the_same_maker_everywhere() {
+    for (code, blame) in artifact::Blame::codes() {
+        assert!(failure::is_known(code), "{code} is missing in rpc::failure");
+        let expected = match blame {
+            artifact::Blame::Requester => Blame::Requester,
+            artifact::Blame::Provider => Blame::Provider,
+            artifact::Blame::Neither => Blame::Neither,
+        };
+        assert_eq!(failure::blame(code), expected, "{code}");
     }
 }

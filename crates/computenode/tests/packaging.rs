@@ -10,8 +10,8 @@ fn packaging() -> PathBuf {
 
 /// The value of a key, in its last line.
 fn value(unit: &str, key: &str) -> String {
-    let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    lines.last().unwrap_or_else(|| panic!("no {key}")).to_owned()
+    let mut lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    lines.next_back().unwrap_or_else(|| panic!("no {key}")).to_owned()
 }
 
 #[test]

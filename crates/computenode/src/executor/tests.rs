@@ -91,7 +91,7 @@ fn request(folder: &std::path::Path) -> ComputeRequest {
         salt: taskmarket::Bytes32(B256::ZERO),
     };
     ComputeRequest {
-        task_id: TaskId(B256::repeat_byte(7).into()),
+        task_id: TaskId(B256::repeat_byte(7)),
         attempt: 1,
         task,
         relay_url: "http://127.0.0.1:1".to_owned(),

@@ -2,10 +2,10 @@
 
 use std::cmp::Reverse;
 
+use artifact::{Scrubbed, Trimmed};
 use taskmarket::{TaskId, Timestamp};
 
 use super::{Executor, Settings, on_disk};
-use crate::cache;
 use crate::disk::Space;
 use crate::results::{Record, now};
 
@@ -25,8 +25,31 @@ impl Executor {
             tracing::error!(%error, "removing old results failed");
         }
         let room = self.0.settings.keep_artifacts_bytes;
-        if let Err(error) = cache::trim(self.0.fetcher.store(), room, &self.0.in_use).await {
-            tracing::error!(%error, "cannot remove fetched files");
+        self.trim(room).await;
+    }
+
+    /// After a crash, reads all fetched files once, and removes those that are damaged.
+    pub(crate) async fn scrub(&self) {
+        let store = self.0.fetcher.store();
+        if !store.is_in_doubt() {
+            return;
+        }
+        match store.scrub().await {
+            Ok(Scrubbed { blobs, removed }) => {
+                tracing::info!(blobs, removed, "fetched files checked after a crash");
+            }
+            Err(error) => tracing::error!(%error, "cannot check the fetched files"),
+        }
+    }
+
+    /// Removes fetched files that no attempt reads until the others take no more than `limit` bytes.
+    async fn trim(&self, limit: u64) {
+        match self.0.fetcher.store().trim(limit).await {
+            Ok(Trimmed { blobs: 0, .. }) => {}
+            Ok(Trimmed { blobs, bytes, left }) => {
+                tracing::info!(blobs, bytes, left, "fetched files removed: no more room");
+            }
+            Err(error) => tracing::error!(%error, "cannot remove fetched files"),
         }
     }
 
@@ -39,14 +62,9 @@ impl Executor {
         if missing == 0 {
             return None;
         }
-        let store = self.0.fetcher.store();
         tracing::warn!(data = %data.display(), missing, "the disk is nearly full: removing fetched files");
-        let trimmed = async {
-            let stored: u64 = store.list().await?.iter().map(|(_, size)| size).sum();
-            cache::trim(store, stored.saturating_sub(missing), &self.0.in_use).await
-        };
-        if let Err(error) = trimmed.await {
-            tracing::error!(%error, "cannot remove fetched files");
+        if let Some(stored) = self.cache_bytes().await {
+            self.trim(stored.saturating_sub(missing)).await;
         }
         self.disk_problem().await
     }

@@ -61,7 +61,7 @@ impl Engine {
             command.env_remove(name);
         }
         let process = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn();
-        let engine = Self { socket, process: process.unwrap(), folder: folder };
+        let engine = Self { socket, process: process.unwrap(), folder };
         let started = Instant::now();
         while std::os::unix::net::UnixStream::connect(&engine.socket).is_err() {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -96,6 +96,7 @@ impl Drop for Engine {
 }
 
 /// A folder for an engine whose programs are all installed, where this process may run it.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
 fn folder(name: &str, programs: &[&str]) -> Option<TempDir> {
     let places = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/libexec/podman"].map(Path::new);
     for program in programs {

@@ -60,6 +60,17 @@ impl Default for EgressPolicy {
     }
 }
 
+impl EgressPolicy {
+    /// Reads a domain for [`Self::domains`].
+    ///
+    /// # Errors
+    /// Says why it is none.
+    pub fn parse_domain(text: &str) -> Result<String, String> {
+        let wrong = || format!("{text:?} is no domain, such as example.org or *.example.org");
+        Domain::parse(text).map(|_| text.to_ascii_lowercase()).ok_or_else(wrong)
+    }
+}
+
 /// A pattern of domains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Domain {

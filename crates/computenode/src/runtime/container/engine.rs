@@ -150,8 +150,7 @@ async fn ask(socket: &Path, settings: &ContainerSettings) -> Result<(Docker, Eng
 
 fn usual_sockets() -> Vec<PathBuf> {
     let variable = |name| std::env::var(name).ok();
-    let host =
-        variable("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://").map(|path| PathBuf::from(path)));
+    let host = variable("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://").map(PathBuf::from));
     let own = variable("XDG_RUNTIME_DIR").map(|folder| PathBuf::from(folder).join("podman/podman.sock"));
     let fixed = |path: &str| Some(PathBuf::from(path));
     [host, fixed("/run/podman/podman.sock"), own, fixed("/var/run/docker.sock")]
