@@ -142,8 +142,10 @@ impl Meter {
             }
             Form::Events => {
                 let rest = self.tail.split().freeze();
-                self.line(&rest)?;
-                self.at_boundary &= rest.is_empty();
+                if !rest.is_empty() {
+                    self.line(&rest)?;
+                    self.at_boundary = false;
+                }
                 let needs_end = matches!(self.kind, InferenceKind::Chat | InferenceKind::Completions);
                 if needs_end && !self.is_done { Err(Fault::Unfinished) } else { Ok(rest) }
             }
@@ -196,12 +198,13 @@ impl Meter {
             self.line(&whole[start..end])?;
             start = end + 1;
         }
+        let last = whole.strip_suffix(b"\n").map(|rest| rest.strip_suffix(b"\r").unwrap_or(rest));
+        self.at_boundary = last.is_some_and(|rest| rest.is_empty() || rest.ends_with(b"\n"));
         Ok(whole)
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        self.at_boundary = line.is_empty();
         if line.len() > MAX_LINE_BYTES {
             return Err(Fault::LongLine);
         }
@@ -390,5 +393,6 @@ mod tests {
         assert!(meter.end().is_ok());
         let mut meter = events(InferenceKind::Chat);
         assert!(!meter.take("data: {}\n".into()).unwrap().is_empty() && !meter.at_boundary());
+        assert!(meter.end().is_err() && !meter.at_boundary());
     }
 }
