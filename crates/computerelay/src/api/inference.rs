@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::response::Response;
 use http::request::Parts;
 use rpc::error::ErrorCode;
@@ -12,7 +12,7 @@ use rpc::keys::ModelUsage;
 use store::{KeyId, Scope, Usage, UsageFilter};
 
 use super::App;
-use super::extract::{AnyKey, check_content_type, read, require_scope};
+use super::extract::{AnyKey, check_content_type, path_part, read, require_scope};
 use crate::error::ApiError;
 use crate::gateway;
 use crate::keys::Caller;
@@ -28,6 +28,17 @@ impl FromRequestParts<App> for InferenceKey {
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
         require_scope(&parts.extensions, Scope::Inference).map(Self)
+    }
+}
+
+/// The id in the path: of a model or of a request.
+pub(super) struct IdPath(String);
+
+impl FromRequestParts<App> for IdPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        path_part(parts, app, "id").await.map(Self)
     }
 }
 
@@ -88,7 +99,7 @@ pub(super) async fn models(State(app): State<App>, _: InferenceKey) -> axum::Jso
 pub(super) async fn model(
     State(app): State<App>,
     _: InferenceKey,
-    Path(id): Path<String>,
+    IdPath(id): IdPath,
 ) -> Result<axum::Json<ModelView>, ApiError> {
     app.gateway.model(&id).map(axum::Json)
 }
@@ -97,7 +108,7 @@ pub(super) async fn model(
 pub(super) async fn receipt(
     State(app): State<App>,
     AnyKey(caller): AnyKey,
-    Path(id): Path<String>,
+    IdPath(id): IdPath,
 ) -> Result<axum::Json<ReceiptView>, ApiError> {
     let owner = (!caller.is_admin()).then(|| caller.id.clone());
     let missing = || ApiError::not_found(format_args!("record of a request {id:?} of this API key"));

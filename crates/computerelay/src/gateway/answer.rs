@@ -16,7 +16,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body, Frame};
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::inference::{
-    ATTEMPTS_HEADER, COST_HEADER, MODEL_HEADER, PROVIDER_HEADER, QUEUE_HEADER, UsageSource,
+    ATTEMPTS_HEADER, COST_HEADER, MODEL_HEADER, Outcome, PROVIDER_HEADER, QUEUE_HEADER, UsageSource,
 };
 use tokio::time::{Interval, Sleep, interval_at, sleep_until};
 
@@ -240,7 +240,11 @@ impl Passing {
             }
             if now >= self.last + patience {
                 let message = format!("the provider sent nothing for {} ms", patience.as_millis());
-                return Poll::Ready(self.broken(&message, Failure::Plain));
+                // Who is in more of a hurry than the relay says nothing of the host.
+                if patience >= self.tally.relays_patience() {
+                    self.tally.failed(Failure::Plain);
+                }
+                return Poll::Ready(self.cut(&message));
             }
             let until = (self.last + patience).min(self.tally.deadline());
             self.timer.as_mut().reset(until.into());
@@ -260,12 +264,17 @@ impl Passing {
 
     fn too_late(&mut self) -> Step {
         let error = deadline_exceeded(self.tally.call().patience.total);
-        self.tally.finish(rpc::inference::Outcome::Failed);
+        self.tally.finish(Outcome::Failed);
         self.say(&error.into())
     }
 
     fn broken(&mut self, message: &str, failure: Failure) -> Step {
         self.tally.failed(failure);
+        self.cut(message)
+    }
+
+    fn cut(&mut self, message: &str) -> Step {
+        self.tally.finish(Outcome::Failed);
         self.say(&ErrorBody::new(ErrorCode::ProviderFailed, message))
     }
 

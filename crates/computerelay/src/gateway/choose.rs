@@ -44,6 +44,21 @@ pub(super) enum NoChoice {
     Busy,
 }
 
+impl NoChoice {
+    /// How near to being served a request is that is told so.
+    pub(super) fn rank(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Gone => 1,
+            Self::WrongKind => 2,
+            Self::Excluded => 3,
+            Self::Failing => 4,
+            Self::Closed => 5,
+            Self::Busy => 6,
+        }
+    }
+}
+
 /// The host to ask.
 pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> Result<&'a Listing, NoChoice> {
     let mut nearest = NoChoice::Gone;
@@ -52,7 +67,8 @@ pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> R
         match obstacle(listing, want, now) {
             None => fit.push(listing),
             // Of all that is in the way, what is nearest to being served is told.
-            Some(obstacle) => nearest = further(nearest, obstacle),
+            Some(obstacle) if obstacle.rank() > nearest.rank() => nearest = obstacle,
+            Some(_) => {}
         }
     }
     if let Some(favourite) = fit.iter().find(|listing| Some(listing.key) == want.favourite) {
@@ -147,18 +163,4 @@ fn suits(listing: &Listing, preferences: &Preferences) -> bool {
         && max_price.as_ref().is_none_or(|most| {
             within(most.prompt, offer.prompt_price) && within(most.completion, offer.completion_price)
         })
-}
-
-/// Of two reasons, the one that is nearer to being served.
-fn further(a: NoChoice, b: NoChoice) -> NoChoice {
-    let rank = |reason| match reason {
-        NoChoice::Unknown => 0,
-        NoChoice::Gone => 1,
-        NoChoice::WrongKind => 2,
-        NoChoice::Excluded => 3,
-        NoChoice::Failing => 4,
-        NoChoice::Closed => 5,
-        NoChoice::Busy => 6,
-    };
-    if rank(b) > rank(a) { b } else { a }
 }

@@ -13,6 +13,8 @@ use super::breaker::Failure;
 
 /// The longest line of a stream, in bytes.
 pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
+/// The most tokens each way that are believed of one answer: no sum of them overflows.
+pub(super) const MAX_TOKENS: u64 = 1 << 32;
 /// As much of the beginning and the end of an answer that is not kept is looked at for what it used, in bytes.
 const EDGE_BYTES: usize = 4096;
 
@@ -163,8 +165,8 @@ impl Meter {
     pub(super) fn count(&self) -> Count {
         match self.usage {
             Some(usage) => Count {
-                prompt: usage.prompt_tokens,
-                completion: usage.completion_tokens,
+                prompt: usage.prompt_tokens.min(MAX_TOKENS),
+                completion: usage.completion_tokens.min(MAX_TOKENS),
                 source: UsageSource::Usage,
             },
             None => Count { prompt: 0, completion: self.deltas, source: UsageSource::Deltas },

@@ -4,7 +4,7 @@
 //! waits for it, [`MAX_WAITING`] records at most.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rpc::inference::{ReceiptView, UsageSource};
 use rpc::tasks::SignedMutation;
@@ -15,8 +15,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::breaker::Failure;
-use super::directory::Health;
+use super::meter::MAX_TOKENS;
 
 /// How long records are gathered that are then committed together.
 const GATHER: Duration = Duration::from_millis(300);
@@ -41,8 +40,6 @@ pub(super) struct Record {
     pub(super) relay_id: Arc<str>,
     pub(super) request_hash: RequestHash,
     pub(super) response_hash: [u8; 32],
-    pub(super) health: Arc<Health>,
-    pub(super) begun: Instant,
 }
 
 /// SHA-256 of a request's body, which takes a while where that is large.
@@ -179,19 +176,18 @@ fn sort(message: Message, group: &mut Vec<Record>, flushes: &mut Vec<oneshot::Se
 
 /// Checks a record's receipt, and makes a row of it.
 fn row(record: Record, request_hash: Option<[u8; 32]>) -> store::Receipt {
-    let Record { owner, mut view, receipt, relay_id, response_hash, health, begun, .. } = record;
+    let Record { owner, mut view, receipt, relay_id, response_hash, .. } = record;
     match receipt {
         None => view.fault = Some("the provider sent no receipt".to_owned()),
         Some(receipt) => match check(&receipt, &view, &relay_id, request_hash, response_hash) {
             Ok(receipt) => {
                 if view.usage_source == UsageSource::Deltas {
-                    view.prompt_tokens = receipt.mutation.prompt_tokens;
+                    view.prompt_tokens = receipt.mutation.prompt_tokens.min(MAX_TOKENS);
                 }
                 view.receipt = Some(receipt);
             }
             Err(fault) => {
                 tracing::warn!(provider = %view.provider, request_id = view.request_id, fault, "a receipt does not hold");
-                health.failed(Failure::Plain, begun);
                 view.fault = Some(fault);
             }
         },

@@ -44,6 +44,13 @@ pub(super) struct Call {
     pub(super) begun: Instant,
 }
 
+impl Call {
+    /// Until when the answer must be whole.
+    pub(super) fn deadline(&self) -> Instant {
+        self.begun + self.patience.total
+    }
+}
+
 /// An answer that has begun.
 #[derive(Debug)]
 pub(super) struct Opened {
@@ -82,26 +89,18 @@ impl Failed {
 impl Gateway {
     /// Brings a request to a host that answers.
     pub(super) async fn open(self: Arc<Self>, call: Arc<Call>) -> Result<Opened, ApiError> {
-        let deadline = call.begun + call.patience.total;
-        match timeout_at(deadline.into(), self.try_hosts(&call)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(deadline_exceeded(call.patience.total)),
-        }
-    }
-
-    async fn try_hosts(&self, call: &Call) -> Result<Opened, ApiError> {
         let mut tried = Vec::new();
         let mut queued = Duration::ZERO;
         let mut last = None;
+        let too_late = || deadline_exceeded(call.patience.total);
         for attempts in 1..=self.config.max_attempts {
-            let (mut lease, model) = match self.lease(call, &tried, &mut queued, &mut last).await {
-                Ok(found) => found,
-                Err(error) => return Err(error),
-            };
+            let leased = self.lease(&call, &tried, &mut queued, &mut last);
+            let leased = timeout_at(call.deadline().into(), leased).await;
+            let (mut lease, model) = leased.map_err(|_| too_late())??;
             let key = lease.listing.key;
-            match self.attempt(call, &mut lease, &model).await {
+            match self.attempt(&call, &lease, &model).await {
                 Ok(answer) => {
-                    if let Some(conversation) = self.conversation(call, &model) {
+                    if let Some(conversation) = self.conversation(&call, &model) {
                         self.affinity.note(conversation, key);
                     }
                     let Answer { status, content_type, first, meter, body, receipt, sent } = answer;
@@ -125,6 +124,9 @@ impl Gateway {
                     tracing::info!(provider = %key.provider, node_id = %key.node_id, model, why, "a host failed an inference request");
                     if let Some(failure) = failure {
                         lease.failed(failure);
+                    }
+                    if Instant::now() >= call.deadline() {
+                        return Err(too_late());
                     }
                     last = Some(format!("{} {why}", key.provider));
                     tried.push(key);
@@ -155,7 +157,7 @@ impl Gateway {
             // Before looking, so that what is freed meanwhile is not missed.
             let freed = call.ask.models.iter().find_map(|model| self.directory.freed(model));
             let freed = freed.as_ref().map(|freed| freed.notified());
-            let reason = match self.choose(call, tried) {
+            let (reason, model) = match self.choose(call, tried) {
                 Ok(found) => {
                     *queued += begun.elapsed();
                     return Ok(found);
@@ -168,7 +170,7 @@ impl Gateway {
             let is_hopeless = matches!(reason, NoChoice::Unknown | NoChoice::WrongKind)
                 || (reason == NoChoice::Failing && last.is_some());
             if left.is_zero() || is_hopeless {
-                return Err(self.none(call, reason, last.take()));
+                return Err(self.none(call, reason, &model, last.take()));
             }
             if place.is_none() {
                 let taken = self.queue.try_acquire();
@@ -187,25 +189,27 @@ impl Gateway {
         }
     }
 
-    fn choose(&self, call: &Call, tried: &[NodeKey]) -> Result<(Lease, String), NoChoice> {
-        let mut first = None;
+    /// A place, or what keeps the request from the model that is nearest to being served.
+    fn choose(&self, call: &Call, tried: &[NodeKey]) -> Result<(Lease, String), (NoChoice, String)> {
+        let mut nearest: Option<(NoChoice, &String)> = None;
         for model in &call.ask.models {
             let favourite = self.conversation(call, model).and_then(|one| self.affinity.find(one));
             let want = Want { kind: call.kind, preferences: &call.ask.preferences, tried, favourite };
             match self.directory.choose(model, &want) {
                 Ok(lease) => return Ok((lease, model.clone())),
-                // Who waits waits for a model that may come, if any of them may.
-                Err(reason) => {
-                    first = Some(first.filter(|first| *first != NoChoice::Unknown).unwrap_or(reason))
+                Err(reason) if nearest.is_none_or(|(before, _)| reason.rank() > before.rank()) => {
+                    nearest = Some((reason, model));
                 }
+                Err(_) => {}
             }
         }
-        Err(first.unwrap_or(NoChoice::Unknown))
+        let (reason, model) =
+            nearest.map_or((NoChoice::Unknown, String::new()), |(reason, model)| (reason, model.clone()));
+        Err((reason, model))
     }
 
     /// Why there is nobody.
-    fn none(&self, call: &Call, reason: NoChoice, last: Option<String>) -> ApiError {
-        let asked = call.ask.models.first().map(String::as_str).unwrap_or_default();
+    fn none(&self, call: &Call, reason: NoChoice, asked: &str, last: Option<String>) -> ApiError {
         match (reason, last) {
             (_, Some(last)) => no_provider(&last),
             (NoChoice::Unknown, None) => self.unknown(asked),
@@ -233,7 +237,7 @@ impl Gateway {
     }
 
     /// Asks one host, until its answer has begun.
-    async fn attempt(&self, call: &Call, lease: &mut Lease, model: &str) -> Result<Answer, Failed> {
+    async fn attempt(&self, call: &Call, lease: &Lease, model: &str) -> Result<Answer, Failed> {
         let sent = call.ask.body_for(model);
         let listing = &lease.listing;
         let model = HeaderValue::from_bytes(model.as_bytes())
@@ -245,14 +249,19 @@ impl Gateway {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(rpc::REQUEST_ID_HEADER, call.request_id.clone());
         headers.insert(MODEL_HEADER, model);
-        let patience = call.patience.first_byte;
+        let left = call.deadline().saturating_duration_since(Instant::now());
+        let patience = call.patience.first_byte.min(left);
         let answered = async {
             let response = listing.link.request(request).await.map_err(unsent)?;
             begin(response, call, self.config.max_answer_bytes).await
         };
         match timeout(patience, answered).await {
             Ok(answer) => answer.map(|answer| Answer { sent, ..answer }),
-            Err(_) => Err(Failed::plain(format!("sent nothing for {} ms", patience.as_millis()))),
+            // Who is in more of a hurry than the relay says nothing of the host.
+            Err(_) => Err(Failed {
+                why: format!("sent nothing for {} ms", patience.as_millis()),
+                failure: (patience >= self.config.first_byte).then_some(Failure::Plain),
+            }),
         }
     }
 }

@@ -125,14 +125,17 @@ impl Tally {
             relay_id: Arc::clone(&self.gateway.relay_id),
             request_hash: hash(std::mem::take(&mut self.sent)),
             response_hash: self.meter.hash(),
-            health: Arc::clone(&listing.health),
-            begun: self.lease.begun,
         });
+    }
+
+    /// How long the relay itself lets a host pause.
+    pub(super) fn relays_patience(&self) -> Duration {
+        self.gateway.config.between_tokens
     }
 
     /// Until when the answer must be whole.
     pub(super) fn deadline(&self) -> Instant {
-        self.call.begun + self.call.patience.total
+        self.call.deadline()
     }
 }
 

@@ -8,6 +8,9 @@ use crate::engine::{COMPLETION, Engine, Play, Script, chat, delta};
 use crate::passing::ask;
 use crate::rig::{Rig, answer, assert_error};
 
+/// What a host changes of its receipts.
+type Change = Option<fn(&mut InferenceReceipt)>;
+
 /// The record of a request; it is written down a moment after the answer's end.
 async fn record(rig: &Rig, id: &str) -> Value {
     let read = async {
@@ -24,9 +27,7 @@ async fn record(rig: &Rig, id: &str) -> Value {
 #[tokio::test]
 async fn receipts_that_hold_are_kept_and_others_named() {
     let rig = Rig::start().await;
-    /// What a host does to its receipt, or that it sends none; and the fault that is named.
-    type Case = (Option<fn(&mut InferenceReceipt)>, &'static str);
-    let mut scripts: Vec<Case> = vec![(Some(|_| {}), ""), (None, "no receipt")];
+    let mut scripts: Vec<(Change, &str)> = vec![(Some(|_| {}), ""), (None, "no receipt")];
     scripts.push((Some(|receipt| receipt.request_id.push('x')), "request_id"));
     scripts.push((Some(|receipt| receipt.node_id = Bytes32([1; 32].into())), "node_id"));
     scripts.push((Some(|receipt| receipt.response_hash = receipt.request_hash), "response_hash"));
