@@ -192,6 +192,7 @@ impl Call<'_> {
             ReferenceKind::File { path, .. } => self.local_file(path, pin).await,
             ReferenceKind::Ipfs { cid, path } => Box::pin(self.ipfs_file(cid, path, pin)).await,
             ReferenceKind::Oci { .. } => Err(self.image_as_file()),
+            ReferenceKind::Model { .. } => Err(self.model_as_file()),
         }
     }
 
@@ -219,6 +220,7 @@ impl Call<'_> {
             ReferenceKind::File { path, .. } => self.local_folder(path, pin, names).await,
             ReferenceKind::Ipfs { cid, path } => Box::pin(self.ipfs_folder(cid, path, pin, names)).await,
             ReferenceKind::Oci { .. } => Err(self.image_as_file()),
+            ReferenceKind::Model { .. } => Err(self.model_as_file()),
         }
     }
 
@@ -468,6 +470,11 @@ impl Call<'_> {
     fn image_as_file(&self) -> FetchError {
         let reason = "names a container image, which is neither a file nor a folder";
         FetchError::UnsupportedScheme { reference: self.name(), scheme: "oci", reason }
+    }
+
+    fn model_as_file(&self) -> FetchError {
+        let reason = "names a model of an engine, which is neither a file nor a folder";
+        FetchError::UnsupportedScheme { reference: self.name(), scheme: "model", reason }
     }
 
     pub(crate) fn io(&self, source: io::Error) -> FetchError {

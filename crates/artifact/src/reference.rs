@@ -12,6 +12,11 @@ use crate::digest::Digest;
 /// The longest reference that is read, in bytes; the usual limit of URLs in practice.
 const MAX_REFERENCE_BYTES: usize = 4096;
 
+/// The longest id of a model, in bytes: what a host may offer.
+const MAX_MODEL_ID_BYTES: usize = 256;
+
+const SCHEMES: &str = "it starts with artifact://, https://, http://, file://, ipfs://, oci:// or model://";
+
 /// A reference to a file or a folder. Prints exactly as it was written, which may include the
 /// credentials in a URL: logs and errors use [`Reference::redacted`], as does `Debug`.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,6 +65,11 @@ pub enum ReferenceKind {
         /// SHA-256 of the image's manifest.
         digest: Digest,
     },
+    /// `model://<id>`: a model that an engine of a node serves under this id. It names no bytes and is never fetched.
+    Model {
+        /// The id, as requests to the engine name it.
+        id: String,
+    },
 }
 
 /// The text is not a reference.
@@ -87,7 +97,8 @@ impl Reference {
             ReferenceKind::Artifact { .. }
             | ReferenceKind::File { .. }
             | ReferenceKind::Ipfs { .. }
-            | ReferenceKind::Oci { .. } => self.text.clone(),
+            | ReferenceKind::Oci { .. }
+            | ReferenceKind::Model { .. } => self.text.clone(),
         }
     }
 
@@ -98,15 +109,16 @@ impl Reference {
             | ReferenceKind::Web { folder, .. }
             | ReferenceKind::File { folder, .. } => *folder,
             ReferenceKind::Ipfs { path, .. } => path.ends_with('/'),
-            ReferenceKind::Oci { .. } => false,
+            ReferenceKind::Oci { .. } | ReferenceKind::Model { .. } => false,
         }
     }
 
     /// The SHA-256 that the reference itself carries, if it does: of the file, of the folder's manifest
-    /// or of the image's manifest.
+    /// or of the image's manifest. For the name of a model it is the SHA-256 of the id, which stands for the model's hash.
     pub fn digest(&self) -> Option<Digest> {
         match &self.kind {
             ReferenceKind::Artifact { digest, .. } | ReferenceKind::Oci { digest, .. } => Some(*digest),
+            ReferenceKind::Model { id } => Some(Digest::of(id.as_bytes())),
             ReferenceKind::Web { .. } | ReferenceKind::File { .. } | ReferenceKind::Ipfs { .. } => None,
         }
     }
@@ -115,7 +127,7 @@ impl Reference {
     pub fn is_content_addressed(&self) -> bool {
         match &self.kind {
             ReferenceKind::Artifact { .. } | ReferenceKind::Ipfs { .. } | ReferenceKind::Oci { .. } => true,
-            ReferenceKind::Web { .. } | ReferenceKind::File { .. } => false,
+            ReferenceKind::Web { .. } | ReferenceKind::File { .. } | ReferenceKind::Model { .. } => false,
         }
     }
 
@@ -167,7 +179,7 @@ impl FromStr for Reference {
             return Err(bad("it holds white space or control characters; write them as %20 and the like"));
         }
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(bad("it starts with artifact://, https://, http://, file://, ipfs:// or oci://"));
+            return Err(bad(SCHEMES));
         };
         let kind = match scheme.to_ascii_lowercase().as_str() {
             "artifact" => parse_artifact(rest)?,
@@ -175,9 +187,8 @@ impl FromStr for Reference {
             "file" => parse_file(text)?,
             "ipfs" => parse_ipfs(rest)?,
             "oci" => parse_oci(rest)?,
-            _ => {
-                return Err(bad("it starts with artifact://, https://, http://, file://, ipfs:// or oci://"));
-            }
+            "model" => parse_model(rest)?,
+            _ => return Err(bad(SCHEMES)),
         };
         Ok(Self { text: text.to_owned(), kind })
     }
@@ -269,6 +280,13 @@ fn parse_oci(rest: &str) -> Result<ReferenceKind, ParseReferenceError> {
     Ok(ReferenceKind::Oci { image: image.to_owned(), digest: digits.parse().map_err(|_| form())? })
 }
 
+fn parse_model(id: &str) -> Result<ReferenceKind, ParseReferenceError> {
+    if id.is_empty() || id.len() > MAX_MODEL_ID_BYTES {
+        return Err(bad(format!("model://<id> with an id of 1 to {MAX_MODEL_ID_BYTES} bytes")));
+    }
+    Ok(ReferenceKind::Model { id: id.to_owned() })
+}
+
 impl fmt::Debug for ReferenceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -277,6 +295,7 @@ impl fmt::Debug for ReferenceKind {
             Self::File { path, folder } => write!(f, "File({}, folder: {folder})", path.display()),
             Self::Ipfs { cid, path } => write!(f, "Ipfs({cid}, {path})"),
             Self::Oci { image, digest } => write!(f, "Oci({image}, {digest})"),
+            Self::Model { id } => write!(f, "Model({id})"),
         }
     }
 }
@@ -301,12 +320,15 @@ mod tests {
             ("ipfs://QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG/readme".into(), false),
             ("ipfs://bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi".into(), false),
             (format!("oci://ghcr.io/some/image@sha256:{D}"), false),
+            ("model://meta-llama/Llama-3:8b".into(), false),
         ] {
             let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!((reference.to_string(), reference.is_folder()), (text, folder));
         }
         let digest = D.parse().unwrap();
         assert_eq!(Reference::artifact(digest), format!("artifact://{D}").parse().unwrap());
+        let model: Reference = "model://zorai-demo".parse().unwrap();
+        assert_eq!(model.digest(), Some(Digest::of(b"zorai-demo")));
         assert_eq!(Reference::artifact_folder(digest), format!("artifact://{D}/").parse().unwrap());
     }
 
@@ -331,6 +353,9 @@ mod tests {
             "ipfs://notacid",
             "ipfs://",
             "ipfs://QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG/../x",
+            "model://",
+            "model://a b",
+            &format!("model://{}", "x".repeat(MAX_MODEL_ID_BYTES + 1)),
             "oci://image:latest",
             "oci://@sha256:00",
             &format!("oci://a//b@sha256:{D}"),
@@ -349,8 +374,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn hostile_text_never_panics(text in "\\PC{0,80}", scheme in 0_usize..6) {
-            let scheme = ["artifact", "https", "http", "file", "ipfs", "oci"][scheme];
+        fn hostile_text_never_panics(text in "\\PC{0,80}", scheme in 0_usize..7) {
+            let scheme = ["artifact", "https", "http", "file", "ipfs", "oci", "model"][scheme];
             for text in [text.clone(), format!("{scheme}://{text}")] {
                 if let Ok(reference) = text.parse::<Reference>() {
                     proptest::prop_assert_eq!(reference.to_string(), text);

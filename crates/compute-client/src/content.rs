@@ -95,6 +95,9 @@ impl Named {
                 if matches!(reference.kind(), ReferenceKind::Oci { .. }) {
                     return Some(Runtime::Container);
                 }
+                if matches!(reference.kind(), ReferenceKind::Model { .. }) {
+                    return Some(Runtime::Openai);
+                }
                 let path = reference.as_str().split(['?', '#']).next().unwrap_or_default();
                 path.ends_with(".wasm").then_some(Runtime::Wasm)
             }
@@ -158,7 +161,10 @@ impl Named {
         let scheme = match reference.kind() {
             ReferenceKind::Ipfs { .. } => "ipfs",
             ReferenceKind::Oci { .. } => "oci",
-            ReferenceKind::Artifact { .. } | ReferenceKind::Web { .. } | ReferenceKind::File { .. } => return,
+            ReferenceKind::Model { .. }
+            | ReferenceKind::Artifact { .. }
+            | ReferenceKind::Web { .. }
+            | ReferenceKind::File { .. } => return,
         };
         ui.warn(format_args!("{}: compute nodes of this version do not fetch {scheme}://", self.flag));
     }

@@ -145,7 +145,7 @@ async fn fetch(relay: &Relay, task: &Task, checked: &Checked, folder: &TempDir, 
         |text: &taskmarket::Reference| text.to_string().parse::<Reference>().or_failed("the task");
     let (model, input) = (reference(&task.model_cid)?, reference(&task.input_cid)?);
     let files = match shape(task.config.runtime) {
-        ModelShape::File | ModelShape::Image => {
+        ModelShape::File | ModelShape::Image | ModelShape::Named => {
             let pin = Some(digest(proof.model_hash));
             let file = fetcher.fetch_file(&model, pin, Some(&origin), progress).await;
             ModelFiles::File(file.map_err(fetch_failed)?.path)

@@ -12,6 +12,7 @@ use url::Url;
 use wallet::{Wallet, WalletError};
 
 use crate::config::{Config, GpuOverride, Policy, RelayUrl, Timing};
+use crate::inference::Price;
 use crate::policy::{Hours, ImageRule, OwnerUse};
 
 /// The variable that holds the provider's key where no flag names one.
@@ -148,6 +149,11 @@ pub struct Args {
     )]
     pub lease_margin_secs: u64,
 
+    /// What a model of the node's engines costs, MODEL=PROMPT,COMPLETION: each for a million tokens, in the token's smallest
+    /// unit; * is every model without a price of its own; repeatable, or several with ; between [default: nothing].
+    #[arg(long, env = "ZORAI_AGENT_PRICE", value_name = "MODEL=PROMPT,COMPLETION", value_delimiter = ';')]
+    pub price: Vec<Price>,
+
     /// When told to stop, let running tasks finish for so long; those that do not are taken up again at the next start.
     #[arg(long, env = "ZORAI_AGENT_DRAIN_SECS", value_name = "SECONDS", default_value = "30")]
     pub drain_secs: u64,
@@ -234,6 +240,7 @@ impl Args {
                 },
                 lease_margin_secs: self.lease_margin_secs,
             },
+            prices: self.price.into_iter().collect(),
             drain: Duration::from_secs(self.drain_secs),
             timing: Timing::default(),
         })

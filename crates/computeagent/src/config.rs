@@ -8,6 +8,7 @@ use taskmarket::{Address, Amount, CLOCK_TOLERANCE_SECS, LEASE_MARGIN_SECS, Runti
 use url::Url;
 use wallet::Wallet;
 
+use crate::inference::Prices;
 use crate::policy::{Hours, ImageRule, OwnerUse};
 
 /// All that an agent needs to know. It holds the provider's key, which its `Debug` does not show.
@@ -31,6 +32,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// Which offers are taken.
     pub policy: Policy,
+    /// What the models of the node's engines cost.
+    pub prices: Prices,
     /// How long running attempts may go on once the agent is told to stop.
     pub drain: Duration,
     /// How often and how long.

@@ -6,7 +6,9 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
+use rpc::inference::{MAX_MODELS, ModelOffer};
 use rpc::link::Heartbeat;
+use rpc::node::NodeReport;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +72,13 @@ impl Stream {
         tokio::time::sleep_until(last + self.shared.config.timing.heartbeat_gap).await;
     }
 
+    /// What the node's engines serve, with the operator's prices; nothing while the agent stops.
+    fn models(&self, report: Option<&NodeReport>) -> Vec<ModelOffer> {
+        let models = report.filter(|_| !self.told_draining).map(|report| report.models.iter());
+        let prices = &self.shared.config.prices;
+        models.into_iter().flatten().take(MAX_MODELS).map(|offer| prices.put_on(offer.clone())).collect()
+    }
+
     fn heartbeat(&self) -> Heartbeat {
         let host = self.host.borrow();
         let draining = self.told_draining;
@@ -89,7 +98,7 @@ impl Stream {
             slots: if closed { 0 } else { host.slots(policy) },
             free_vram_mb: report.map(|report| report.free_vram_mb.clone()).unwrap_or_default(),
             warm_models: report.map(|report| report.warm_models.clone()).unwrap_or_default(),
-            models: report.map(|report| report.models.clone()).unwrap_or_default(),
+            models: self.models(report),
             unhealthy,
             attempts: self.shared.attempts.held(),
         }

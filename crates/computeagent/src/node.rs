@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use daemon::{Secret, SecretFileError, read_secret_file};
+use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rpc::node::{ComputeRequest, ComputeStatus, NodeReport};
 use serde::de::DeserializeOwned;
@@ -102,6 +103,30 @@ impl NodeClient {
         let answer = self.send(Method::GET, &path, |request| request);
         let answer = tokio::time::timeout(PATIENCE, answer).await;
         answer.unwrap_or_else(|_| Err(NodeError::Unreachable("no answer in time".to_owned())))
+    }
+
+    /// Passes a request for inference on. The node's answer comes as it is, whatever it says; the body is sent once.
+    pub(crate) async fn infer(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        body: reqwest::Body,
+        patience: Duration,
+    ) -> Result<Response, NodeError> {
+        let unreachable = |error: String| NodeError::Unreachable(error);
+        let url = self.base.join(path).map_err(|error| unreachable(error.to_string()))?;
+        let token = match self.kept_token() {
+            Some(token) => token,
+            None => self.read_token().await?,
+        };
+        let request = self.http.post(url).headers(headers).bearer_auth(token.expose()).timeout(patience);
+        let response = request.body(body).send().await.map_err(|error| unreachable(chain(&error)))?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            // The next request reads the token that the node has now.
+            *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return Err(NodeError::Refused(refusal(response).await));
+        }
+        Ok(response)
     }
 
     /// Calls a task off, if the node knows it.

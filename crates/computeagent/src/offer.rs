@@ -8,7 +8,7 @@ use rpc::link::{Assignment, AttemptKey};
 use rpc::node::{ComputeRequest, NodeReport};
 use rpc::relay::DomainView;
 use rpc::tasks::{Phase, SignedMutation};
-use taskmarket::{AcceptTask, Domain, Signed, Task, TaskId, Verified, latest_lease};
+use taskmarket::{AcceptTask, Domain, Runtime, Signed, Task, TaskId, Verified, latest_lease};
 
 use crate::agent::{Shared, now};
 use crate::attempts::{NoPlace, Place};
@@ -129,6 +129,11 @@ fn check_policy(shared: &Shared, task: &Task) -> Result<u32, Refusal> {
             "runtime_not_offered",
             format!("this host does not offer runtime {}", task.config.runtime),
         ));
+    }
+    let named = task.model_cid.as_str().strip_prefix("model://");
+    let serves = |report: &NodeReport| report.models.iter().any(|offer| Some(offer.id.as_str()) == named);
+    if task.config.runtime == Runtime::Openai && !host.report.as_ref().is_some_and(serves) {
+        return Err(against("model_not_offered", "no engine of this host serves that model"));
     }
     Ok(host.slots(policy))
 }

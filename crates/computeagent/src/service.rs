@@ -19,6 +19,7 @@ use axum::routing::{delete, get, post};
 use futures_util::StreamExt;
 use http::{HeaderValue, StatusCode, header};
 use rpc::error::{ErrorBody, ErrorCode, ErrorDetail};
+use rpc::inference::InferenceKind;
 use rpc::link::{Assignment, AttemptKey};
 use serde::Deserialize;
 use taskmarket::TaskId;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Shared;
 use crate::heartbeat;
 use crate::http_client::quote;
+use crate::inference;
 use crate::node::NodeError;
 use crate::offer::{self, Refusal};
 
@@ -49,6 +51,7 @@ pub(crate) fn service(shared: Arc<Shared>, heartbeat: Duration, ending: Cancella
         .route("/tasks/{id}", delete(cancelled))
         .route("/tasks/{id}/logs", get(logs))
         .route("/heartbeat", get(beat))
+        .merge(inference_routes())
         .fallback(async || error(ErrorCode::NotFound, "an agent serves /tasks, their logs and /heartbeat"))
         .method_not_allowed_fallback(async || {
             error(ErrorCode::MethodNotAllowed, "the path knows no such method")
@@ -67,6 +70,16 @@ struct Session {
     heartbeat: Duration,
     ending: CancellationToken,
     log_readers: Arc<Semaphore>,
+}
+
+/// `POST` to each endpoint of inference.
+fn inference_routes() -> Router<Session> {
+    let routes = InferenceKind::ALL.into_iter();
+    routes.fold(Router::new(), |router, kind| router.route(kind.path(), post(infer)))
+}
+
+async fn infer(State(session): State<Session>, request: Request) -> Response {
+    inference::infer(session.shared, request).await
 }
 
 async fn offered(State(session): State<Session>, request: Request) -> Response {

@@ -104,7 +104,7 @@ impl Attempt {
                 let mut files = input.files();
                 match &model {
                     ModelFiles::File(path) => files.push(path.clone()),
-                    ModelFiles::Image(_) => {}
+                    ModelFiles::Image(_) | ModelFiles::Named(_) => {}
                     ModelFiles::Folder(all) => files.extend(all.values().cloned()),
                 }
                 let keeping = self.fetcher.store().keep(&files).await;
@@ -176,6 +176,7 @@ impl Attempt {
                 let file = self.fetcher.fetch_file(&model, model_pin, origin, report).await?;
                 (ModelFiles::File(file.path), file.digest)
             }
+            ModelShape::Named => named_model(&model, model_pin)?,
             ModelShape::Folder { required, optional } => {
                 let fetching =
                     self.fetcher.fetch_folder(&model, model_pin, origin, required, optional, report);
@@ -269,6 +270,18 @@ pub(crate) fn remove_folder(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// The id that stands for a model of an engine, and the hash that stands for its bytes.
+fn named_model(model: &Reference, pin: Option<Digest>) -> Result<(ModelFiles, Digest), Failure> {
+    let (ReferenceKind::Model { id }, Some(digest)) = (model.kind(), model.digest()) else {
+        return Err(Failure::new("bad_reference", "model_cid: this runtime takes model://<id>"));
+    };
+    if pin.is_some_and(|pin| pin != digest) {
+        let reason = format!("model_hash: the SHA-256 of {id:?} is {digest}");
+        return Err(Failure::new("hash_mismatch", reason));
+    }
+    Ok((ModelFiles::Named(id.clone()), digest))
 }
 
 fn reference(field: &str, text: &str) -> Result<Reference, Failure> {

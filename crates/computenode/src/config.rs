@@ -12,6 +12,7 @@ use clap::Args as ClapArgs;
 use url::Url;
 
 use crate::disk::MinFreeDisk;
+use crate::engines::{EngineArgs, EnginesConfig};
 use crate::runtime::container::ContainerSettings;
 
 /// The name of the node's folder below the data root.
@@ -110,6 +111,10 @@ pub struct Args {
     /// How containers run.
     #[command(flatten)]
     pub container: ContainerArgs,
+
+    /// The engines.
+    #[command(flatten)]
+    pub engines: EngineArgs,
 }
 
 /// Where `ipfs://` is fetched from, or that it is not.
@@ -164,6 +169,8 @@ pub struct Config {
     pub share_gpus: bool,
     /// How containers run; not at all if `None`.
     pub container: Option<ContainerSettings>,
+    /// The engines.
+    pub engines: EnginesConfig,
 }
 
 impl From<Args> for Config {
@@ -190,6 +197,7 @@ impl From<Args> for Config {
             declared_gpu: args.gpu_name.zip(args.gpu_vram_mb),
             share_gpus: args.share_gpus,
             container: args.container.settings(args.allow_private_addresses),
+            engines: args.engines.into(),
         }
     }
 }

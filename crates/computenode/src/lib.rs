@@ -9,6 +9,7 @@ mod check;
 mod client;
 mod config;
 mod disk;
+pub mod engines;
 mod executor;
 mod gpus;
 mod metrics;

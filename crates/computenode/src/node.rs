@@ -19,12 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
+use crate::engines::{EngineError, Engines};
 use crate::executor::{Executor, Settings};
 use crate::gpus::Gpus;
 use crate::results::Results;
 use crate::runtime::Runtime;
 use crate::runtime::container::{ContainerRuntime, ContainerSettings};
 use crate::runtime::embed::EmbedRuntime;
+use crate::runtime::openai::OpenaiRuntime;
 use crate::runtime::wasm::WasmRuntime;
 use crate::service::Service;
 
@@ -46,6 +48,7 @@ pub struct Node {
     local_addr: SocketAddr,
     executor: Executor,
     service: Service,
+    engines: Engines,
     grace: Duration,
     /// Held as long as the node uses its data folder.
     _lock: File,
@@ -96,6 +99,9 @@ pub enum BuildError {
     /// The container engine that the operator names cannot be used.
     #[error("{0}\nhint: start the engine, or leave --container-socket and --container-runtime out")]
     Container(String),
+    /// The flags about engines do not fit together.
+    #[error(transparent)]
+    Engines(#[from] EngineError),
     /// A runtime does not work here.
     #[error("the runtime {runtime} does not work: {reason}")]
     Runtime {
@@ -114,6 +120,7 @@ impl BuildError {
             | Self::AllowDir { .. }
             | Self::Container(_)
             | Self::Tls(daemon::tls::TlsError::CaFile { .. }) => true,
+            Self::Engines(error) => !matches!(error, EngineError::Client(_)),
             Self::Listen(_)
             | Self::Token(_)
             | Self::InUse(_)
@@ -149,10 +156,10 @@ impl Node {
             Some(settings) => containers(ContainerSettings { node: label, ..settings.clone() }).await?,
             None => None,
         };
-        let (executor, service) = blocking(move || build(&config, containers)).await?;
+        let (executor, service, engines) = blocking(move || build(&config, containers)).await?;
         executor.recover().await;
         executor.tidy().await;
-        Ok(Self { listener, local_addr, executor, service, grace, _lock: lock })
+        Ok(Self { listener, local_addr, executor, service, engines, grace, _lock: lock })
     }
 
     /// Where it listens.
@@ -177,6 +184,8 @@ impl Node {
             .with_graceful_shutdown(stop_serving.clone().cancelled_owned());
         let mut server = tokio::spawn(server.into_future());
         let tidying = AbortOnDropHandle::new(tokio::spawn(tidy_regularly(self.executor.clone())));
+        // Whatever ends this function, also being dropped, ends what it started.
+        let _ending = self.engines.start();
 
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -186,13 +195,15 @@ impl Node {
         self.executor.drain(self.grace).await;
         drop(tidying);
         stop_serving.cancel();
-        match daemon::drain("connections", CONNECTION_GRACE, &mut server).await {
+        let served = match daemon::drain("connections", CONNECTION_GRACE, &mut server).await {
             Some(ended) => ended.map_err(io::Error::other)?,
             None => {
                 server.abort();
                 Ok(())
             }
-        }
+        };
+        self.engines.stop().await;
+        served
     }
 }
 
@@ -213,7 +224,10 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// What there is before the first request, in a data folder that this process holds.
-fn build(config: &Config, containers: Option<ContainerRuntime>) -> Result<(Executor, Service), BuildError> {
+fn build(
+    config: &Config,
+    containers: Option<ContainerRuntime>,
+) -> Result<(Executor, Service, Engines), BuildError> {
     let disk = |path: &Path| {
         let path = path.to_owned();
         move |source| BuildError::Disk { path, source }
@@ -229,13 +243,17 @@ fn build(config: &Config, containers: Option<ContainerRuntime>) -> Result<(Execu
     let (results, records) = Results::open(results_folder.clone()).map_err(disk(&results_folder))?;
     let settings = settings(config, &inventory);
     let gpus = Gpus::new(inventory, config.share_gpus);
+    let engines = Engines::new(&config.engines, &tls, config.data.join("engines"))?;
     let mut runtimes = built_in(Some(&config.data.join("modules")))?;
+    let openai = OpenaiRuntime::new(engines.clone(), config.data.join("partial"));
+    runtimes.insert(RuntimeName::Openai, Arc::new(openai));
     if let Some(containers) = containers {
         runtimes.insert(RuntimeName::Container, Arc::new(containers));
     }
     let executor =
         Executor::new(settings, runtimes, gpus, fetcher, results, records).map_err(disk(&results_folder))?;
-    Ok((executor.clone(), Service::new(executor, token)))
+    let service = Service::new(executor.clone(), engines.clone(), token);
+    Ok((executor, service, engines))
 }
 
 /// The container runtime, where there is an engine that can keep programs in. One that the operator names must be such.

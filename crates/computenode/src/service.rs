@@ -27,6 +27,7 @@ use tokio_util::io::ReaderStream;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+use crate::engines::Engines;
 use crate::executor::{Executor, TakeError};
 use crate::gpus::Health;
 use crate::metrics::{Moment, OPENMETRICS};
@@ -36,6 +37,9 @@ const MAX_BODY_BYTES: usize = 256 << 10;
 
 /// The requests that are answered at once; each may wait for a change. Beyond them, 503.
 const MAX_REQUESTS: usize = 256;
+
+/// The requests to engines that wait for the beginning of their answer at once. Beyond them, 503.
+const MAX_INFERENCES: usize = 1024;
 
 /// The longest that a request for a status waits for a change.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -55,8 +59,10 @@ pub(crate) struct Service(Arc<Shared>);
 
 struct Shared {
     executor: Executor,
+    engines: Engines,
     token: Secret,
     requests: Semaphore,
+    inferences: Semaphore,
     log_readers: Arc<Semaphore>,
 }
 
@@ -64,12 +70,14 @@ struct Shared {
 struct Refusal(ErrorCode, String);
 
 impl Service {
-    pub(crate) fn new(executor: Executor, token: Secret) -> Self {
+    pub(crate) fn new(executor: Executor, engines: Engines, token: Secret) -> Self {
         let requests = Semaphore::new(MAX_REQUESTS);
         Self(Arc::new(Shared {
             executor,
+            engines,
             token,
             requests,
+            inferences: Semaphore::new(MAX_INFERENCES),
             log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
         }))
     }
@@ -77,6 +85,8 @@ impl Service {
     /// The routes, all of them behind the token.
     pub(crate) fn router(self) -> Router {
         let request_id = HeaderName::from_static(REQUEST_ID_HEADER);
+        let inference = self.0.engines.router();
+        let inference = inference.layer(middleware::from_fn_with_state(self.clone(), guard_inference));
         Router::new()
             .route("/compute", post(take))
             .route("/compute/{task_id}", delete(cancel))
@@ -92,6 +102,8 @@ impl Service {
             })
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .layer(middleware::from_fn_with_state(self.clone(), guard))
+            .merge(inference)
+            .layer(middleware::from_fn_with_state(self.clone(), authorize))
             .layer(CatchPanicLayer::custom(|_| {
                 Refusal(ErrorCode::Internal, "the request failed".to_owned()).into_response()
             }))
@@ -101,8 +113,8 @@ impl Service {
     }
 }
 
-/// Lets in whoever has the token, as many at once as are allowed, each for a limited time.
-async fn guard(State(service): State<Service>, request: Request, next: Next) -> Response {
+/// Lets in whoever has the token.
+async fn authorize(State(service): State<Service>, request: Request, next: Next) -> Response {
     let presented = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let presented = presented.and_then(|value| value.split_once(' '));
     let token = presented.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
@@ -111,6 +123,19 @@ async fn guard(State(service): State<Service>, request: Request, next: Next) -> 
         let hint = "give the token of the node's token file as `Authorization: Bearer`";
         return Refusal(ErrorCode::InvalidApiKey, hint.to_owned()).into_response();
     }
+    next.run(request).await
+}
+
+/// Lets in as many at once as are allowed. The time of each is for the engines' routes to bound.
+async fn guard_inference(State(service): State<Service>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = service.0.inferences.try_acquire() else {
+        return Refusal(ErrorCode::Unavailable, "too many requests at once".to_owned()).into_response();
+    };
+    next.run(request).await
+}
+
+/// Lets in as many at once as are allowed, each for a limited time.
+async fn guard(State(service): State<Service>, request: Request, next: Next) -> Response {
     let Ok(_permit) = service.0.requests.try_acquire() else {
         return Refusal(ErrorCode::Unavailable, "too many requests at once".to_owned()).into_response();
     };
@@ -250,7 +275,7 @@ async fn report(State(service): State<Service>) -> Json<NodeReport> {
         slots: executor.slots(),
         busy: executor.busy(),
         warm_models: executor.warm_models(),
-        models: Vec::new(),
+        models: service.0.engines.offers(),
         unhealthy,
         draining: executor.is_draining(),
         gpu_problems: problems,

@@ -157,12 +157,17 @@ fn every_failure_of_a_job_has_its_maker() {
         RunCode::EgressRefused,
         RunCode::EgressUnavailable,
         RunCode::SandboxUnavailable,
+        RunCode::ModelNotFound,
+        RunCode::EngineUnavailable,
         RunCode::Cancelled,
         RunCode::Internal,
     ] {
         assert!(failure::is_known(code.as_str()), "{code} is missing in rpc::failure");
         let expected = match code {
-            RunCode::SandboxUnavailable | RunCode::Cancelled | RunCode::Internal => Blame::Provider,
+            RunCode::SandboxUnavailable
+            | RunCode::EngineUnavailable
+            | RunCode::Cancelled
+            | RunCode::Internal => Blame::Provider,
             RunCode::OutOfMemory
             | RunCode::TimedOut
             | RunCode::OutOfDisk
@@ -175,6 +180,7 @@ fn every_failure_of_a_job_has_its_maker() {
             | RunCode::OutOfFuel
             | RunCode::Trapped
             | RunCode::ExitNonzero
+            | RunCode::ModelNotFound
             | RunCode::OutputTooLarge
             | RunCode::BadOutput
             | RunCode::ImageWithoutPlatform => Blame::Requester,

@@ -136,12 +136,12 @@ async fn names_what_is_bad(case: &Case) {
     job.model.digest = "ff".repeat(32);
     job.model.files = match case.runtime.model_shape() {
         ModelShape::File | ModelShape::Image => ModelFiles::File(PathBuf::from("/nowhere")),
-        ModelShape::Folder { .. } => ModelFiles::Folder([].into()),
+        ModelShape::Folder { .. } | ModelShape::Named => ModelFiles::Folder([].into()),
     };
     assert_eq!(code(case, job.clone()).await, RunCode::BadModel);
     job.model.files = match case.runtime.model_shape() {
         ModelShape::File | ModelShape::Image => ModelFiles::Folder([].into()),
-        ModelShape::Folder { .. } => ModelFiles::File(PathBuf::from("/nowhere")),
+        ModelShape::Folder { .. } | ModelShape::Named => ModelFiles::File(PathBuf::from("/nowhere")),
     };
     assert_eq!(code(case, job).await, RunCode::BadModel);
 }

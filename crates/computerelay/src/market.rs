@@ -365,7 +365,16 @@ fn check_reference(field: &'static str, reference: &Reference, pinned: ContentHa
         ReferenceKind::Artifact { digest, .. } if pinned.is_pinned() && pinned.0.0 != digest.0 => {
             Err(invalid(format!("it names {digest}, but the pinned hash is {pinned}")))
         }
-        ReferenceKind::Artifact { .. }
+        ReferenceKind::Model { .. } if field != "model_cid" => {
+            Err(invalid("model:// names what an engine serves, which is no content".to_owned()))
+        }
+        ReferenceKind::Model { id }
+            if pinned.is_pinned() && parsed.digest() != Some(artifact::Digest(pinned.0.0)) =>
+        {
+            Err(invalid(format!("the pinned hash is {pinned}, which is not the SHA-256 of {id:?}")))
+        }
+        ReferenceKind::Model { .. }
+        | ReferenceKind::Artifact { .. }
         | ReferenceKind::Web { .. }
         | ReferenceKind::File { .. }
         | ReferenceKind::Ipfs { .. }

@@ -70,6 +70,8 @@ const KNOWN: &[Known] = &[
     requester("bad_params", "correct the runtime's parameters (config.params)"),
     requester("bad_model", "name a model or a program that this runtime can run"),
     requester("bad_input", "give the input in the form that this runtime takes"),
+    requester("model_not_found", "name a model that providers offer: see GET /v1/models"),
+    provider("engine_unavailable"),
     requester("out_of_fuel", "raise the fuel in config.params, or give the program less to do"),
     requester("trapped", "the program did what it must not: see its logs"),
     requester("exit_nonzero", "the program ended with an error: see its logs"),

@@ -266,14 +266,15 @@ impl FromStr for Timestamp {
 serde_as_string!(Timestamp);
 
 /// A reference to content: `ipfs://<cid>[/path]`, `https://…`, `http://…`, `artifact://<sha256>[/]`, `oci://<image>@sha256:…`
-/// or `file://…`. The text is kept as it was signed; whether a node can fetch it is the node's word.
+/// `file://…`, or `model://<id>`, a model that an engine serves. The text is kept as it was signed; whether a node can fetch it is the node's word.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference(String);
 
 /// The longest reference, in bytes.
 pub const MAX_REFERENCE_BYTES: usize = 2048;
 
-const SCHEMES: [&str; 6] = ["ipfs://", "https://", "http://", "artifact://", "oci://", "file://"];
+const SCHEMES: [&str; 7] =
+    ["ipfs://", "https://", "http://", "artifact://", "oci://", "file://", "model://"];
 
 impl Reference {
     /// The text as signed.

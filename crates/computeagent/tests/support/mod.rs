@@ -157,6 +157,7 @@ impl World {
             data: folder.path().join("data"),
             ca_file: None,
             policy: Policy::default(),
+            prices: computeagent::Prices::default(),
             drain: Duration::from_secs(10),
             timing: Timing {
                 node_poll: Duration::from_millis(50),

@@ -7,6 +7,8 @@ pub(crate) struct Node {
     tasks: watch::Sender<HashMap<TaskId, (ComputeStatus, Vec<u8>)>>,
     pub(crate) requests: Arc<Mutex<Vec<ComputeRequest>>>,
     pub(crate) report: Arc<Mutex<NodeReport>>,
+    /// Endless answers that somebody reads.
+    pub(crate) open: Arc<watch::Sender<u32>>,
     /// The lines of every task that is known; a follower gets more until there is an empty one.
     pub(crate) log: watch::Sender<Vec<String>>,
 }
@@ -34,6 +36,7 @@ impl Node {
             tasks: watch::Sender::new(HashMap::new()),
             requests: Arc::default(),
             report: Arc::new(Mutex::new(report)),
+            open: Arc::new(watch::Sender::new(0)),
             log: watch::Sender::default(),
         }
     }
@@ -45,6 +48,7 @@ impl Node {
             .route("/compute", post(node_compute))
             .route("/compute/{id}", delete(node_cancel))
             .route("/result/{id}", get(node_result))
+            .route("/v1/{*path}", post(node_infer))
             .route("/logs/{id}", get(node_logs))
             .layer(axum::middleware::from_fn(node_auth))
             .with_state(self.clone());
@@ -175,4 +179,51 @@ async fn node_logs(
             Some((Ok::<_, std::convert::Infallible>(line + "\n"), (log, from + 1)))
         });
     Body::from_stream(lines).into_response()
+}
+
+/// Plays an engine: what it answers stands in the request.
+async fn node_infer(State(node): State<Node>, request: Request) -> Response {
+    let headers = request.headers().clone();
+    assert_eq!(headers["x-request-id"], "req-1");
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let usage = r#""usage":{"prompt_tokens":5,"completion_tokens":7}"#;
+    let ok = |text: &str| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(text.as_bytes()));
+    let mut response = match asked["answer"].as_str().unwrap() {
+        "json" => format!("{{\"choices\":[],{usage}}}").into_response(),
+        "large" => format!("{{\"data\":\"{}\",{usage}}}", "x".repeat(3 << 20)).into_response(),
+        "sse" => {
+            let events =
+                (0..3).map(move |n| ok(&format!("data: {{\"choices\":[{{\"text\":\"{n}\"}}]}}\n\n")));
+            let events = events.chain([ok("data: [DONE]\n\n")]);
+            let mut response = Body::from_stream(futures_util::stream::iter(events)).into_response();
+            response.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+            response
+        }
+        "busy" => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "9")], "busy").into_response(),
+        "cut" => {
+            let parts = [ok("a part"), Err(std::io::Error::other("the engine died"))];
+            Body::from_stream(futures_util::stream::iter(parts)).into_response()
+        }
+        "endless" => {
+            node.open.send_modify(|open| *open += 1);
+            let open = Open(Arc::clone(&node.open));
+            let parts =
+                futures_util::stream::unfold(open, async move |open| Some((ok(&"x".repeat(65_536)), open)));
+            Body::from_stream(parts).into_response()
+        }
+        other => panic!("the node does not know how to answer {other}"),
+    };
+    let model = headers["x-zorai-model"].clone();
+    response.headers_mut().insert("x-seen-model", model);
+    response
+}
+
+/// Counts an endless answer until nobody reads it any more.
+struct Open(Arc<watch::Sender<u32>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
 }

@@ -6,6 +6,7 @@
 pub mod container;
 pub mod embed;
 mod logs;
+pub mod openai;
 pub mod wasm;
 
 pub use logs::{LogLine, LogStream, Logs, MAX_LINE_BYTES, MAX_LOG_BYTES};
@@ -61,6 +62,8 @@ pub enum ModelShape {
     },
     /// A container image: one file, or a reference that the container engine pulls by itself.
     Image,
+    /// A name, `model://<id>`, that an engine of this node knows; nothing is fetched.
+    Named,
 }
 
 /// One task's work, with everything on this machine.
@@ -111,6 +114,8 @@ pub enum ModelFiles {
     Folder(BTreeMap<String, PathBuf>),
     /// An image in a registry, by its digest: `<name>@sha256:<digest>`.
     Image(String),
+    /// No files: the id by which an engine knows it.
+    Named(String),
 }
 
 /// What a job may use.
@@ -196,6 +201,10 @@ pub enum RunCode {
     EgressUnavailable,
     /// The node cannot enforce a limit that it stands for.
     SandboxUnavailable,
+    /// No engine of the node serves the model.
+    ModelNotFound,
+    /// The engine that serves the model does not answer.
+    EngineUnavailable,
     /// The job was cancelled.
     Cancelled,
     /// The node's own fault.
@@ -222,6 +231,8 @@ impl RunCode {
             Self::EgressRefused => "egress_refused",
             Self::EgressUnavailable => "egress_unavailable",
             Self::SandboxUnavailable => "sandbox_unavailable",
+            Self::ModelNotFound => "model_not_found",
+            Self::EngineUnavailable => "engine_unavailable",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
+pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod node;
 

@@ -101,7 +101,7 @@ impl Images {
         let image = match &model.files {
             ModelFiles::File(path) => self.load(path, &name, stop).await?,
             ModelFiles::Image(reference) => self.pull(reference, &name, context).await?,
-            ModelFiles::Folder(_) => {
+            ModelFiles::Folder(_) | ModelFiles::Named(_) => {
                 return Err(RunError::new(RunCode::BadModel, "the model is a folder; an image is one file"));
             }
         };

@@ -226,7 +226,7 @@ impl ContainerRuntime {
         if let (false, Some(reason)) = (domains.is_empty(), &self.report.egress_unavailable) {
             return Err(RunError::new(RunCode::EgressUnavailable, reason.clone()));
         }
-        if matches!(job.model.files, ModelFiles::Folder(_)) {
+        if matches!(job.model.files, ModelFiles::Folder(_) | ModelFiles::Named(_)) {
             return Err(RunError::new(RunCode::BadModel, "the model is a folder; an image is one file"));
         }
         let places = Places::make(job)?;

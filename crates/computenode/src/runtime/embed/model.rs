@@ -352,7 +352,7 @@ fn read_bounded(files: &ModelFiles, name: &str, most: u64) -> Result<Option<Vec<
 fn open(files: &ModelFiles, name: &str) -> io::Result<File> {
     match files {
         ModelFiles::Folder(files) => files.get(name).map_or(Err(io::ErrorKind::NotFound.into()), File::open),
-        ModelFiles::File(_) | ModelFiles::Image(_) => {
+        ModelFiles::File(_) | ModelFiles::Image(_) | ModelFiles::Named(_) => {
             Err(io::Error::other("the model is one file; a folder is needed"))
         }
     }

@@ -1,0 +1,433 @@
+//! The OpenAI-compatible engines behind this node: what they serve, how they are, and the way to them.
+//!
+//! Engines are configured, found on loopback, or started by the node itself ([`managed`]). Each that is idle is asked
+//! every few seconds what it serves ([`probe`]); while one works, its answers tell that it lives, and it is left in
+//! peace: some engines serve one request at a time, questions included. Requests go through [`proxy`] or as lines of a
+//! batch, each in one of the engine's slots: nothing queues here, and a request that finds no slot is refused.
+
+mod config;
+mod managed;
+mod probe;
+mod proxy;
+
+pub use config::{
+    EngineArgs, EngineCommand, EngineError, EngineSpec, EngineTiming, EnginesConfig, ManagedSpec,
+};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reqwest::{Client, Url};
+use rpc::inference::{InferenceKind, MAX_MODELS, ModelOffer};
+use taskmarket::Amount;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use self::config::Launch;
+use self::probe::{Problem, Served, ServedModel, probe};
+
+/// Where engines usually listen on loopback.
+const USUAL_PORTS: [(&str, u16); 5] =
+    [("vllm", 8000), ("sglang", 30_000), ("llama.cpp", 8080), ("ollama", 11_434), ("lm-studio", 1234)];
+
+/// How long a connection to an engine may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Probes in a row without an answer after which an engine counts as away. A refused connection counts at once.
+const MISSED_PROBES: u32 = 3;
+
+/// How often an engine that is away is looked for.
+const ABSENT_PROBE: Duration = Duration::from_secs(1);
+
+/// Probes in a row without an answer after which a managed engine that once answered is killed and started again.
+const MISSED_PROBES_TO_RESTART: u32 = 60;
+
+/// As much of an engine's words as goes into logs and errors, in bytes.
+const MAX_QUOTE_BYTES: usize = 300;
+
+/// The engines of a node. Clones are the same engines.
+#[derive(Clone)]
+pub struct Engines(Arc<Inner>);
+
+struct Inner {
+    http: Client,
+    engines: Vec<Arc<Engine>>,
+    launches: Vec<(Arc<Engine>, Launch)>,
+    timing: EngineTiming,
+    /// Where the processes of managed engines are noted, to be found again after a crash.
+    folder: PathBuf,
+    /// Changes whenever a slot becomes free or an engine comes or goes.
+    changed: Arc<watch::Sender<()>>,
+    running: TaskTracker,
+    ending: CancellationToken,
+}
+
+/// One engine.
+struct Engine {
+    name: String,
+    /// Whether the operator wants it: one that was only looked for is no cause to wait.
+    expected: bool,
+    slots: Option<u32>,
+    state: Mutex<State>,
+    /// Wakes its probe before its time.
+    look: Notify,
+    /// Tells its supervisor that it hangs.
+    hangs: Notify,
+    changed: Arc<watch::Sender<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    base: Option<Url>,
+    /// What it served when it last answered.
+    served: Option<Served>,
+    up: bool,
+    missed: u32,
+    busy: u32,
+}
+
+/// Why no engine can take a request now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RouteError {
+    /// No engine serves the model.
+    #[error("no engine of this node serves the model {0:?}")]
+    ModelNotFound(String),
+    /// The engines that serve it are away.
+    #[error("the engine of the model {0:?} is away")]
+    Unavailable(String),
+    /// Each slot of theirs is in use.
+    #[error("all slots of the model {0:?} are in use")]
+    Busy(String),
+}
+
+/// A slot of an engine, free again when this is dropped.
+pub(crate) struct Lease {
+    engine: Arc<Engine>,
+    http: Client,
+    base: Url,
+}
+
+impl Engines {
+    /// The engines that the configuration names, not asked for anything yet. `folder` is theirs alone.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn new(
+        config: &EnginesConfig,
+        tls: &rustls::ClientConfig,
+        folder: PathBuf,
+    ) -> Result<Self, EngineError> {
+        let EnginesConfig { args, timing } = config;
+        let launches = args.launches()?;
+        let mut tls = tls.clone();
+        // HTTP/1.1: a request that is dropped closes its connection, which every engine understands.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let http = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .http1_only()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(timing.silence)
+            .tcp_nodelay(true)
+            .build()
+            .map_err(|error| EngineError::Client(chain(&error)))?;
+        let changed = Arc::new(watch::Sender::new(()));
+        let engine = |name: &str, expected, slots, base| {
+            Arc::new(Engine {
+                name: name.to_owned(),
+                expected,
+                slots,
+                state: Mutex::new(State { base, ..State::default() }),
+                look: Notify::new(),
+                hangs: Notify::new(),
+                changed: Arc::clone(&changed),
+            })
+        };
+        let mut engines: Vec<_> = args
+            .engine
+            .iter()
+            .map(|spec| engine(&spec.name, true, spec.slots, Some(spec.url.clone())))
+            .collect();
+        let managed =
+            launches.into_iter().map(|launch| (engine(&launch.name, true, Some(launch.slots), None), launch));
+        let launches: Vec<_> = managed.collect();
+        engines.extend(launches.iter().map(|(engine, _)| Arc::clone(engine)));
+        let usual = USUAL_PORTS.iter().filter(|_| args.detect_engines);
+        for (name, port) in usual.filter(|(_, port)| !args.names_port(*port)) {
+            let url = Url::parse(&format!("http://127.0.0.1:{port}/"));
+            engines.push(engine(name, false, None, url.ok()));
+        }
+        let (running, ending) = (TaskTracker::new(), CancellationToken::new());
+        let inner = Inner { http, engines, launches, timing: *timing, folder, changed, running, ending };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Starts what is to be started, and asks every engine how it is from now on, until [`Self::stop`].
+    /// Dropping what this gives ends them too, without waiting.
+    #[must_use]
+    pub fn start(&self) -> DropGuard {
+        let inner = &self.0;
+        for engine in &inner.engines {
+            inner.running.spawn(watch_engine(Arc::clone(inner), Arc::clone(engine)));
+        }
+        for (engine, launch) in &inner.launches {
+            let folder = inner.folder.clone();
+            let supervised = managed::supervise(
+                Arc::clone(engine),
+                launch.clone(),
+                inner.timing,
+                folder,
+                inner.ending.clone(),
+            );
+            inner.running.spawn(supervised);
+        }
+        inner.running.close();
+        inner.ending.clone().drop_guard()
+    }
+
+    /// Ends what was started, and waits until it is gone.
+    pub async fn stop(&self) {
+        self.0.ending.cancel();
+        let patience = self.0.timing.stop * 2;
+        daemon::drain("engines", patience, self.0.running.wait()).await;
+    }
+
+    /// What can be asked of this node now. Engines with the same model are one offer with all their slots.
+    pub fn offers(&self) -> Vec<ModelOffer> {
+        let mut offers: BTreeMap<String, ModelOffer> = BTreeMap::new();
+        for engine in &self.0.engines {
+            let state = engine.state();
+            let Some(served) = state.served.as_ref().filter(|_| state.up) else { continue };
+            let slots = engine.slots_of(served);
+            for model in &served.models {
+                if let Some(offer) = offers.get_mut(&model.id) {
+                    offer.slots = offer.slots.saturating_add(slots);
+                    offer.busy = offer.busy.saturating_add(state.busy);
+                } else if offers.len() < MAX_MODELS {
+                    offers.insert(model.id.clone(), engine.offer(served, model, slots, state.busy));
+                }
+            }
+        }
+        offers.into_values().collect()
+    }
+
+    /// What can be asked of a model.
+    pub(crate) fn kinds(&self, model: &str) -> Vec<InferenceKind> {
+        let mut offers = self.offers().into_iter();
+        offers.find(|offer| offer.id == model).map(|offer| offer.kinds).unwrap_or_default()
+    }
+
+    /// A slot for a request to a model, at the engine with the most free ones.
+    pub(crate) fn acquire(&self, model: &str) -> Result<Lease, RouteError> {
+        let (mut best, mut known, mut up): (Option<(u32, &Arc<Engine>)>, bool, bool) = (None, false, false);
+        let mut unheard = false;
+        for engine in &self.0.engines {
+            let state = engine.state();
+            let Some(served) = &state.served else {
+                unheard |= engine.expected;
+                continue;
+            };
+            if !served.models.iter().any(|served| served.id == model) {
+                continue;
+            }
+            known = true;
+            up |= state.up;
+            let free = engine.slots_of(served).saturating_sub(state.busy);
+            if state.up && free > best.map_or(0, |(most, _)| most) {
+                best = Some((free, engine));
+            }
+        }
+        // Between the look and this, the slot may have gone: then the next best time is the caller's to find.
+        let taken = best.and_then(|(_, engine)| Engine::take(engine));
+        match taken {
+            Some((engine, base)) => Ok(Lease { engine, http: self.0.http.clone(), base }),
+            None if up => Err(RouteError::Busy(model.to_owned())),
+            None if known || unheard => Err(RouteError::Unavailable(model.to_owned())),
+            None => Err(RouteError::ModelNotFound(model.to_owned())),
+        }
+    }
+
+    /// Hears of every slot that becomes free, and of every engine that comes or goes.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// How long a batch waits for an engine that is away.
+    pub(crate) fn absence(&self) -> Duration {
+        self.0.timing.absence
+    }
+
+    /// `POST` to the four endpoints of inference, and `GET /v1/models`.
+    pub(crate) fn router<S: Clone + Send + Sync + 'static>(&self) -> axum::Router<S> {
+        proxy::router(self.clone())
+    }
+}
+
+impl EngineArgs {
+    fn names_port(&self, port: u16) -> bool {
+        self.engine.iter().any(|spec| spec.url.port_or_known_default() == Some(port))
+            || self.managed_engine.iter().any(|spec| spec.port == Some(port))
+    }
+}
+
+impl Engine {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots_of(&self, served: &Served) -> u32 {
+        self.slots.unwrap_or(served.slots)
+    }
+
+    fn take(engine: &Arc<Self>) -> Option<(Arc<Self>, Url)> {
+        let mut state = engine.state();
+        let free = state.up && state.busy < engine.slots_of(state.served.as_ref()?);
+        let base = state.base.clone().filter(|_| free)?;
+        state.busy += 1;
+        Some((Arc::clone(engine), base))
+    }
+
+    fn offer(&self, served: &Served, model: &ServedModel, slots: u32, busy: u32) -> ModelOffer {
+        ModelOffer {
+            id: model.id.clone(),
+            engine: served.kind.name().unwrap_or(&self.name).to_owned(),
+            quantization: model.quantization.clone(),
+            context_tokens: model.context_tokens,
+            slots,
+            busy,
+            kinds: served.endpoints.clone(),
+            prompt_price: Amount::ZERO,
+            completion_price: Amount::ZERO,
+        }
+    }
+
+    /// A managed engine has begun at this place, or is gone.
+    fn moved(&self, base: Option<Url>) {
+        let mut state = self.state();
+        (state.base, state.up, state.missed) = (base, false, 0);
+        drop(state);
+        self.changed.send_replace(());
+        self.look.notify_one();
+    }
+
+    /// A request could not be brought to it.
+    fn lost(&self) {
+        self.state().up = false;
+        self.changed.send_replace(());
+        self.look.notify_one();
+    }
+
+    fn answered(&self, base: &Url, answer: Result<Served, Problem>) {
+        let mut state = self.state();
+        if state.base.as_ref() != Some(base) {
+            return;
+        }
+        match answer {
+            Ok(served) => {
+                if !state.up {
+                    let models: Vec<&str> = served.models.iter().map(|model| &*model.id).collect();
+                    tracing::info!(engine = self.name, %base, ?models, "an engine answers");
+                }
+                (state.served, state.up, state.missed) = (Some(served), true, 0);
+            }
+            Err(problem) => {
+                state.missed = state.missed.saturating_add(1);
+                let gone = problem.refused || state.missed >= MISSED_PROBES;
+                if state.up && gone {
+                    state.up = false;
+                    tracing::warn!(engine = self.name, %base, problem = problem.text, "an engine does not answer");
+                }
+                if state.missed == MISSED_PROBES_TO_RESTART && state.served.is_some() {
+                    self.hangs.notify_one();
+                }
+            }
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+}
+
+/// Asks an idle engine how it is, until the node ends.
+async fn watch_engine(inner: Arc<Inner>, engine: Arc<Engine>) {
+    let timing = inner.timing;
+    let watching = async {
+        loop {
+            let (base, before, busy) = {
+                let state = engine.state();
+                (state.base.clone(), state.served.clone(), state.busy)
+            };
+            if let Some(base) = base.filter(|_| busy == 0) {
+                let answer = probe(&inner.http, &base, before.as_ref(), timing.probe_deadline).await;
+                engine.answered(&base, answer);
+            }
+            let pause = if engine.state().up { timing.probe } else { timing.probe.min(ABSENT_PROBE) };
+            tokio::select! {
+                () = engine.look.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    };
+    inner.ending.run_until_cancelled(watching).await.unwrap_or(())
+}
+
+impl Lease {
+    /// A request to the engine, with everything but its content.
+    pub(crate) fn post(&self, path: &str) -> Result<reqwest::RequestBuilder, String> {
+        let url = self.base.join(path.trim_start_matches('/')).map_err(|error| error.to_string())?;
+        Ok(self.http.post(url))
+    }
+
+    /// The engine could not be reached with it.
+    pub(crate) fn lost(&self) {
+        self.engine.lost();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.engine.state().busy -= 1;
+        self.engine.changed.send_replace(());
+    }
+}
+
+/// Why a body could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// It is larger than so many bytes.
+    #[error("an answer of more than {0} bytes")]
+    TooLarge(usize),
+    /// It did not come to its end.
+    #[error("the answer ended early: {0}")]
+    Cut(String),
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Result<Vec<u8>, BodyError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| BodyError::Cut(chain(&error)))? {
+        if bytes.len() + chunk.len() > limit {
+            return Err(BodyError::TooLarge(limit));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// An error with its causes in one line, without control characters, and not too long.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text.retain(|c| !c.is_control());
+    text.truncate(text.floor_char_boundary(MAX_QUOTE_BYTES));
+    text
+}

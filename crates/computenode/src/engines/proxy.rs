@@ -1,0 +1,205 @@
+//! Requests for inference, passed to an engine as they come, and its answers as they come.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Json, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use rpc::REQUEST_ID_HEADER;
+use rpc::error::{ErrorBody, ErrorDetail};
+use rpc::inference::{InferenceKind, MODEL_HEADER};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Engines, Lease, RouteError, chain};
+
+/// The largest request, in bytes: images come inside it.
+const MAX_REQUEST_BYTES: usize = 64 << 20;
+
+/// The largest request whose model has to be read out of its body, in bytes.
+const MAX_READ_BYTES: usize = 32 << 20;
+
+/// The longest that an engine works on one request, to the last byte of its answer.
+const MAX_REQUEST_TIME: Duration = Duration::from_secs(3600);
+
+/// When to come again, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The headers of a request that mean something to an engine. What else a caller sends, its token above all, stays here.
+const TO_ENGINE: [HeaderName; 4] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::ACCEPT,
+    HeaderName::from_static(REQUEST_ID_HEADER),
+];
+
+/// The headers of an answer that belong to its connection, or are the node's own to set.
+const NOT_FROM_ENGINE: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::TRAILER,
+    header::UPGRADE,
+    header::SERVER,
+    header::DATE,
+    header::SET_COOKIE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static(REQUEST_ID_HEADER),
+];
+
+/// A refusal in OpenAI's shape, with a code of its own.
+struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+pub(super) fn router<S: Clone + Send + Sync + 'static>(engines: Engines) -> Router<S> {
+    let router = Router::new().route("/v1/models", get(models));
+    let kinds = InferenceKind::ALL.into_iter();
+    kinds.fold(router, |router, kind| router.route(kind.path(), post(infer))).with_state(engines)
+}
+
+async fn models(State(engines): State<Engines>) -> Response {
+    let model = |offer: &rpc::inference::ModelOffer| {
+        json!({
+            "id": offer.id, "object": "model", "created": 0, "owned_by": offer.engine,
+            "max_model_len": offer.context_tokens,
+        })
+    };
+    let data: Vec<_> = engines.offers().iter().map(model).collect();
+    Json(json!({ "object": "list", "data": data })).into_response()
+}
+
+async fn infer(State(engines): State<Engines>, request: Request) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: usize| length > MAX_REQUEST_BYTES) {
+        return Err(too_large());
+    }
+    let (model, body) = match head.headers.get(MODEL_HEADER) {
+        Some(model) => {
+            let model = std::str::from_utf8(model.as_bytes());
+            (model.map_err(|_| malformed("the model's name is no UTF-8"))?.to_owned(), body)
+        }
+        None => read_model(body).await?,
+    };
+    let lease = engines.acquire(&model).map_err(|error| refuse(&engines, error))?;
+    let unreachable = |problem: String| Refusal {
+        status: StatusCode::BAD_GATEWAY,
+        code: "engine_unavailable",
+        message: format!("the engine of {model:?} cannot be reached: {problem}"),
+    };
+    let path = head.uri.path();
+    let mut headers = HeaderMap::new();
+    for name in &TO_ENGINE {
+        headers.extend(head.headers.get(name).map(|value| (name.clone(), value.clone())));
+    }
+    let mut passed = 0_usize;
+    let body = body.into_data_stream().map(move |chunk| {
+        let chunk: Bytes = chunk.map_err(|error| chain(&error))?;
+        passed = passed.saturating_add(chunk.len());
+        if passed > MAX_REQUEST_BYTES { Err("too large".to_owned()) } else { Ok(chunk) }
+    });
+    let sending = lease
+        .post(path)
+        .map_err(unreachable)?
+        .headers(headers)
+        .timeout(MAX_REQUEST_TIME)
+        .body(reqwest::Body::wrap_stream(body))
+        .send();
+    match sending.await {
+        Ok(answer) => Ok(pass_on(answer, lease)),
+        Err(error) if error.is_body() => Err(malformed("the request's body ended early, or is too large")),
+        Err(error) => {
+            if error.is_connect() {
+                lease.lost();
+            }
+            Err(unreachable(chain(&error)))
+        }
+    }
+}
+
+/// The engine's answer, which keeps its slot until its last byte, or until nobody reads it any more.
+fn pass_on(answer: reqwest::Response, lease: Lease) -> Response {
+    let (status, mut headers) = (answer.status(), answer.headers().clone());
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in NOT_FROM_ENGINE.iter().chain(&named) {
+        headers.remove(name);
+    }
+    let body = answer.bytes_stream().map(move |chunk| {
+        let _held = &lease;
+        chunk
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    (*response.status_mut(), *response.headers_mut()) = (status, headers);
+    response
+}
+
+/// Reads the model's name out of a body, which is whole then.
+async fn read_model(body: Body) -> Result<(String, Body), Refusal> {
+    #[derive(Deserialize)]
+    struct Named {
+        model: String,
+    }
+    let bytes = to_bytes(body, MAX_READ_BYTES).await.map_err(|_| too_large())?;
+    let named: Named = serde_json::from_slice(&bytes)
+        .map_err(|error| malformed(&format!("no request that names its model: {error}")))?;
+    Ok((named.model, Body::from(bytes)))
+}
+
+fn refuse(engines: &Engines, error: RouteError) -> Refusal {
+    let mut message = error.to_string();
+    let (status, code) = match error {
+        RouteError::ModelNotFound(_) => {
+            let offers = engines.offers();
+            let served: Vec<&str> = offers.iter().take(10).map(|offer| &*offer.id).collect();
+            message = format!("{message}; it serves {}", served.join(", "));
+            (StatusCode::NOT_FOUND, "model_not_found")
+        }
+        RouteError::Unavailable(_) => (StatusCode::BAD_GATEWAY, "engine_unavailable"),
+        RouteError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "engine_busy"),
+    };
+    Refusal { status, code, message }
+}
+
+fn too_large() -> Refusal {
+    Refusal {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        code: "payload_too_large",
+        message: format!("a request has {MAX_REQUEST_BYTES} bytes at most"),
+    }
+}
+
+fn malformed(message: &str) -> Refusal {
+    Refusal { status: StatusCode::BAD_REQUEST, code: "malformed_request", message: message.to_owned() }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self { status, code, message } = self;
+        let kind = match status.as_u16() {
+            404 => "not_found_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        let error =
+            ErrorDetail { message, kind: kind.to_owned(), code: code.to_owned(), param: None, status: None };
+        let mut response = (status, Json(ErrorBody { error })).into_response();
+        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}

@@ -1,0 +1,164 @@
+//! A fake engine, which misbehaves as it is asked to, and the real one that the tests start.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// An engine that is none: it answers in this process, and does what a request's `behave` says.
+pub(crate) struct FakeEngine {
+    pub(crate) addr: SocketAddr,
+    pub(crate) seen: Seen,
+    /// Its own, so that all connections end with it.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// What came to a fake engine.
+#[derive(Clone)]
+pub(crate) struct Seen {
+    /// How often each prompt came.
+    pub(crate) prompts: Arc<Mutex<BTreeMap<String, u32>>>,
+    /// The headers of the last request.
+    pub(crate) headers: Arc<Mutex<HeaderMap>>,
+    /// Requests that are being answered.
+    pub(crate) open: Arc<watch::Sender<u32>>,
+    /// The most that were at once.
+    pub(crate) most: Arc<Mutex<u32>>,
+}
+
+/// Counts a request until it is answered or given up.
+struct Open(Arc<watch::Sender<u32>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+impl FakeEngine {
+    pub(crate) async fn start() -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub(crate) async fn start_at(addr: SocketAddr) -> Self {
+        let seen = Seen {
+            prompts: Arc::default(),
+            headers: Arc::default(),
+            open: Arc::new(watch::Sender::new(0)),
+            most: Arc::default(),
+        };
+        let router = Router::new()
+            .route("/v1/models", get(models))
+            .route("/v1/chat/completions", post(answer))
+            .route("/v1/completions", post(answer))
+            .with_state(seen.clone());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let binding = runtime.spawn(tokio::net::TcpListener::bind(addr));
+        let listener = binding.await.unwrap().unwrap();
+        let addr = listener.local_addr().unwrap();
+        runtime.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { addr, seen, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn flag(&self, slots: u32) -> String {
+        format!("fake=http://{},slots={slots}", self.addr)
+    }
+
+    /// Waits until so many requests are being answered.
+    pub(crate) async fn open_is(&self, count: u32) {
+        let mut open = self.seen.open.subscribe();
+        let waiting = open.wait_for(|open| *open == count);
+        let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+        drop(
+            waited.unwrap_or_else(|_| panic!("{} requests are open, not {count}", *self.seen.open.borrow())),
+        );
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        self.runtime.take().map(tokio::runtime::Runtime::shutdown_background);
+    }
+}
+
+async fn models() -> Json<Value> {
+    Json(json!({ "object": "list", "data": [
+        { "id": "fake-q4_0", "object": "model", "owned_by": "fake", "max_model_len": 4096 }
+    ]}))
+}
+
+async fn answer(State(seen): State<Seen>, headers: HeaderMap, body: Bytes) -> Response {
+    let request: Value = serde_json::from_slice(&body).unwrap();
+    *seen.headers.lock().unwrap() = headers;
+    if let Some(prompt) = request["prompt"].as_str() {
+        *seen.prompts.lock().unwrap().entry(prompt.to_owned()).or_default() += 1;
+    }
+    seen.open.send_modify(|open| *open += 1);
+    let open = Open(Arc::clone(&seen.open));
+    {
+        let mut most = seen.most.lock().unwrap();
+        *most = (*most).max(*seen.open.borrow());
+    }
+    match request["behave"].as_str() {
+        None => {
+            // Long enough for others to come meanwhile.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let usage = json!({ "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5 });
+            let text = format!("you said {}", request["prompt"]);
+            Json(json!({ "choices": [{ "text": text }], "usage": usage, "length": body.len() }))
+                .into_response()
+        }
+        Some("hang") => std::future::pending().await,
+        Some("refuse") => {
+            (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": "no" } }))).into_response()
+        }
+        Some("garbage") => "no JSON".into_response(),
+        Some("short") => {
+            ([(header::CONTENT_LENGTH, "1000")], Body::from_stream(stream::iter([ok("only this")])))
+                .into_response()
+        }
+        Some("stream") => {
+            let held = stream::unfold((0, open), async |(count, open)| {
+                let text = format!("data: {{\"choices\":[{{\"text\":\"{count}\"}}]}}\n\n");
+                (count < 10).then_some((ok(&text), (count + 1, open)))
+            });
+            ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(held)).into_response()
+        }
+        Some("endless") => {
+            let held = stream::unfold(open, async |open| Some((ok(&"x".repeat(64 << 10)), open)));
+            Body::from_stream(held).into_response()
+        }
+        Some(other) => panic!("the fake engine does not know how to {other}"),
+    }
+}
+
+fn ok(text: &str) -> Result<Bytes, Infallible> {
+    Ok(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// Where the real engine lies, if there is one.
+pub(crate) fn real_engine() -> Option<PathBuf> {
+    let folder = std::env::var_os("ZORAI_TEST_ENGINE").map(PathBuf::from);
+    if folder.is_none() {
+        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+        {
+            eprintln!(
+                "skipped: ZORAI_TEST_ENGINE is not set; scripts/fetch_engine.sh FOLDER makes an engine"
+            );
+        }
+    }
+    folder
+}
