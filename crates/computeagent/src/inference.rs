@@ -93,7 +93,8 @@ async fn pass(shared: Arc<Shared>, request: Request) -> Result<Response, Refusal
     for name in &TO_NODE {
         headers.extend(head.headers.get(name).map(|value| (name.clone(), value.clone())));
     }
-    let sent = Arc::<Mutex<Sent>>::default();
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let sent = Arc::new(Mutex::new(Sent { announced, ..Sent::default() }));
     let body = reqwest::Body::wrap_stream(Hashed { body: body.into_data_stream(), sent: Arc::clone(&sent) });
     let path = head.uri.path().trim_start_matches('/');
     let answer =
@@ -150,7 +151,16 @@ fn engine_of(shared: &Shared, model: &str) -> (String, String) {
 #[derive(Default)]
 struct Sent {
     hash: Sha256,
-    whole: bool,
+    bytes: u64,
+    /// What the relay announced. Nobody asks for the end of a body whose announced bytes have all come.
+    announced: Option<u64>,
+    ended: bool,
+}
+
+impl Sent {
+    fn is_whole(&self) -> bool {
+        self.ended || self.announced == Some(self.bytes)
+    }
 }
 
 /// A request's body that is hashed while it passes.
@@ -167,9 +177,12 @@ impl Stream for Hashed {
         // A hash is whole after every chunk.
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         match &chunk {
-            Some(Ok(bytes)) => sent.hash.update(bytes),
+            Some(Ok(bytes)) => {
+                sent.hash.update(bytes);
+                sent.bytes = sent.bytes.saturating_add(bytes.len() as u64);
+            }
             Some(Err(_)) => {}
-            None => sent.whole = true,
+            None => sent.ended = true,
         }
         drop(sent);
         Poll::Ready(chunk)
@@ -222,7 +235,7 @@ impl Metered {
         let mut receipt = self.receipt.take()?;
         {
             let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-            if !sent.whole {
+            if !sent.is_whole() {
                 tracing::info!(
                     request = receipt.request_id,
                     "answered before the whole request came: no receipt"

@@ -100,7 +100,12 @@ async fn failures_pass_as_they_are_and_have_no_receipt() {
     assert_eq!(whole(refused).await, (b"busy".to_vec(), None));
 
     let cut = ask(&session, "/v1/chat/completions", "tiny", r#"{"answer":"cut"}"#).await;
-    assert!(soon("the end", cut.into_body().collect()).await.is_err(), "a cut answer is no whole one");
+    // Whether its head was on its way before the fault showed is a matter of time.
+    let failed = cut.status() == StatusCode::SERVICE_UNAVAILABLE;
+    assert!(
+        failed || soon("the end", cut.into_body().collect()).await.is_err(),
+        "a cut answer is no whole one"
+    );
 
     let request = Request::post("/v1/chat/completions").body(Full::new(Bytes::new())).unwrap();
     let nameless = soon("an answer", session.request(request)).await.unwrap();

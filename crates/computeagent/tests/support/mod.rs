@@ -5,6 +5,7 @@ mod node;
 mod relay;
 
 pub(crate) use node::Node;
+#[allow(unused_imports, reason = "each test file uses a part")]
 pub(crate) use relay::{Connected, Inbox, Relay, Reply};
 
 use std::collections::{HashMap, VecDeque};

@@ -208,8 +208,9 @@ async fn node_infer(State(node): State<Node>, request: Request) -> Response {
         "endless" => {
             node.open.send_modify(|open| *open += 1);
             let open = Open(Arc::clone(&node.open));
-            let parts =
-                futures_util::stream::unfold(open, async move |open| Some((ok(&"x".repeat(65_536)), open)));
+            let parts = futures_util::stream::unfold(open, move |open| async move {
+                Some((ok(&"x".repeat(65_536)), open))
+            });
             Body::from_stream(parts).into_response()
         }
         other => panic!("the node does not know how to answer {other}"),
