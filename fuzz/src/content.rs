@@ -90,6 +90,9 @@ fn redaction(reference: &Reference) {
 fn names_digest(kind: &ReferenceKind) -> bool {
     match kind {
         ReferenceKind::Artifact { .. } | ReferenceKind::Oci { .. } => true,
-        ReferenceKind::Web { .. } | ReferenceKind::File { .. } | ReferenceKind::Ipfs { .. } => false,
+        ReferenceKind::Web { .. }
+        | ReferenceKind::File { .. }
+        | ReferenceKind::Ipfs { .. }
+        | ReferenceKind::Model { .. } => false,
     }
 }
