@@ -273,8 +273,7 @@ pub struct Reference(String);
 /// The longest reference, in bytes.
 pub const MAX_REFERENCE_BYTES: usize = 2048;
 
-const SCHEMES: [&str; 7] =
-    ["ipfs://", "https://", "http://", "artifact://", "oci://", "file://", "model://"];
+const SCHEMES: [&str; 7] = ["ipfs://", "https://", "http://", "artifact://", "oci://", "file://", "model://"];
 
 impl Reference {
     /// The text as signed.
