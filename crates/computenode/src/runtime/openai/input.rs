@@ -165,7 +165,6 @@ fn read_lines(path: PathBuf) -> BoxStream<'static, io::Result<Option<Vec<u8>>>> 
 }
 
 /// One line, `Some(None)` if it is too long, `None` at the end.
-#[expect(clippy::option_option, reason = "the end of the file, and a line that is not kept, are two things")]
 pub(super) async fn read_line(reader: &mut BufReader<File>) -> io::Result<Option<Option<Vec<u8>>>> {
     let mut line = Vec::new();
     let limit = MAX_LINE_BYTES as u64 + 1;
