@@ -38,7 +38,8 @@ async fn a_container_runs_from_an_archive_on_a_folder() {
         let task = ["run", "--runtime", "container", "--model", image, "--input", input];
         let program = ["--arg", "/bin/sh", "--arg", "-c", "--arg", script, "--poll"];
         let out = market.cli(&[&task[..], &program, more].concat()).await;
-        let id = String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().trim().to_owned();
+        let id = said(&out).split_ascii_whitespace().find(|word| word.starts_with("0x")).map(str::to_owned);
+        let id = id.unwrap_or_else(|| panic!("no task in: {}", said(&out)));
         (out, id)
     };
 

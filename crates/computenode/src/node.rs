@@ -245,8 +245,10 @@ fn build(
     let gpus = Gpus::new(inventory, config.share_gpus);
     let engines = Engines::new(&config.engines, &tls, config.data.join("engines"))?;
     let mut runtimes = built_in(Some(&config.data.join("modules")))?;
-    let openai = OpenaiRuntime::new(engines.clone(), config.data.join("partial"));
-    runtimes.insert(RuntimeName::Openai, Arc::new(openai));
+    if config.engines.args.is_any() {
+        let openai = OpenaiRuntime::new(engines.clone(), config.data.join("partial"));
+        runtimes.insert(RuntimeName::Openai, Arc::new(openai));
+    }
     if let Some(containers) = containers {
         runtimes.insert(RuntimeName::Container, Arc::new(containers));
     }

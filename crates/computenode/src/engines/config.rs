@@ -49,6 +49,13 @@ pub struct EngineArgs {
     pub engine_command: Vec<EngineCommand>,
 }
 
+impl EngineArgs {
+    /// Whether any engine is asked for.
+    pub fn is_any(&self) -> bool {
+        self.detect_engines || !self.engine.is_empty() || !self.managed_engine.is_empty()
+    }
+}
+
 /// [`EngineArgs`] with the times that go with them.
 #[derive(Debug, Clone, Default)]
 pub struct EnginesConfig {
