@@ -96,7 +96,13 @@ fn lost(failure: Failure, status: Status, reader: &Reader<'_>) -> Outcome<(Statu
         Exit::Failed if !is_over(status) => Ok((status, None)),
         // It ended, and what it said was read before its host went.
         Exit::Failed if reader.attempt.is_some() => Ok((status, Some(End::Whole))),
-        _ => Err(failure),
+        Exit::Done
+        | Exit::Failed
+        | Exit::Usage
+        | Exit::NotAuthorised
+        | Exit::Unreachable
+        | Exit::Unverified
+        | Exit::Interrupted => Err(failure),
     }
 }
 
