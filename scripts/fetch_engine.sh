@@ -15,6 +15,8 @@ fi
 folder=$1
 mkdir -p "$folder"
 python=$folder/python/bin/python
+# What lies there would count as installed.
+unset PYTHONPATH
 if ! "$python" -c 'import llama_cpp.server.app, gguf, numpy' 2>/dev/null; then
     python3 -m venv "$folder/python"
     # Without the machine's own instructions, so that a folder that is kept serves other machines too.

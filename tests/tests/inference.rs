@@ -1,0 +1,56 @@
+//! The official OpenAI SDK against relay, agent, node and a real engine that the node starts itself.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use system_tests::{API_KEY, Market, PROVIDER_KEYS, free_port, said};
+
+/// The folder that `scripts/fetch_engine.sh` made.
+fn engine() -> Option<PathBuf> {
+    std::env::var_os("ZORAI_TEST_ENGINE").map(PathBuf::from)
+}
+
+#[tokio::test]
+async fn the_openai_sdk_talks_to_an_engine_behind_an_agent() {
+    let Some(engine) = engine() else {
+        eprintln!("skipped: ZORAI_TEST_ENGINE is not set; scripts/fetch_engine.sh FOLDER makes an engine");
+        return;
+    };
+    let market = Market::new();
+    let node_port = free_port();
+    let python = engine.join("python/bin/python");
+    let command = format!(
+        "llama={} -m llama_cpp.server --model {{model}} --model_alias {{name}} --host 127.0.0.1 --port {{port}} --interrupt_requests False",
+        python.display()
+    );
+    let managed = format!("tiny=llama,model={},slots=1", engine.join("tiny.gguf").display());
+    let _node =
+        market.node("node", node_port, &["--engine-command", &command, "--managed-engine", &managed]).await;
+    let _relay = market.relay(&[]).await;
+    let price = ["--price", "*=1000000,2000000"];
+    let _agent = market.agent("agent", PROVIDER_KEYS[0], market.port, ("node", node_port), &price);
+    market
+        .until("/v1/models", "a model", |list| list["data"].as_array().is_some_and(|data| data.len() == 1))
+        .await;
+
+    let out = tokio::process::Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/openai_sdk.py"))
+        .args([&market.url(), "tiny"])
+        .env("ZORAI_AI_API_KEY", API_KEY)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(told["models"], json!(["tiny"]), "{told:#}");
+    assert_eq!(told["attempts"], "1", "{told:#}");
+    assert!(told["pieces"].as_u64().is_some_and(|pieces| pieces > 2), "{told:#}");
+    assert!(told["finish"].is_string(), "{told:#}");
+    let errors = json!({"unknown model": "model_not_found", "wrong key": "invalid_api_key"});
+    assert_eq!(told["errors"], errors, "{told:#}");
+    let receipt = &told["receipt"];
+    assert_eq!((&receipt["outcome"], &receipt["fault"]), (&json!("completed"), &json!(null)), "{told:#}");
+    assert_eq!(receipt["completion_tokens"], told["completion_tokens"], "{told:#}");
+    assert_eq!(told["signed"], true, "{told:#}");
+}
