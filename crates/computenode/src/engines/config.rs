@@ -38,8 +38,8 @@ pub struct EngineArgs {
     #[arg(long, env = "ZORAI_NODE_DETECT_ENGINES")]
     pub detect_engines: bool,
 
-    /// Start an engine, watch it, and serve its model under NAME: NAME=TEMPLATE,model=PATH[,gpu=N][,slots=N][,port=N];
-    /// repeatable, or several with ; between. TEMPLATE is llama.cpp, vllm, or a name of --engine-command.
+    /// Start an engine, watch it, and serve its model under NAME: NAME=TEMPLATE,model=PATH, and as wanted
+    /// ,gpu=N ,slots=N ,port=N; repeatable, or several with ; between. TEMPLATE is llama.cpp, vllm, or a name of --engine-command.
     #[arg(long, env = "ZORAI_NODE_MANAGED_ENGINE", value_name = "NAME=TEMPLATE,…", value_delimiter = ';')]
     pub managed_engine: Vec<ManagedSpec>,
 

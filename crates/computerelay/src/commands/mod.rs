@@ -35,6 +35,7 @@ use crate::relay::serve;
 ///
 ///   compute-relay keys create --name alice --scope tasks:write --scope tasks:read \
 ///     --relay https://relay.example --api-key-file /etc/zorai/api-key
+#[allow(rustdoc::bare_urls, reason = "this is the text of --help")]
 #[derive(Debug, Parser)]
 #[command(name = "compute-relay", version, verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 pub struct Cli {
