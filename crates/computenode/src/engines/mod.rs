@@ -1,8 +1,8 @@
 //! The OpenAI-compatible engines behind this node: what they serve, how they are, and the way to them.
 //!
-//! Engines are configured, found on loopback, or started by the node itself ([`managed`]). Each that is idle is asked
-//! every few seconds what it serves ([`probe`]); while one works, its answers tell that it lives, and it is left in
-//! peace: some engines serve one request at a time, questions included. Requests go through [`proxy`] or as lines of a
+//! Engines are configured, found on loopback, or started by the node itself (`managed`). Each that is idle is asked
+//! every few seconds what it serves (`probe`); while one works, its answers tell that it lives, and it is left in
+//! peace: some engines serve one request at a time, questions included. Requests go through `proxy` or as lines of a
 //! batch, each in one of the engine's slots: nothing queues here, and a request that finds no slot is refused.
 
 mod config;

@@ -1,7 +1,7 @@
 //! Sentence embeddings by a BERT-family model, in this process.
 //!
-//! The model is a folder as the sentence-transformers library writes it (see [`model`](self::model)); the input is a JSON
-//! request or plain text (see [`input`](self::input)); the result is the JSON that OpenAI's embeddings endpoint answers
+//! The model is a folder as the sentence-transformers library writes it (see `model`); the input is a JSON
+//! request or plain text (see `input`); the result is the JSON that OpenAI's embeddings endpoint answers
 //! with, `model` being the model's digest. The result depends on the model, the input and the kind of processor alone:
 //! processors of another kind may round the last digits differently.
 

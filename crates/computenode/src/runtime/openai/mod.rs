@@ -1,12 +1,12 @@
 //! Requests to an OpenAI-compatible engine of this node: one, or a batch of lines.
 //!
 //! The model is `model://<id>`, which an engine of the node serves. The input is one request, either the body alone or
-//! `{"method", "url", "body"}`, or up to 50,000 lines in OpenAI's batch format (see [`input`](self::input)). The result
+//! `{"method", "url", "body"}`, or up to 50,000 lines in OpenAI's batch format (see `input`). The result
 //! has one line for each request, in the order of the input, in OpenAI's batch output format: `id`, `custom_id` (null
 //! for a single request), `response` with `status_code`, `request_id` and `body` (the engine's own, on one line), and
 //! `error`. A line that cannot be sent has an error of its own; the task goes on.
 //!
-//! What an engine answered is kept beside the task until the task is done (see [`partial`](self::partial)), so that
+//! What an engine answered is kept beside the task until the task is done (see `partial`), so that
 //! another attempt of the same task on this node goes on where the last one ended. Engines sample: the same job may
 //! give other bytes again.
 
