@@ -2,7 +2,7 @@
 //!
 //! The relay sends a client's request on over the link, `POST /v1/chat/completions` and its siblings, with the body as it came, the
 //! header `x-request-id`, and [`MODEL_HEADER`]. The agent's answer is the engine's, byte for byte, and ends with a trailer
-//! [`RECEIPT_TRAILER`]: the JSON of a [`SignedMutation`](crate::tasks::SignedMutation)`<InferenceReceipt>`. `request_hash` and
+//! [`RECEIPT_TRAILER`]: the JSON of a [`SignedMutation`]`<InferenceReceipt>`. `request_hash` and
 //! `response_hash` in it are SHA-256 of the bodies as they crossed the link.
 
 use serde::{Deserialize, Serialize};
