@@ -92,11 +92,11 @@ pub struct LogQuery {
     pub follow: bool,
 }
 
-/// The query of `GET /v1/providers`.
+/// Which page of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct ProviderQuery {
+pub struct PageQuery {
     /// How many at most: 100 by default, 1,000 at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
@@ -149,19 +149,6 @@ pub struct SessionList {
     /// Where the next page begins; absent on the last.
     #[serde(default)]
     pub next_cursor: Option<String>,
-}
-
-/// The query of `GET /v1/providers/{address}/sessions`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct SessionQuery {
-    /// How many at most: 100 by default, 1,000 at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u32>,
-    /// Where the last page ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
 }
 
 /// One connection of a host.

@@ -1,10 +1,18 @@
 //! Publishing, changing, listing and following tasks.
 
+mod history;
+mod shown;
+mod webhooks;
+
 use serde::{Deserialize, Serialize};
 use taskmarket::{
-    Address, Amount, Bytes32, ComputeProof, Recorded, Runtime, Signature, Signed, State, Status, Task,
-    TaskId, TaskRecord, Timestamp, Word, eip55,
+    Address, Bytes32, ComputeProof, Signature, Signed, State, Status, Task, TaskId, TaskRecord, Timestamp,
+    eip55,
 };
+
+pub use history::{Entry, EventQuery, EventView, TaskHistory};
+pub use shown::{PublicConfig, PublicTask, ShownTask};
+pub use webhooks::{WebhookList, WebhookReplay, WebhookState, WebhookView};
 
 /// The body of `POST /v1/tasks`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,79 +187,6 @@ impl TaskView {
     }
 }
 
-/// A task as somebody may see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-pub enum ShownTask {
-    /// All of it: to the key that published it, its requester, its provider, and admins.
-    Whole(Box<Task>),
-    /// Its requirements and money, without references and parameters: to others.
-    Public(Box<PublicTask>),
-}
-
-/// A task's requirements and money.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the fields are those of taskmarket::Task")]
-pub struct PublicTask {
-    #[serde(with = "eip55")]
-    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
-    pub requester: Address,
-    pub config: PublicConfig,
-    #[serde(with = "eip55")]
-    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
-    pub token: Address,
-    pub budget: Amount,
-    pub provider_stake: Amount,
-    pub dispute_bond: Amount,
-    pub deadline: Timestamp,
-    pub dispute_window: u64,
-    pub arbiter_window: u64,
-    #[serde(with = "eip55")]
-    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
-    pub arbiter: Address,
-}
-
-/// A task's requirements.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the fields are those of taskmarket::TaskConfig")]
-pub struct PublicConfig {
-    pub runtime: Runtime,
-    pub gpu_type: String,
-    pub gpu_count: u32,
-    pub min_vram: u64,
-    pub max_duration: u64,
-    pub max_attempts: u32,
-}
-
-impl From<&Task> for PublicTask {
-    fn from(task: &Task) -> Self {
-        Self {
-            requester: task.requester,
-            config: PublicConfig {
-                runtime: task.config.runtime,
-                gpu_type: task.config.gpu_type.clone(),
-                gpu_count: task.config.gpu_count,
-                min_vram: task.config.min_vram,
-                max_duration: task.config.max_duration,
-                max_attempts: task.config.max_attempts,
-            },
-            token: task.token,
-            budget: task.budget,
-            provider_stake: task.provider_stake,
-            dispute_bond: task.dispute_bond,
-            deadline: task.deadline,
-            dispute_window: task.dispute_window,
-            arbiter_window: task.arbiter_window,
-            arbiter: task.arbiter,
-        }
-    }
-}
-
 /// A proof with its signature beside its fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -377,125 +312,6 @@ pub struct TaskPage {
     pub last_event_id: u64,
 }
 
-/// One entry of a task's history, or, on a live stream, what happens inside an attempt.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct EventView {
-    /// The relay's commit order over all tasks; what `Last-Event-ID` resumes from. Absent for progress, which is not kept.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<u64>,
-    /// The task.
-    pub task_id: TaskId,
-    /// The task's status after it.
-    pub status: Status,
-    /// What happened.
-    #[serde(flatten)]
-    pub entry: Entry,
-}
-
-/// What an [`EventView`] tells.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-pub enum Entry {
-    /// A durable change, and whose word it is.
-    Recorded {
-        /// Whose word.
-        word: Word,
-        /// The change.
-        #[serde(flatten)]
-        recorded: Box<Recorded>,
-    },
-    /// Progress inside an attempt, by its provider's unsigned word.
-    Progress {
-        /// The progress.
-        progress: Progress,
-    },
-}
-
-/// The answer of `GET /v1/tasks/{id}/events`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct TaskHistory {
-    /// The task.
-    pub task_id: TaskId,
-    /// Its history, oldest first.
-    pub events: Vec<EventView>,
-}
-
-/// The query of `GET /v1/events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct EventQuery {
-    /// Whose tasks.
-    #[serde(with = "eip55")]
-    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
-    pub requester: Address,
-    /// Follow from after this event; the header `Last-Event-ID` goes before it. Without either, from now on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_event_id: Option<u64>,
-}
-
-/// The answer of `GET /v1/tasks/{id}/webhooks`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct WebhookList {
-    /// The task's webhooks, in the order in which they were added.
-    pub webhooks: Vec<WebhookView>,
-}
-
-/// Where a task's events are sent to, and how far that has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct WebhookView {
-    /// Where to.
-    pub url: String,
-    /// How it stands.
-    pub state: WebhookState,
-    /// When it was added.
-    pub created_at: Timestamp,
-    /// The last event that was delivered, by its id; 0 before the first.
-    pub delivered_event_id: u64,
-    /// Deliveries of the next event that failed.
-    pub tries: u32,
-    /// When the next delivery is due.
-    #[serde(default)]
-    pub next_try: Option<Timestamp>,
-    /// Since when deliveries of the next event fail.
-    #[serde(default)]
-    pub failing_since: Option<Timestamp>,
-    /// When it was given up.
-    #[serde(default)]
-    pub dead_at: Option<Timestamp>,
-    /// Why the last delivery failed, until one goes well.
-    #[serde(default)]
-    pub error: Option<String>,
-}
-
-/// How a webhook stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum WebhookState {
-    /// Everything that happened was delivered.
-    Idle,
-    /// Deliveries are under way.
-    Sending,
-    /// The last delivery failed and is to be tried again.
-    Retrying,
-    /// It was given up; `POST /v1/tasks/{id}/webhooks/replay` begins again.
-    Dead,
-}
-
-/// The answer of `POST /v1/tasks/{id}/webhooks/replay`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct WebhookReplay {
-    /// How many webhooks begin again from the first event.
-    pub webhooks: u64,
-}
-
 /// The answer of `GET /v1/tasks/{id}/explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -549,7 +365,7 @@ pub mod optional_address {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use taskmarket::{Bytes32, ContentHash, Event, ReleaseReason, TaskConfig};
+    use taskmarket::{Amount, ContentHash, Event, Recorded, ReleaseReason, Runtime, TaskConfig, Word};
 
     fn task() -> Task {
         Task {

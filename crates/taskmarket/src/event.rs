@@ -150,6 +150,27 @@ pub enum Word {
 }
 
 impl Event {
+    /// The provider that came to hold the task by it, if it did.
+    pub fn holder(&self) -> Option<Address> {
+        match self {
+            Self::Accepted(accept) => Some(accept.message.provider),
+            Self::Chain(ChainFact { change: ChainChange::Accepted { provider, .. }, .. }) => Some(*provider),
+            Self::Published { .. }
+            | Self::AttemptFailed(_)
+            | Self::Submitted(_)
+            | Self::Approved(_)
+            | Self::Disputed(_)
+            | Self::Resolved(_)
+            | Self::Cancelled(_)
+            | Self::LeaseLapsed
+            | Self::Expired
+            | Self::WindowClosed
+            | Self::ArbiterTimedOut
+            | Self::Released { .. }
+            | Self::Chain(_) => None,
+        }
+    }
+
     /// Whose word this is.
     pub fn word(&self) -> Word {
         match self {
@@ -325,11 +346,8 @@ pub fn replay(history: &[Recorded]) -> Result<TaskRecord, ReplayError> {
     let name = event.name();
     let verified =
         task.clone().verify(domain).map_err(|source| ReplayError::Signature { version: 1, name, source })?;
-    let mut record = decide::publish(*at, &verified).map_err(|source| ReplayError::Refused {
-        version: 1,
-        name,
-        source,
-    })?;
+    let mut record =
+        crate::publish(*at, &verified).map_err(|source| ReplayError::Refused { version: 1, name, source })?;
     for (index, recorded) in history.iter().enumerate().skip(1) {
         let expected = record.version + 1;
         if recorded.version != expected || recorded.at < record.updated_at {

@@ -27,6 +27,7 @@ mod event;
 mod messages;
 pub mod params;
 mod primitives;
+mod publish;
 mod record;
 #[cfg(feature = "schema")]
 mod schema;
@@ -35,7 +36,7 @@ pub use alloy_primitives::{Address, B256, U256, keccak256};
 pub use decide::{
     ALL_BPS, CLOCK_TOLERANCE_SECS, LEASE_MARGIN_SECS, MAX_ATTEMPTS, MAX_CODE_BYTES, MAX_DEADLINE_SECS,
     MAX_DURATION_SECS, MAX_GPU_COUNT, MAX_GPU_NAME_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES,
-    MAX_WINDOW_SECS, Mutation, Rejection, decide, elapse, latest_lease, next_due, observe, publish, release,
+    MAX_WINDOW_SECS, Mutation, Rejection, decide, elapse, latest_lease, next_due, observe, release,
 };
 pub use eip712::{Domain, Message, Signature, SignatureError, Signed, Verified};
 pub use event::{ChainChange, ChainFact, Event, Recorded, ReleaseReason, ReplayError, Word, apply, replay};
@@ -47,6 +48,7 @@ pub use params::Runtime;
 pub use primitives::{
     Amount, Bytes32, ContentHash, MAX_REFERENCE_BYTES, ParseError, Reference, TaskId, Timestamp, eip55,
 };
+pub use publish::publish;
 pub use record::{
     Completion, Dispute, Failure, Lease, Provider, Resolution, Settlement, State, Status, Submission,
     TaskRecord,

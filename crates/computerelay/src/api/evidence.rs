@@ -5,7 +5,7 @@ use rpc::evidence::{Evidence, EvidenceEvent, FORMAT, SessionEvidence};
 use rpc::relay::RefreshNode;
 use rpc::tasks::SignedMutation;
 use store::{Store, StoreError, StoredAttempt, StoredEvent, StoredSession};
-use taskmarket::{Address, ChainChange, ChainFact, Event, TaskId, Timestamp};
+use taskmarket::{Address, Event, TaskId, Timestamp};
 
 use super::App;
 use super::extract::{Key, TaskPath};
@@ -72,23 +72,7 @@ pub(super) async fn evidence(
 fn holders(history: &[StoredEvent]) -> Vec<(Address, Timestamp)> {
     let mut holders: Vec<(Address, Timestamp)> = Vec::new();
     for event in history {
-        let provider = match &event.recorded.event {
-            Event::Accepted(accept) => accept.message.provider,
-            Event::Chain(ChainFact { change: ChainChange::Accepted { provider, .. }, .. }) => *provider,
-            Event::Published { .. }
-            | Event::AttemptFailed(_)
-            | Event::Submitted(_)
-            | Event::Approved(_)
-            | Event::Disputed(_)
-            | Event::Resolved(_)
-            | Event::Cancelled(_)
-            | Event::LeaseLapsed
-            | Event::Expired
-            | Event::WindowClosed
-            | Event::ArbiterTimedOut
-            | Event::Released { .. }
-            | Event::Chain(_) => continue,
-        };
+        let Some(provider) = event.recorded.event.holder() else { continue };
         if !holders.iter().any(|(known, _)| *known == provider) {
             holders.push((provider, event.recorded.at));
         }

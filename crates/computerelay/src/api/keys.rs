@@ -4,7 +4,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use rpc::error::ErrorCode;
-use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyQuery, KeyView, UsagePage, UsageQuery, UsageView};
+use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyView, UsagePage, UsageQuery, UsageView};
+use rpc::relay::PageQuery;
 use store::{KeyId, Scope, UsageFilter};
 use taskmarket::Timestamp;
 
@@ -62,7 +63,7 @@ impl From<BadSpec> for ApiError {
 pub(super) async fn list(
     State(app): State<App>,
     _: Admin,
-    Query(query): Query<KeyQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<KeyList>, ApiError> {
     let limit = limit(query.limit)?;
     let after = query.cursor.as_deref().map(key_id_of_cursor).transpose()?;

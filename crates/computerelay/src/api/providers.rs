@@ -6,7 +6,7 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::relay::{ProviderList, ProviderQuery, RefreshNode};
+use rpc::relay::{PageQuery, ProviderList, RefreshNode};
 use rpc::tasks::SignedMutation;
 use scheduler::NodeKey;
 use taskmarket::{Address, Domain, ParseError, Signed, UpdateNodeStatus, eip55};
@@ -21,7 +21,7 @@ const DEFAULT_PAGE: u32 = 100;
 /// `GET /v1/providers`
 pub(super) async fn list(
     State(app): State<App>,
-    Query(query): Query<ProviderQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<ProviderList>, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {

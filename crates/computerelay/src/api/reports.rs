@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use rpc::error::ErrorCode;
-use rpc::relay::{ProviderReport, SessionList, SessionQuery, SessionView};
+use rpc::relay::{PageQuery, ProviderReport, SessionList, SessionView};
 use store::StoredSession;
 use taskmarket::{Address, Timestamp};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -70,7 +70,7 @@ pub(super) async fn show(
 pub(super) async fn sessions(
     State(app): State<App>,
     PathAddress(address): PathAddress,
-    Query(query): Query<SessionQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<SessionList>, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {

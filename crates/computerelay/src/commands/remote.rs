@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use daemon::Secret;
 use reqwest::{Client, Method, RequestBuilder};
 use rpc::error::ErrorBody;
-use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyQuery, KeyView};
+use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyView};
+use rpc::relay::PageQuery;
 use serde::de::DeserializeOwned;
 use url::Url;
 
@@ -61,7 +62,7 @@ impl Remote {
 
     /// All keys.
     pub(super) async fn list(&self) -> anyhow::Result<Vec<KeyView>> {
-        let (mut keys, mut query) = (Vec::new(), KeyQuery { limit: Some(MAX_PAGE), cursor: None });
+        let (mut keys, mut query) = (Vec::new(), PageQuery { limit: Some(MAX_PAGE), cursor: None });
         loop {
             let page: KeyList = self.ask(self.request(Method::GET, "v1/keys")?.query(&query)).await?;
             keys.extend(page.keys);

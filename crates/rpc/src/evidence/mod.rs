@@ -8,8 +8,8 @@ mod statements;
 
 use serde::{Deserialize, Serialize};
 use taskmarket::{
-    Address, Bytes32, ChainChange, ChainFact, Domain, Event, Recorded, RegisterNode, ReplayError, Signature,
-    Signed, Status, Task, TaskId, TaskRecord, Timestamp, Word, eip55, keccak256, replay,
+    Address, Bytes32, ChainFact, Domain, Event, Recorded, RegisterNode, ReplayError, Signature, Signed,
+    Status, Task, TaskId, TaskRecord, Timestamp, Word, eip55, keccak256, replay,
 };
 
 use crate::relay::DomainView;
@@ -245,26 +245,7 @@ fn check_session(
     events: &[EvidenceEvent],
 ) -> Result<(), EvidenceError> {
     let field = |name: &str| format!("sessions[{position}].{name}");
-    let accepted = |entry: &EvidenceEvent| match &entry.event {
-        Event::Accepted(accept) => accept.message.provider == session.provider,
-        Event::Chain(ChainFact { change: ChainChange::Accepted { provider, .. }, .. }) => {
-            *provider == session.provider
-        }
-        Event::Published { .. }
-        | Event::AttemptFailed(_)
-        | Event::Submitted(_)
-        | Event::Approved(_)
-        | Event::Disputed(_)
-        | Event::Resolved(_)
-        | Event::Cancelled(_)
-        | Event::LeaseLapsed
-        | Event::Expired
-        | Event::WindowClosed
-        | Event::ArbiterTimedOut
-        | Event::Released { .. }
-        | Event::Chain(_) => false,
-    };
-    if !events.iter().any(accepted) {
+    if !events.iter().any(|entry| entry.event.holder() == Some(session.provider)) {
         return Err(wrong(field("provider"), "it never held the task"));
     }
     if session.disconnected_at.is_some_and(|ended| ended < session.connected_at) {

@@ -3,10 +3,9 @@
 use http::StatusCode;
 use rpc::error::ErrorCode;
 use rpc::evidence::Evidence;
-use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyQuery, KeyView, UsagePage, UsageQuery};
+use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyView, UsagePage, UsageQuery};
 use rpc::relay::{
-    Info, LogQuery, MarketStats, ProviderList, ProviderQuery, ProviderReport, RefreshNode, SessionList,
-    SessionQuery,
+    Info, LogQuery, MarketStats, PageQuery, ProviderList, ProviderReport, RefreshNode, SessionList,
 };
 use rpc::tasks::{
     EventQuery, Explanation, PublishTask, PublishedTask, SignedMutation, TaskHistory, TaskPage, TaskQuery,
@@ -266,7 +265,7 @@ fn blob(operation: Operation<'_>) -> Operation<'_> {
 fn providers(document: &mut Document) {
     document
         .call("get", "/v1/providers", "listProviders", "Who is online, and what they offer")
-        .query::<ProviderQuery>()
+        .query::<PageQuery>()
         .answers::<ProviderList>(OK, "A page.")
         .fails(&[ErrorCode::InvalidField])
         .end();
@@ -288,7 +287,7 @@ fn providers(document: &mut Document) {
             "A provider's connections, newest first",
         )
         .path::<Provider>("address")
-        .query::<SessionQuery>()
+        .query::<PageQuery>()
         .answers::<SessionList>(OK, "A page.")
         .fails(&[ErrorCode::InvalidField])
         .end();
@@ -328,7 +327,7 @@ fn keys(document: &mut Document) {
     document
         .call("get", "/v1/keys", "listKeys", "The API keys, without their text")
         .key(Scope::Admin)
-        .query::<KeyQuery>()
+        .query::<PageQuery>()
         .answers::<KeyList>(OK, "A page.")
         .fails(&[ErrorCode::InvalidField])
         .end();
