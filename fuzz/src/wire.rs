@@ -6,7 +6,7 @@ use axum::extract::Query;
 use axum::http::Uri;
 use rpc::error::ErrorBody;
 use rpc::link::{Assignment, Heartbeat, Hello, NodeMetadata, Register, Welcome};
-use rpc::relay::{RefreshNode, SessionQuery};
+use rpc::relay::{PageQuery, RefreshNode};
 use rpc::tasks::{EventQuery, OpenTasksFilter, TaskQuery};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,7 +51,7 @@ pub fn task_query(data: &[u8]) -> Outcome {
         cursor,
         key,
         query::<TaskQuery>(text).map(drop),
-        query::<SessionQuery>(text).map(drop),
+        query::<PageQuery>(text).map(drop),
         query::<EventQuery>(text).map(drop),
         read::<TaskQuery>(data).map(drop),
         read::<OpenTasksFilter>(data).map(drop),

@@ -111,6 +111,11 @@ pub fn is_known(code: &str) -> bool {
     known(code).is_some()
 }
 
+/// Every code that this version's programs sign.
+pub fn codes() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|known| known.code)
+}
+
 fn known(code: &str) -> Option<&'static Known> {
     KNOWN.iter().find(|known| known.code == code)
 }

@@ -5,6 +5,8 @@
 //!
 //! - `POST /tasks` with an [`Assignment`]: 202 and a [`SignedMutation`](crate::tasks::SignedMutation)`<AcceptTask>`, or 409/503 and an error body;
 //! - `DELETE /tasks/{id}?attempt=N`: 204;
+//! - `GET /tasks/{id}/logs`: newline-delimited JSON of what the task writes;
+//! - `POST /v1/chat/completions` and its companions: the engine's answer, with the provider's receipt as trailer (see [`inference`](crate::inference));
 //! - `GET /heartbeat`: newline-delimited JSON of [`Heartbeat`], one at once, one at each change and at least one each `heartbeat_secs`.
 
 use serde::{Deserialize, Serialize};
@@ -82,7 +84,7 @@ pub struct NodeMetadata {
     pub agent_version: String,
     /// The compute node's version.
     pub node_version: String,
-    /// Operating system and architecture, such as `linux/x86_64`.
+    /// Operating system and architecture, such as `linux-x86_64`.
     pub platform: String,
     /// Its GPUs, or one CPU.
     pub devices: Vec<DeviceView>,
