@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// Writes abi/ZORAIComputeEscrow.json, the committed ABI and creation code that clients are built from, out of the last build.
+// Writes abi/ZORAIComputeEscrow.json, the committed ABI and code that clients are built from, out of the last build: the creation
+// code, which they deploy, and the deployed code with the places of its immutables, by which they know the contract.
 // With --check it writes nothing, and fails if the committed file is not what the source compiles to.
 "use strict";
 
@@ -22,6 +23,10 @@ const text = `${JSON.stringify(
         },
         abi: built.abi,
         bytecode: built.bytecode.object,
+        deployedBytecode: built.deployedBytecode.object,
+        immutables: Object.values(built.deployedBytecode.immutableReferences)
+            .flat()
+            .sort((a, b) => a.start - b.start),
     },
     null,
     2,

@@ -1,0 +1,506 @@
+//! Reading the chain: one escrow contract, its tasks and accounts.
+
+use alloy_primitives::{Address, B256, Bytes, U256};
+use alloy_sol_types::{SolCall, SolEventInterface as _};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use taskmarket::{Amount, ContentHash, Domain, Task, TaskId, Timestamp};
+
+use crate::abi::{ZORAIComputeEscrow as contract, ZORAIComputeEscrowEvents};
+use crate::call::{Call, Calls};
+use crate::code;
+use crate::revert::RevertReason;
+use crate::rpc::{Rpc, RpcError};
+use crate::token::IERC20;
+
+/// Why a chain could not be read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChainError {
+    /// No usable answer.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// Nothing stands at the contract's address.
+    #[error("there is no contract at {address} on chain {chain_id}")]
+    NoContract {
+        /// Where.
+        address: Address,
+        /// On which chain.
+        chain_id: u64,
+    },
+    /// Something else stands there.
+    #[error("the contract at {address} on chain {chain_id} is not the escrow that this program knows")]
+    OtherContract {
+        /// Where.
+        address: Address,
+        /// On which chain.
+        chain_id: u64,
+    },
+    /// The call reverts.
+    #[error("the contract refuses: {0}")]
+    Reverted(RevertReason),
+    /// An answer that the contract cannot have given.
+    #[error("the answer to {what} cannot be read: {why}")]
+    Malformed {
+        /// What was asked.
+        what: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Which state of the chain a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum At {
+    /// The newest block.
+    #[default]
+    Latest,
+    /// The newest block, and what waits to be in the next.
+    Pending,
+    /// The block of this number.
+    Block(u64),
+}
+
+impl At {
+    fn tag(self) -> String {
+        match self {
+            Self::Latest => "latest".to_owned(),
+            Self::Pending => "pending".to_owned(),
+            Self::Block(number) => format!("{number:#x}"),
+        }
+    }
+}
+
+/// Where a task's money stands, by the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing is held, and nothing was.
+    None,
+    /// The budget is held; nobody is bound.
+    Funded,
+    /// A provider is bound until its lease ends.
+    Accepted,
+    /// A proof came in time; it may be disputed until the window ends.
+    Proven,
+    /// The requester disputed.
+    Disputed,
+    /// The provider has the budget.
+    Paid,
+    /// The money was divided.
+    Split,
+    /// The requester has the budget back.
+    Refunded,
+    /// The requester withdrew the task.
+    Cancelled,
+}
+
+impl Status {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Funded => "funded",
+            Self::Accepted => "accepted",
+            Self::Proven => "proven",
+            Self::Disputed => "disputed",
+            Self::Paid => "paid",
+            Self::Split => "split",
+            Self::Refunded => "refunded",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing changes it any more.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Paid | Self::Split | Self::Refunded | Self::Cancelled => true,
+            Self::None | Self::Funded | Self::Accepted | Self::Proven | Self::Disputed => false,
+        }
+    }
+
+    fn from_index(index: u8) -> Option<Self> {
+        Some(match index {
+            0 => Self::None,
+            1 => Self::Funded,
+            2 => Self::Accepted,
+            3 => Self::Proven,
+            4 => Self::Disputed,
+            5 => Self::Paid,
+            6 => Self::Split,
+            7 => Self::Refunded,
+            8 => Self::Cancelled,
+            _ => return None,
+        })
+    }
+}
+
+/// What the contract stores of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Who holds the current attempt, or held the last one; zero for nobody.
+    pub provider: Address,
+    /// The current or last attempt; they count from 1.
+    pub attempt: u32,
+    /// When the status' time ends: the lease, the dispute window or the arbiter's window.
+    pub until: Timestamp,
+    /// Where the money stands. A lease that is over still reads [`Status::Accepted`]: see [`Record::is_lapsed`].
+    pub status: Status,
+}
+
+impl Record {
+    /// Whether a lease was taken and is over at `now` by the chain's clock, so that the task counts as funded.
+    pub fn is_lapsed(&self, now: Timestamp) -> bool {
+        self.status == Status::Accepted && self.until <= now
+    }
+}
+
+/// A provider's stake in one token that no task holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stake {
+    /// All of it.
+    pub free: Amount,
+    /// How much of it is announced to leave.
+    pub leaving: Amount,
+    /// From when on that may leave.
+    pub leaves_at: Timestamp,
+}
+
+impl Stake {
+    /// What stays for a day at least: that much an acceptance can rely on.
+    pub fn reliable(&self) -> Amount {
+        self.free.checked_sub(self.leaving).unwrap_or(Amount::ZERO)
+    }
+}
+
+/// A block's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Its number.
+    pub number: u64,
+    /// Its hash.
+    pub hash: B256,
+    /// The hash of the one before.
+    pub parent: B256,
+    /// The chain's clock in it.
+    pub time: Timestamp,
+    /// What gas costs at least in it, in the native coin's smallest unit.
+    pub base_fee: u128,
+}
+
+/// One event of the contract, and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// The block's number.
+    pub block: u64,
+    /// The block's hash.
+    pub block_hash: B256,
+    /// The transaction.
+    pub tx: B256,
+    /// Its place among the block's events.
+    pub index: u64,
+    /// What it says.
+    pub event: ZORAIComputeEscrowEvents,
+}
+
+/// One escrow contract on one chain. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    rpc: Rpc,
+    domain: Domain,
+}
+
+impl Chain {
+    /// Finds the contract and makes sure that it is the escrow: its code is the committed one.
+    ///
+    /// # Errors
+    /// The chain cannot be reached, or something else stands at that address.
+    pub async fn connect(rpc: Rpc, escrow: Address) -> Result<Self, ChainError> {
+        let chain_id = rpc.chain_id().await?;
+        let chain = Self { rpc, domain: Domain { chain_id, verifying_contract: escrow } };
+        let found = chain.code(escrow).await?;
+        if found.is_empty() {
+            return Err(ChainError::NoContract { address: escrow, chain_id });
+        }
+        if !code::is_escrow(&found) {
+            return Err(ChainError::OtherContract { address: escrow, chain_id });
+        }
+        Ok(chain)
+    }
+
+    /// The signing domain of tasks whose money this contract holds.
+    pub fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    /// The contract's address.
+    pub fn escrow(&self) -> Address {
+        self.domain.verifying_contract
+    }
+
+    /// Calls to this contract.
+    pub fn calls(&self) -> Calls {
+        Calls::new(self.escrow())
+    }
+
+    /// The endpoints.
+    pub fn rpc(&self) -> &Rpc {
+        &self.rpc
+    }
+
+    /// The newest block.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn head(&self) -> Result<Block, ChainError> {
+        block(&self.rpc, At::Latest).await?.ok_or_else(|| malformed("the newest block", "there is none"))
+    }
+
+    /// The block of this number, if there is one.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn block(&self, number: u64) -> Result<Option<Block>, ChainError> {
+        block(&self.rpc, At::Block(number)).await
+    }
+
+    /// What is stored of a task.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn record(&self, id: TaskId) -> Result<Record, ChainError> {
+        self.record_at(id, At::Latest).await
+    }
+
+    /// What was stored of a task at some block.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn record_at(&self, id: TaskId, at: At) -> Result<Record, ChainError> {
+        let record = self.read(self.escrow(), &contract::recordOfCall { taskId: id.0 }, at).await?;
+        let status = u8::try_from(record.status)
+            .ok()
+            .and_then(Status::from_index)
+            .ok_or_else(|| malformed("recordOf", "a status that is not known"))?;
+        Ok(Record {
+            provider: record.provider,
+            attempt: record.attempt,
+            until: Timestamp::from_unix(record.until.to::<u64>()),
+            status,
+        })
+    }
+
+    /// The hash of the result that stands while a task is proven or disputed, else [`ContentHash::UNPINNED`].
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn result_of(&self, id: TaskId) -> Result<ContentHash, ChainError> {
+        self.read(self.escrow(), &contract::resultOfCall { taskId: id.0 }, At::Latest).await.map(ContentHash)
+    }
+
+    /// The task's id as the contract computes it. Equal to [`Task::id`] under [`Chain::domain`], or nothing should be signed.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn task_id(&self, task: &Task) -> Result<TaskId, ChainError> {
+        self.read(self.escrow(), &contract::taskIdOfCall { task: task.into() }, At::Latest).await.map(TaskId)
+    }
+
+    /// A provider's free stake.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn stake(&self, token: Address, provider: Address) -> Result<Stake, ChainError> {
+        let stake = self.read(self.escrow(), &contract::stakeOfCall { token, provider }, At::Latest).await?;
+        Ok(Stake {
+            free: Amount(stake.free),
+            leaving: Amount(stake.leaving),
+            leaves_at: Timestamp::from_unix(stake.leavesAt),
+        })
+    }
+
+    /// What an account has from tasks and may withdraw now.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn withdrawable(&self, token: Address, account: Address) -> Result<Amount, ChainError> {
+        self.read(self.escrow(), &contract::creditOfCall { token, account }, At::Latest).await.map(Amount)
+    }
+
+    /// What an account has outside the escrow; the token zero is the native coin.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn balance(&self, token: Address, account: Address) -> Result<Amount, ChainError> {
+        if token.is_zero() {
+            return Ok(Amount(self.rpc.request("eth_getBalance", json!([account, "latest"])).await?));
+        }
+        self.read(token, &IERC20::balanceOfCall { account }, At::Latest).await.map(Amount)
+    }
+
+    /// How much of a token the escrow may take from an account.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn allowance(&self, token: Address, owner: Address) -> Result<Amount, ChainError> {
+        self.read(token, &IERC20::allowanceCall { owner, spender: self.escrow() }, At::Latest)
+            .await
+            .map(Amount)
+    }
+
+    /// A token's symbol and decimals, as far as it tells.
+    ///
+    /// # Errors
+    /// [`ChainError::Rpc`] where the chain cannot be reached.
+    pub async fn token_name(&self, token: Address) -> Result<Option<(String, u8)>, ChainError> {
+        let symbol = self.read(token, &IERC20::symbolCall {}, At::Latest).await;
+        let decimals = self.read(token, &IERC20::decimalsCall {}, At::Latest).await;
+        match (symbol, decimals) {
+            (Ok(symbol), Ok(decimals)) => Ok(Some((symbol, decimals))),
+            (Err(ChainError::Rpc(error)), _) | (_, Err(ChainError::Rpc(error))) if !error.is_answer() => {
+                Err(error.into())
+            }
+            (Ok(_) | Err(_), Ok(_) | Err(_)) => Ok(None),
+        }
+    }
+
+    /// The contract's events of blocks `from..=to`, in their order. With an id, those of that task alone.
+    ///
+    /// # Errors
+    /// [`ChainError`]; nodes refuse ranges that are too wide for them.
+    pub async fn logs(&self, from: u64, to: u64, task: Option<TaskId>) -> Result<Vec<Log>, ChainError> {
+        let topics = task.map_or_else(|| json!([]), |id| json!([null, id.0]));
+        let filter = json!({
+            "address": self.escrow(), "fromBlock": format!("{from:#x}"), "toBlock": format!("{to:#x}"), "topics": topics,
+        });
+        let raw: Vec<RawLog> = self.rpc.request("eth_getLogs", json!([filter])).await?;
+        raw.into_iter().filter(|log| !log.removed).map(Log::try_from).collect()
+    }
+
+    /// The events of one transaction of the contract, and its block; `None` where it is in no block.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn transaction_logs(&self, tx: B256) -> Result<Option<Vec<Log>>, ChainError> {
+        let receipt: Option<ReceiptLogs> = self.rpc.request("eth_getTransactionReceipt", json!([tx])).await?;
+        let Some(receipt) = receipt else { return Ok(None) };
+        receipt
+            .logs
+            .into_iter()
+            .filter(|log| log.address == self.escrow())
+            .map(Log::try_from)
+            .collect::<Result<_, _>>()
+            .map(Some)
+    }
+
+    /// What a call would do, without sending it.
+    ///
+    /// # Errors
+    /// [`ChainError::Reverted`] where it would be refused.
+    pub async fn simulate(&self, call: &Call, from: Address, at: At) -> Result<Bytes, ChainError> {
+        simulate(&self.rpc, call, Some(from), at).await
+    }
+
+    async fn code(&self, address: Address) -> Result<Bytes, ChainError> {
+        Ok(self.rpc.request("eth_getCode", json!([address, "latest"])).await?)
+    }
+
+    async fn read<C: SolCall>(&self, to: Address, call: &C, at: At) -> Result<C::Return, ChainError> {
+        let call = Call { to: Some(to), value: U256::ZERO, data: call.abi_encode().into() };
+        let answer = simulate(&self.rpc, &call, None, at).await?;
+        C::abi_decode_returns(&answer).map_err(|error| malformed(C::SIGNATURE, &error.to_string()))
+    }
+}
+
+pub(crate) async fn simulate(
+    rpc: &Rpc,
+    call: &Call,
+    from: Option<Address>,
+    at: At,
+) -> Result<Bytes, ChainError> {
+    rpc.request("eth_call", json!([request(call, from), at.tag()])).await.map_err(or_revert)
+}
+
+/// A call as JSON-RPC takes it.
+pub(crate) fn request(call: &Call, from: Option<Address>) -> Value {
+    let mut request = json!({ "value": call.value, "data": call.data });
+    if let Some(to) = call.to {
+        request["to"] = json!(to);
+    }
+    if let Some(from) = from {
+        request["from"] = json!(from);
+    }
+    request
+}
+
+/// A refusal that carries what a contract reverted with is the contract's word.
+pub(crate) fn or_revert(error: RpcError) -> ChainError {
+    match error {
+        RpcError::Refused { data: Some(data), .. } => ChainError::Reverted(RevertReason::decode(&data)),
+        RpcError::Refused { code: 3, message, .. } => {
+            ChainError::Reverted(RevertReason { name: "unknown".to_owned(), details: message, hint: None })
+        }
+        other @ (RpcError::Setup(_)
+        | RpcError::Unreachable(_)
+        | RpcError::Refused { .. }
+        | RpcError::Malformed { .. }) => ChainError::Rpc(other),
+    }
+}
+
+pub(crate) async fn block(rpc: &Rpc, at: At) -> Result<Option<Block>, ChainError> {
+    let raw: Option<RawBlock> = rpc.request("eth_getBlockByNumber", json!([at.tag(), false])).await?;
+    Ok(raw.map(|raw| Block {
+        number: raw.number.to::<u64>(),
+        hash: raw.hash,
+        parent: raw.parent_hash,
+        time: Timestamp::from_unix(raw.timestamp.to::<u64>()),
+        base_fee: raw.base_fee_per_gas.unwrap_or_default().to::<u128>(),
+    }))
+}
+
+fn malformed(what: &'static str, why: &str) -> ChainError {
+    ChainError::Malformed { what, why: why.to_owned() }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawBlock {
+    number: U256,
+    hash: B256,
+    parent_hash: B256,
+    timestamp: U256,
+    base_fee_per_gas: Option<U256>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawLog {
+    address: Address,
+    topics: Vec<B256>,
+    data: Bytes,
+    block_number: U256,
+    block_hash: B256,
+    transaction_hash: B256,
+    log_index: U256,
+    #[serde(default)]
+    removed: bool,
+}
+
+#[derive(Deserialize)]
+struct ReceiptLogs {
+    logs: Vec<RawLog>,
+}
+
+impl TryFrom<RawLog> for Log {
+    type Error = ChainError;
+
+    fn try_from(raw: RawLog) -> Result<Self, ChainError> {
+        let event = ZORAIComputeEscrowEvents::decode_raw_log(&raw.topics, &raw.data)
+            .map_err(|error| malformed("an event", &error.to_string()))?;
+        Ok(Self {
+            block: raw.block_number.to::<u64>(),
+            block_hash: raw.block_hash,
+            tx: raw.transaction_hash,
+            index: raw.log_index.to::<u64>(),
+            event,
+        })
+    }
+}

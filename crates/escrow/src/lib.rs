@@ -1,0 +1,25 @@
+//! The escrow contract from Rust.
+//!
+//! - [`abi`]: the contract's interface, generated from the committed ABI; the market's messages convert into its structs.
+//! - [`Rpc`]: JSON-RPC to a chain over several endpoints with fail-over.
+//! - [`Chain`]: reads one contract: records of tasks, stakes, balances, events.
+//! - [`Calls`]: what can be asked of the contract, as transactions yet unsigned.
+//! - `tx` (feature): the outbox, which sends each transaction once whatever crashes in between, and deployment. Takes a key.
+//! - `anvil` (feature): a development chain as a child process.
+
+pub mod abi;
+mod call;
+mod chain;
+mod code;
+mod convert;
+mod revert;
+mod rpc;
+mod token;
+
+#[cfg(feature = "anvil")]
+pub mod anvil;
+
+pub use call::{Call, Calls};
+pub use chain::{At, Block, Chain, ChainError, Log, Record, Stake, Status};
+pub use revert::RevertReason;
+pub use rpc::{Rpc, RpcConfig, RpcError};
