@@ -1,7 +1,7 @@
 //! Reading the chain: one escrow contract, its tasks and accounts.
 
 use alloy_primitives::{Address, B256, Bytes, U256};
-use alloy_sol_types::{SolCall, SolEventInterface as _};
+use alloy_sol_types::{Eip712Domain, SolCall, SolEventInterface as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use taskmarket::{Amount, ContentHash, Domain, Task, TaskId, Timestamp};
@@ -186,6 +186,14 @@ pub struct Block {
     pub base_fee: u128,
 }
 
+#[cfg(feature = "tx")]
+impl Block {
+    /// The base fee as far as it fits, which is beyond any cap.
+    pub(crate) fn base_fee_u64(&self) -> u64 {
+        u64::try_from(self.base_fee).unwrap_or(u64::MAX)
+    }
+}
+
 /// One event of the contract, and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Log {
@@ -334,6 +342,30 @@ impl Chain {
             return Ok(Amount(self.rpc.request("eth_getBalance", json!([account, "latest"])).await?));
         }
         self.read(token, &IERC20::balanceOfCall { account }, At::Latest).await.map(Amount)
+    }
+
+    /// The Permit2 that the contract uses.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn permit2(&self) -> Result<Address, ChainError> {
+        self.read(self.escrow(), &contract::PERMIT2Call {}, At::Latest).await
+    }
+
+    /// The EIP-712 domain separator of the domain that the contract says it has.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn contract_separator(&self) -> Result<B256, ChainError> {
+        let said = self.read(self.escrow(), &contract::eip712DomainCall {}, At::Latest).await?;
+        let domain = Eip712Domain::new(
+            Some(said.name.into()),
+            Some(said.version.into()),
+            Some(said.chainId),
+            Some(said.verifyingContract),
+            None,
+        );
+        Ok(domain.separator())
     }
 
     /// How much of a token the escrow may take from an account.

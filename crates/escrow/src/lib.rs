@@ -18,6 +18,8 @@ mod token;
 
 #[cfg(feature = "anvil")]
 pub mod anvil;
+#[cfg(feature = "tx")]
+pub mod tx;
 
 pub use call::{Call, Calls};
 pub use chain::{At, Block, Chain, ChainError, Log, Record, Stake, Status};

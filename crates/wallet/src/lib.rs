@@ -81,12 +81,22 @@ impl Wallet {
         if let Some(named) = message.named_signer().filter(|named| *named != self.address()) {
             return Err(SignError::OtherSigner { message: M::NAME, named, own: self.address() });
         }
-        let failed = |why: String| SignError::Failed { message: M::NAME, why };
-        let signature =
-            self.signer.sign_hash_sync(&message.digest(domain)).map_err(|error| failed(error.to_string()))?;
-        let signature =
-            Signature::from_bytes(signature.as_bytes()).map_err(|error| failed(error.to_string()))?;
+        let signature = self.signed(message.digest(domain), M::NAME)?;
         Ok(Signed { message: message.clone(), signature })
+    }
+
+    /// Signs the hash of a transaction of this account, as [`Wallet::sign`] signs. Messages of the market go through [`Wallet::sign`].
+    ///
+    /// # Errors
+    /// [`SignError::Failed`]
+    pub fn sign_transaction_hash(&self, hash: B256) -> Result<Signature, SignError> {
+        self.signed(hash, "transaction")
+    }
+
+    fn signed(&self, digest: B256, message: &'static str) -> Result<Signature, SignError> {
+        let failed = |why: String| SignError::Failed { message, why };
+        let signature = self.signer.sign_hash_sync(&digest).map_err(|error| failed(error.to_string()))?;
+        Signature::from_bytes(signature.as_bytes()).map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -174,7 +184,7 @@ pub enum SignError {
     /// The signing library failed.
     #[error("cannot sign this {message}: {why}")]
     Failed {
-        /// The message's EIP-712 name.
+        /// The message's EIP-712 name, or `transaction`.
         message: &'static str,
         /// What it said.
         why: String,
