@@ -203,24 +203,34 @@ impl Script {
 
     fn fact(&self, kind: u8, with: u8, provider: Address, attempt: u32) -> ChainFact {
         let resolution = Resolution::Arbiter { provider_bps: u32::from(with) * 40 };
+        let result_hash = ContentHash(B256::repeat_byte(with >> 3 & 1));
         let change = match kind {
             0 => ChainChange::Funded,
             1 => {
                 let lease_until = self.now.plus(u64::from(with) * 6);
-                ChainChange::Accepted { provider, attempt: self.record.attempts + 1, lease_until }
+                ChainChange::Accepted { provider, attempt: self.record.next_attempt(), lease_until }
             }
-            2 => ChainChange::Failed { attempt },
-            3 => ChainChange::Proven { attempt },
-            4 => ChainChange::Paid,
-            5 => ChainChange::Disputed,
-            6 if with & 2 == 0 => ChainChange::Split { resolution },
-            6 => ChainChange::Split { resolution: Resolution::Timeout },
+            2 if with & 2 == 0 => ChainChange::Failed { provider, attempt },
+            2 => ChainChange::Lapsed { provider, attempt },
+            3 => {
+                let dispute_until = self.now.plus(self.record.task.dispute_window);
+                ChainChange::Proven { provider, attempt, result_hash, dispute_until }
+            }
+            4 => ChainChange::Paid { provider, attempt, result_hash },
+            5 => {
+                let (reason_hash, evidence_hash) = (Bytes32::default(), Bytes32::default());
+                let resolve_until = self.now.plus(self.record.task.arbiter_window);
+                ChainChange::Disputed { provider, attempt, reason_hash, evidence_hash, resolve_until }
+            }
+            6 if with & 2 == 0 => ChainChange::Split { provider, attempt, resolution },
+            6 => ChainChange::Split { provider, attempt, resolution: Resolution::Timeout },
             7 => ChainChange::Refunded,
             _ => ChainChange::Cancelled,
         };
         // A transaction for each place in the history, so that none is known already.
         let tx = Bytes32(B256::from(U256::from(self.record.version)));
-        ChainFact { tx, block: self.record.version, change }
+        let (block, block_hash) = (self.record.version, Bytes32::default());
+        ChainFact { tx, log_index: 0, block, block_hash, block_time: self.now, change }
     }
 
     fn signed<M: Message>(&self, who: &Wallet, message: M) -> Verified<M> {

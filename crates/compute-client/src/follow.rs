@@ -221,7 +221,12 @@ pub(crate) fn describe(recorded: &Recorded, after: Status) -> String {
         Event::Released { attempt, reason } => {
             format!("Attempt {attempt} released ({}); the task is {after}", reason.as_str())
         }
-        Event::Chain(fact) => format!("On chain in transaction {}: the task is {after}", fact.tx),
+        Event::Chain(fact) => {
+            format!("On chain: {} in transaction {}; the task is {after}", fact.change.name(), fact.tx)
+        }
+        Event::ChainTime(head) => {
+            format!("The chain's time passed, {}; the task is {after}", head.block_time)
+        }
     }
 }
 
@@ -241,7 +246,8 @@ pub(crate) fn whose(recorded: &Recorded) -> String {
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
-        | Event::Chain(_) => None,
+        | Event::Chain(_)
+        | Event::ChainTime(_) => None,
     };
     match (recorded.event.word(), by) {
         (Word::Signature, Some(address)) => format!("signed by {address}"),

@@ -206,7 +206,8 @@ impl Oracle {
             | Event::Cancelled(_)
             | Event::WindowClosed
             | Event::ArbiterTimedOut
-            | Event::Chain(_) => {}
+            | Event::Chain(_)
+            | Event::ChainTime(_) => {}
         }
     }
 
@@ -227,7 +228,8 @@ impl Oracle {
             | Event::WindowClosed
             | Event::ArbiterTimedOut
             | Event::Released { .. }
-            | Event::Chain(_) => return,
+            | Event::Chain(_)
+            | Event::ChainTime(_) => return,
         };
         self.demand(signed == Some(meant), Invariant::RightParty, id, || {
             format!("{} is of {signed:?}, not of {meant}", event.name())
@@ -257,7 +259,8 @@ impl Oracle {
             | Event::Released { .. }
             | Event::Approved(_)
             | Event::Cancelled(_)
-            | Event::Chain(_) => (true, None),
+            | Event::Chain(_)
+            | Event::ChainTime(_) => (true, None),
         };
         self.demand(in_time, Invariant::InTime, id, || {
             format!("{} at {at} with the end at {:?}", write.recorded.event.name(), watched.ends)

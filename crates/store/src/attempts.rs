@@ -139,7 +139,9 @@ impl AttemptChange {
                 Some(lease) => matches!(fact.change, ChainChange::Accepted { .. }).then(|| begins(lease)),
                 None => Some(Self::Ends(by_chain(fact.change, after.status()))),
             },
-            Event::AttemptFailed(_) => Some(Self::Ends(Outcome::Failed)),
+            Event::ChainTime(_) => lease.is_none().then(|| Self::Ends(by_chain_time(after.status()))),
+            // What the chain has bound ends by its word.
+            Event::AttemptFailed(_) => lease.is_none().then_some(Self::Ends(Outcome::Failed)),
             Event::Submitted(_) => Some(Self::Ends(Outcome::Proven)),
             Event::LeaseLapsed => Some(Self::Ends(Outcome::LeaseLapsed)),
             Event::Released { reason: ReleaseReason::SessionLost, .. } => {
@@ -164,8 +166,23 @@ impl AttemptChange {
 fn by_chain(change: ChainChange, after: Status) -> Outcome {
     match (change, after) {
         (ChainChange::Failed { .. }, _) => Outcome::Failed,
+        (ChainChange::Lapsed { .. }, _) => Outcome::LeaseLapsed,
         (_, Status::Cancelled) => Outcome::Cancelled,
         (_, Status::Expired) => Outcome::Expired,
         _ => Outcome::Proven,
+    }
+}
+
+/// How an attempt ended that the chain's time ended, if it did.
+fn by_chain_time(after: Status) -> Outcome {
+    match after {
+        Status::Expired => Outcome::Expired,
+        Status::Open | Status::Failed => Outcome::LeaseLapsed,
+        Status::Accepted
+        | Status::Submitted
+        | Status::Completed
+        | Status::Disputed
+        | Status::Resolved
+        | Status::Cancelled => Outcome::Proven,
     }
 }

@@ -1,22 +1,25 @@
 //! The rules: what each signed message, the passing of time, a relay's word and the chain's word do to a task.
 //!
 //! Every function here is pure: the same record, time and message give the same answer, and nothing changes but by [`crate::apply`].
-//! Callers let time act first ([`elapse`] until it says `None`) and then decide.
+//! Callers let time act first ([`elapse`] until it says `None`) and then decide. What the chain does is in module `chain`.
 
-use alloy_primitives::Address;
+use alloy_primitives::{Address, keccak256};
 
 use crate::eip712::{Domain, Verified};
-use crate::event::{ChainChange, ChainFact, Event, ReleaseReason};
+use crate::event::{Event, ReleaseReason};
 use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
-use crate::primitives::{Reference, TaskId, Timestamp};
-use crate::record::{Settlement, State, Status, TaskRecord};
+use crate::primitives::{Bytes32, Reference, TaskId, Timestamp};
+use crate::record::{State, Status, TaskRecord};
 
 /// How far a message's `issued_at` may be from the relay's clock when first seen, in seconds.
 pub const CLOCK_TOLERANCE_SECS: u64 = 300;
 /// What a lease may outlast `max_duration` by, in seconds: time to fetch the model and to hand the result in.
 pub const LEASE_MARGIN_SECS: u64 = 600;
+/// What a lease of a settled task has left at least when it begins, in seconds: a provider that somebody else binds by an old acceptance
+/// of its own has the time to give the attempt up.
+pub const MIN_LEASE_SECS: u64 = 300;
 /// The furthest deadline, in seconds from publication.
 pub const MAX_DEADLINE_SECS: u64 = 90 * 86_400;
 /// The longest dispute or arbiter window, in seconds.
@@ -219,8 +222,14 @@ fn accept(
         | State::Expired
         | State::Failed => return Err(conflict(record, "it is no longer on offer")),
     }
-    if message.attempt != record.attempts.saturating_add(1) {
+    if message.attempt != record.next_attempt() {
         return Err(stale(record, message.attempt));
+    }
+    if record.awaits_money() {
+        return Err(conflict(record, "the chain does not hold its budget"));
+    }
+    if record.domain.is_settled() && message.provider == record.task.arbiter {
+        return Err(invalid("provider", "is the task's arbiter"));
     }
     if record.is_lapsed(message.provider) {
         return Err(conflict(record, "a lease of this provider lapsed; it is not offered to them again"));
@@ -229,8 +238,9 @@ fn accept(
         return Err(conflict(record, "its deadline has passed"));
     }
     let latest = latest_lease(&record.task, now);
-    if message.lease_until <= now || message.lease_until > latest {
-        return Err(invalid("lease_until", format!("after {now} and no later than {latest}")));
+    let earliest = if record.domain.is_settled() { now.plus(MIN_LEASE_SECS) } else { now.plus(1) };
+    if message.lease_until < earliest || message.lease_until > latest {
+        return Err(invalid("lease_until", format!("no earlier than {earliest} and no later than {latest}")));
     }
     Ok(Some(Event::Accepted(accept.signed().clone())))
 }
@@ -250,6 +260,12 @@ fn fail(record: &TaskRecord, now: Timestamp, fail: &Verified<FailTask>) -> Resul
         return Ok(None);
     }
     require_holder(record, message.provider, message.attempt)?;
+    let is_noted = |failure: &crate::Failure| {
+        (failure.attempt, failure.provider) == (message.attempt, message.provider)
+    };
+    if record.is_bound() && record.failure.as_ref().is_some_and(is_noted) {
+        return Err(Rejection::AwaitingChain);
+    }
     fresh(now, message.issued_at)?;
     let code_is_word =
         message.code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
@@ -272,8 +288,12 @@ fn proof(
         return Ok(None);
     }
     let lease_until = require_holder(record, message.provider, message.attempt)?;
-    if now >= lease_until || now >= record.task.deadline {
+    // In a settled task the chain says whether it came in time.
+    if !record.domain.is_settled() && (now >= lease_until || now >= record.task.deadline) {
         return Err(conflict(record, "the lease or the deadline has passed"));
+    }
+    if let Some(proven) = record.settlement.result_hash.filter(|proven| *proven != message.result_hash) {
+        return Err(invalid("result_hash", format!("the chain has {proven}")));
     }
     for (field, pin, used) in [
         ("model_hash", record.task.model_hash, message.model_hash),
@@ -327,6 +347,9 @@ fn dispute(
     require_party("requester", record.task.requester, dispute.signer())?;
     let message = dispute.message();
     require_result(record, message.provider, message.attempt, message.result_hash)?;
+    if record.domain.is_settled() {
+        return complain(record, now, dispute);
+    }
     match &record.state {
         State::Disputed { dispute, .. }
             if dispute.reason == message.reason && dispute.evidence == message.evidence.parse().ok() =>
@@ -336,21 +359,63 @@ fn dispute(
         State::Disputed { .. } => Err(conflict(record, "it is already disputed, in other words")),
         State::Submitted { dispute_until, .. } if now < *dispute_until => {
             fresh(now, message.issued_at)?;
-            if message.reason.is_empty() || message.reason.len() > MAX_REASON_BYTES {
-                return Err(invalid("reason", format!("1 to {MAX_REASON_BYTES} bytes")));
-            }
-            if !message.evidence.is_empty() {
-                let parsed: Result<Reference, _> = message.evidence.parse();
-                parsed.map_err(|error| invalid("evidence", error.to_string()))?;
-            }
-            if record.domain.is_settled() {
-                return Err(Rejection::AwaitingChain);
-            }
+            check_complaint(message)?;
             Ok(Some(Event::Disputed(dispute.signed().clone())))
         }
         State::Submitted { .. } | State::Completed { .. } => {
             Err(conflict(record, "the dispute window is over"))
         }
+        State::Open
+        | State::Accepted { .. }
+        | State::Resolved { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => Err(conflict(record, "there is no result to dispute")),
+    }
+}
+
+fn check_complaint(message: &DisputeTask) -> Result<(), Rejection> {
+    if message.reason.is_empty() || message.reason.len() > MAX_REASON_BYTES {
+        return Err(invalid("reason", format!("1 to {MAX_REASON_BYTES} bytes")));
+    }
+    if !message.evidence.is_empty() {
+        let parsed: Result<Reference, _> = message.evidence.parse();
+        parsed.map_err(|error| invalid("evidence", error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Keeps what the requester of a settled task says in dispute, for the chain has its hash alone: one complaint before the chain says that
+/// it disputes, and from then on the one that the chain's hash names.
+fn complain(
+    record: &TaskRecord,
+    now: Timestamp,
+    dispute: &Verified<DisputeTask>,
+) -> Result<Option<Event>, Rejection> {
+    let message = dispute.message();
+    let kept = record.complaint.as_ref();
+    if kept.is_some_and(|kept| kept.message == *message) {
+        return Ok(None);
+    }
+    let is_named = |hash| hash == Bytes32(keccak256(message.reason.as_bytes()));
+    match &record.state {
+        State::Submitted { .. } if kept.is_none_or(|kept| kept.message.attempt != message.attempt) => {
+            fresh(now, message.issued_at)?;
+            check_complaint(message)?;
+            Ok(Some(Event::Disputed(dispute.signed().clone())))
+        }
+        State::Submitted { .. } => Err(Rejection::AwaitingChain),
+        State::Disputed { .. } if !record.settlement.reason_hash.is_some_and(is_named) => {
+            Err(invalid("reason", "the chain has the hash of another"))
+        }
+        State::Disputed { .. } if kept.is_some_and(|kept| is_named(Bytes32(keccak256(kept.message.reason.as_bytes())))) => {
+            Err(conflict(record, "its reason is known"))
+        }
+        State::Disputed { .. } => {
+            check_complaint(message)?;
+            Ok(Some(Event::Disputed(dispute.signed().clone())))
+        }
+        State::Completed { .. } => Err(conflict(record, "the dispute window is over")),
         State::Open
         | State::Accepted { .. }
         | State::Resolved { .. }
@@ -370,7 +435,7 @@ fn resolve(
     match &record.state {
         State::Resolved { .. } if message.attempt == record.attempts => Ok(None),
         State::Disputed { .. } if message.attempt != record.attempts => Err(stale(record, message.attempt)),
-        State::Disputed { dispute, .. } if now >= dispute.resolve_until => {
+        State::Disputed { dispute, .. } if !record.domain.is_settled() && now >= dispute.resolve_until => {
             Err(conflict(record, "the arbiter's window is over"))
         }
         State::Disputed { .. } => {
@@ -394,8 +459,11 @@ fn resolve(
     }
 }
 
-/// When time acts on the task next, if it ever does.
+/// When time acts on the task next, if it ever does. On a settled task the relay's clock never acts: see [`crate::chain_due`].
 pub fn next_due(record: &TaskRecord) -> Option<Timestamp> {
+    if record.domain.is_settled() {
+        return None;
+    }
     match &record.state {
         State::Open => Some(record.task.deadline),
         State::Accepted { lease } => Some(record.task.deadline.min(lease.until)),
@@ -432,38 +500,7 @@ pub fn elapse(record: &TaskRecord, now: Timestamp) -> Option<Event> {
 /// Releases an attempt by the serving relay's word, if that attempt is the one held. What the chain has bound, only the chain releases.
 pub fn release(record: &TaskRecord, attempt: u32, reason: ReleaseReason) -> Option<Event> {
     let lease = record.lease()?;
-    let bound = matches!(record.settlement, Settlement::Accepted { .. });
-    (lease.attempt == attempt && !bound).then_some(Event::Released { attempt, reason })
-}
-
-/// Takes a final fact of the chain in; `None` where it was taken already.
-///
-/// # Errors
-/// [`Rejection::Invalid`] for an unsettled task, of which no chain has anything to say; [`Rejection::Conflict`] where the fact
-/// cannot follow the last one.
-pub fn observe(record: &TaskRecord, fact: ChainFact) -> Result<Option<Event>, Rejection> {
-    if !record.domain.is_settled() {
-        return Err(invalid("verifying_contract", "the task is unsettled"));
-    }
-    if record.settlement.tx() == Some(fact.tx) {
-        return Ok(None);
-    }
-    use Settlement::{Accepted, Disputed, Funded, Proven};
-    let now = record.settlement;
-    let follows = match fact.change {
-        ChainChange::Funded => matches!(now, Settlement::None),
-        ChainChange::Accepted { .. } => matches!(now, Funded { .. } | Accepted { .. }),
-        ChainChange::Failed { .. } | ChainChange::Proven { .. } => matches!(now, Accepted { .. }),
-        ChainChange::Paid => matches!(now, Funded { .. } | Accepted { .. } | Proven { .. }),
-        ChainChange::Disputed => matches!(now, Proven { .. }),
-        ChainChange::Split { .. } => matches!(now, Disputed { .. }),
-        ChainChange::Refunded => matches!(now, Funded { .. } | Accepted { .. }),
-        ChainChange::Cancelled => matches!(now, Settlement::None | Funded { .. }),
-    };
-    if !follows {
-        return Err(conflict(record, "the chain's fact does not follow the last one"));
-    }
-    Ok(Some(Event::Chain(fact)))
+    (lease.attempt == attempt && !record.is_bound()).then_some(Event::Released { attempt, reason })
 }
 
 fn require_party(role: &'static str, expected: Address, actual: Address) -> Result<(), Rejection> {

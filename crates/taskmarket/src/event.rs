@@ -3,12 +3,13 @@
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
+use crate::chain::{self, ChainChange, ChainFact, ChainHead};
 use crate::decide::{self, Mutation, Rejection};
 use crate::eip712::{Domain, SignatureError, Signed, Verified};
 use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
-use crate::primitives::{Bytes32, TaskId, Timestamp, eip55};
+use crate::primitives::{TaskId, Timestamp};
 use crate::record::{
     Completion, Dispute, Failure, Lease, Provider, Resolution, Settlement, State, Submission, TaskRecord,
 };
@@ -56,6 +57,8 @@ pub enum Event {
     },
     /// The chain said something final.
     Chain(ChainFact),
+    /// The chain's time passed something that ends with it: a lease, the deadline, a window.
+    ChainTime(ChainHead),
 }
 
 /// Why a relay released an attempt.
@@ -77,61 +80,6 @@ impl ReleaseReason {
             Self::AttemptDropped => "attempt_dropped",
         }
     }
-}
-
-/// What the chain said of a settled task, once final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ChainFact {
-    /// The transaction.
-    pub tx: Bytes32,
-    /// Its block's number.
-    pub block: u64,
-    /// What it did.
-    pub change: ChainChange,
-}
-
-/// What a transaction of the escrow did to a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(tag = "change", rename_all = "snake_case")]
-pub enum ChainChange {
-    /// The budget was paid in.
-    Funded,
-    /// A provider was bound.
-    Accepted {
-        /// Who.
-        #[serde(with = "eip55")]
-        #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
-        provider: Address,
-        /// Which attempt, by the chain's count.
-        attempt: u32,
-        /// Until when.
-        lease_until: Timestamp,
-    },
-    /// The bound provider gave up.
-    Failed {
-        /// Which attempt.
-        attempt: u32,
-    },
-    /// A proof came.
-    Proven {
-        /// Of which attempt.
-        attempt: u32,
-    },
-    /// The provider was paid.
-    Paid,
-    /// The requester disputed.
-    Disputed,
-    /// The dispute ended with a division of the money.
-    Split {
-        /// By the arbiter's basis points, or by time-out.
-        resolution: Resolution,
-    },
-    /// The requester has the budget back.
-    Refunded,
-    /// The requester cancelled.
-    Cancelled,
 }
 
 /// Whose word a statement of a history is.
@@ -167,7 +115,8 @@ impl Event {
             | Self::WindowClosed
             | Self::ArbiterTimedOut
             | Self::Released { .. }
-            | Self::Chain(_) => None,
+            | Self::Chain(_)
+            | Self::ChainTime(_) => None,
         }
     }
 
@@ -184,7 +133,7 @@ impl Event {
             | Self::Cancelled(_) => Word::Signature,
             Self::LeaseLapsed | Self::Expired | Self::WindowClosed | Self::ArbiterTimedOut => Word::Time,
             Self::Released { .. } => Word::Relay,
-            Self::Chain(_) => Word::Chain,
+            Self::Chain(_) | Self::ChainTime(_) => Word::Chain,
         }
     }
 
@@ -205,6 +154,7 @@ impl Event {
             Self::ArbiterTimedOut => "arbiter_timed_out",
             Self::Released { .. } => "released",
             Self::Chain(_) => "chain",
+            Self::ChainTime(_) => "chain_time",
         }
     }
 }
@@ -233,7 +183,8 @@ pub(crate) fn found(task: &Verified<Task>, at: Timestamp) -> TaskRecord {
         provider: None,
         lapsed: Vec::new(),
         failure: None,
-        settlement: Settlement::None,
+        settlement: Settlement::default(),
+        complaint: None,
         created_at: at,
         updated_at: at,
         version: 1,
@@ -251,15 +202,23 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
             let message = &accept.message;
             take(record, at, message.provider, message.attempt, message.lease_until);
         }
+        Event::AttemptFailed(fail) if record.is_bound() => {
+            note_failure(record, &fail.message.code, &fail.message.message);
+        }
         Event::AttemptFailed(fail) => end_attempt(record, &fail.message.code, &fail.message.message),
         Event::Submitted(proof) => {
             record.state = State::Submitted {
                 submission: Submission { proof: proof.clone(), at },
                 dispute_until: at.plus(record.task.dispute_window),
             };
+            chain::follow_money(record, at);
         }
         Event::Approved(_) => complete(record, Completion::Approved),
         Event::WindowClosed => complete(record, Completion::WindowClosed),
+        Event::Disputed(dispute) if record.domain.is_settled() => {
+            record.complaint = Some(Box::new(dispute.clone()));
+            chain::name_reason(record);
+        }
         Event::Disputed(dispute) => {
             let message = &dispute.message;
             open_dispute(record, at, message.reason.clone(), message.evidence.parse().ok());
@@ -270,11 +229,7 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
         Event::ArbiterTimedOut => end_dispute(record, Resolution::Timeout),
         Event::Cancelled(_) => record.state = State::Cancelled,
         Event::LeaseLapsed => {
-            // The chain may bind a provider again whose lease lapsed before.
-            if let Some(provider) = record.provider.filter(|provider| !record.lapsed.contains(provider)) {
-                record.lapsed.push(provider);
-            }
-            end_attempt(record, "lease_lapsed", "the lease ended without a proof");
+            lapse(record);
         }
         Event::Expired => record.state = State::Expired,
         Event::Released { reason, .. } => {
@@ -284,7 +239,8 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
             };
             end_attempt(record, reason.as_str(), message);
         }
-        Event::Chain(fact) => apply_chain(record, at, fact),
+        Event::Chain(fact) => chain::apply_fact(record, at, fact),
+        Event::ChainTime(head) => chain::apply_time(record, head),
     }
 }
 
@@ -386,8 +342,9 @@ fn redecide(record: &TaskRecord, recorded: &Recorded) -> Result<Option<Event>, R
             return Ok(by_time);
         }
         Event::Released { attempt, reason } => return Ok(decide::release(record, *attempt, *reason)),
+        Event::ChainTime(head) => return Ok(chain::elapse_on_chain(record, *head)),
         Event::Chain(fact) => {
-            return decide::observe(record, *fact).map_err(|source| ReplayError::Refused {
+            return chain::observe(record, *fact).map_err(|source| ReplayError::Refused {
                 version,
                 name,
                 source,
@@ -397,13 +354,29 @@ fn redecide(record: &TaskRecord, recorded: &Recorded) -> Result<Option<Event>, R
     decide::decide(record, *at, &mutation).map_err(|source| ReplayError::Refused { version, name, source })
 }
 
-fn take(record: &mut TaskRecord, at: Timestamp, provider: Address, attempt: u32, until: Timestamp) {
+pub(crate) fn take(record: &mut TaskRecord, at: Timestamp, provider: Address, attempt: u32, until: Timestamp) {
     record.attempts = attempt;
     record.provider = Some(Provider(provider));
     record.state = State::Accepted { lease: Lease { provider, attempt, since: at, until } };
 }
 
-fn end_attempt(record: &mut TaskRecord, code: &str, message: &str) {
+/// Ends an attempt by its lease's end.
+pub(crate) fn lapse(record: &mut TaskRecord) {
+    // The chain may bind a provider again whose lease lapsed before.
+    if let Some(provider) = record.provider.filter(|provider| !record.lapsed.contains(provider)) {
+        record.lapsed.push(provider);
+    }
+    end_attempt(record, "lease_lapsed", "the lease ended without a proof");
+}
+
+pub(crate) fn end_attempt(record: &mut TaskRecord, code: &str, message: &str) {
+    note_failure(record, code, message);
+    // An attempt that the chain never bound is not spent there.
+    let spent = record.next_attempt() > record.task.config.max_attempts;
+    record.state = if spent { State::Failed } else { State::Open };
+}
+
+fn note_failure(record: &mut TaskRecord, code: &str, message: &str) {
     if let Some(Provider(provider)) = record.provider {
         record.failure = Some(Failure {
             attempt: record.attempts,
@@ -412,11 +385,9 @@ fn end_attempt(record: &mut TaskRecord, code: &str, message: &str) {
             message: message.to_owned(),
         });
     }
-    record.state =
-        if record.attempts < record.task.config.max_attempts { State::Open } else { State::Failed };
 }
 
-fn complete(record: &mut TaskRecord, by: Completion) {
+pub(crate) fn complete(record: &mut TaskRecord, by: Completion) {
     if let Some(submission) = record.submission().cloned() {
         record.state = State::Completed { submission, by };
     }
@@ -435,61 +406,9 @@ fn open_dispute(
     }
 }
 
-fn end_dispute(record: &mut TaskRecord, resolution: Resolution) {
+pub(crate) fn end_dispute(record: &mut TaskRecord, resolution: Resolution) {
     if let State::Disputed { submission, dispute } = &record.state {
         record.state =
             State::Resolved { submission: submission.clone(), dispute: dispute.clone(), resolution };
-    }
-}
-
-/// Sets the money as the chain says, and the work where the chain's word decides it.
-fn apply_chain(record: &mut TaskRecord, at: Timestamp, fact: &ChainFact) {
-    let tx = fact.tx;
-    let status = record.status();
-    match fact.change {
-        ChainChange::Funded => record.settlement = Settlement::Funded { tx },
-        ChainChange::Accepted { provider, attempt, lease_until } => {
-            record.settlement = Settlement::Accepted { tx };
-            let held =
-                record.lease().is_some_and(|lease| lease.provider == provider && lease.attempt == attempt);
-            if !status.is_final() && record.submission().is_none() && !held {
-                take(record, at, provider, attempt, lease_until);
-            }
-        }
-        ChainChange::Failed { attempt } => {
-            record.settlement = Settlement::Funded { tx };
-            if record.lease().is_some_and(|lease| lease.attempt == attempt) {
-                end_attempt(record, "failed_on_chain", "the provider gave the attempt up on chain");
-            }
-        }
-        ChainChange::Proven { .. } => record.settlement = Settlement::Proven { tx },
-        ChainChange::Paid => {
-            record.settlement = Settlement::Paid { tx };
-            if status == crate::Status::Submitted {
-                complete(record, Completion::Approved);
-            }
-        }
-        ChainChange::Disputed => {
-            record.settlement = Settlement::Disputed { tx };
-            if status == crate::Status::Submitted {
-                open_dispute(record, at, "disputed on chain".to_owned(), None);
-            }
-        }
-        ChainChange::Split { resolution } => {
-            record.settlement = Settlement::Split { tx };
-            end_dispute(record, resolution);
-        }
-        ChainChange::Refunded => {
-            record.settlement = Settlement::Refunded { tx };
-            if matches!(record.state, State::Open | State::Accepted { .. }) {
-                record.state = State::Expired;
-            }
-        }
-        ChainChange::Cancelled => {
-            record.settlement = Settlement::Cancelled { tx };
-            if matches!(record.state, State::Open | State::Accepted { .. }) {
-                record.state = State::Cancelled;
-            }
-        }
     }
 }

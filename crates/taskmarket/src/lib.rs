@@ -3,7 +3,8 @@
 //! Nothing here does I/O, reads a clock or holds a key. A task is an aggregate with a pure core:
 //!
 //! - [`publish`] takes a new task in; [`decide`] says what a signed [`Mutation`] does to it; [`elapse`] what time does; [`release`] what
-//!   the serving relay's word does; [`observe`] what the chain's word does. Each answers with an [`Event`] or refuses.
+//!   the serving relay's word does; [`observe`] what the chain's word does, and [`elapse_on_chain`] what its time does. Each answers with
+//!   an [`Event`] or refuses.
 //! - [`apply`] folds an event into the [`TaskRecord`].
 //! - [`replay`] does all of it again from a history's text, checking every signature.
 //!
@@ -17,10 +18,13 @@
 //! Open or Accepted at the deadline -> Expired
 //! ```
 //!
-//! Work and money are two things: [`Status`] is the work, [`Settlement`] is what the chain says of the money.
+//! Work and money are two things: [`Status`] is the work, [`Settlement`] is what the chain says of the money. In a settled task time is
+//! the chain's: leases, the deadline and windows end when a final block says so, after all that blocks up to it say. So what the work
+//! came to is never contradicted by a block that was already on its way.
 //!
 //! A message becomes [`Verified`] only by [`Signed::verify`], so that no rule can be asked about a signature that nobody checked.
 
+mod chain;
 mod decide;
 mod eip712;
 mod event;
@@ -33,13 +37,14 @@ mod record;
 mod schema;
 
 pub use alloy_primitives::{Address, B256, U256, keccak256};
+pub use chain::{ChainChange, ChainFact, ChainHead, chain_due, elapse_on_chain, observe};
 pub use decide::{
     ALL_BPS, CLOCK_TOLERANCE_SECS, LEASE_MARGIN_SECS, MAX_ATTEMPTS, MAX_CODE_BYTES, MAX_DEADLINE_SECS,
     MAX_DURATION_SECS, MAX_GPU_COUNT, MAX_GPU_NAME_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES,
-    MAX_WINDOW_SECS, Mutation, Rejection, decide, elapse, latest_lease, next_due, observe, release,
+    MAX_WINDOW_SECS, MIN_LEASE_SECS, Mutation, Rejection, decide, elapse, latest_lease, next_due, release,
 };
 pub use eip712::{Domain, Message, Signature, SignatureError, Signed, Verified};
-pub use event::{ChainChange, ChainFact, Event, Recorded, ReleaseReason, ReplayError, Word, apply, replay};
+pub use event::{Event, Recorded, ReleaseReason, ReplayError, Word, apply, replay};
 pub use messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, InferenceReceipt, NodeStatus,
     RegisterNode, ResolveDispute, Task, TaskConfig, UpdateNodeStatus,
@@ -50,6 +55,6 @@ pub use primitives::{
 };
 pub use publish::publish;
 pub use record::{
-    Completion, Dispute, Failure, Lease, Provider, Resolution, Settlement, State, Status, Submission,
-    TaskRecord,
+    ChainPlace, Completion, Dispute, FactId, Failure, Lease, Money, Provider, Resolution, Settlement, State,
+    Status, Submission, TaskRecord,
 };

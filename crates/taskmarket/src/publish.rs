@@ -97,6 +97,14 @@ fn check_settled(task: &Task) -> Result<(), Rejection> {
     if task.arbiter.is_zero() != (task.dispute_window == 0) {
         return Err(invalid("arbiter", "arbiter and dispute_window are both zero or both set"));
     }
+    if !task.arbiter.is_zero() {
+        if task.arbiter == task.requester {
+            return Err(invalid("arbiter", "is the requester"));
+        }
+        if task.arbiter_window == 0 {
+            return Err(invalid("arbiter_window", "zero: every dispute would end without the arbiter's word"));
+        }
+    }
     let half = task.budget.half_up();
     for (field, amount) in [("provider_stake", task.provider_stake), ("dispute_bond", task.dispute_bond)] {
         if !task.arbiter.is_zero() && amount < half {

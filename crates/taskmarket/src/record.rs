@@ -6,8 +6,8 @@ use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
 use crate::eip712::{Domain, Signature, Signed};
-use crate::messages::{ComputeProof, Task};
-use crate::primitives::{Bytes32, Reference, TaskId, Timestamp, eip55};
+use crate::messages::{ComputeProof, DisputeTask, Task};
+use crate::primitives::{Bytes32, ContentHash, Reference, TaskId, Timestamp, eip55};
 
 /// A task with its history folded into it. Only [`crate::apply`] changes one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct TaskRecord {
     pub failure: Option<Failure>,
     /// Where the money stands, by the chain's word alone.
     pub settlement: Settlement,
+    /// What the requester of a settled task said in dispute, before the chain said that it disputes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complaint: Option<Box<Signed<DisputeTask>>>,
     /// When the relay took the task.
     pub created_at: Timestamp,
     /// When the last event happened.
@@ -70,6 +73,38 @@ impl TaskRecord {
             | State::Expired
             | State::Failed => None,
         }
+    }
+
+    /// The attempt that a provider would take next. In a settled task the chain counts.
+    pub fn next_attempt(&self) -> u32 {
+        let last = if self.domain.is_settled() { self.settlement.attempt } else { self.attempts };
+        last.saturating_add(1)
+    }
+
+    /// Whether nobody may be asked to do the work yet, since the chain does not hold its budget.
+    pub fn awaits_money(&self) -> bool {
+        // Open and accepted on chain is a lease that lapsed: the next provider may accept.
+        let is_there = matches!(self.settlement.status, Money::Funded | Money::Accepted);
+        self.domain.is_settled() && !is_there
+    }
+
+    /// Whether the chain has given the attempt that is held to its provider. Then it ends by the chain's word alone.
+    pub fn is_bound(&self) -> bool {
+        let held = match &self.state {
+            State::Accepted { lease } => Some((lease.provider, lease.attempt)),
+            State::Submitted { submission, .. } => {
+                Some((submission.proof.message.provider, submission.proof.message.attempt))
+            }
+            State::Open
+            | State::Completed { .. }
+            | State::Disputed { .. }
+            | State::Resolved { .. }
+            | State::Cancelled
+            | State::Expired
+            | State::Failed => None,
+        };
+        self.settlement.status.binds()
+            && held.is_some_and(|(provider, attempt)| self.settlement.is_of(provider, attempt))
     }
 
     /// Whether the task may not be offered to a provider any more, because a lease of theirs lapsed.
@@ -295,82 +330,147 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Where the money of a settled task stands. Only chain facts change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "status", rename_all = "snake_case")]
-pub enum Settlement {
-    /// The chain holds nothing for this task.
-    None,
-    /// The escrow holds the budget.
-    Funded {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// A provider is bound.
-    Accepted {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// A proof is on chain.
-    Proven {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// The requester disputed on chain.
-    Disputed {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// The provider was paid.
-    Paid {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// The money was split.
-    Split {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// The requester has the budget back.
-    Refunded {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
-    /// The requester cancelled on chain.
-    Cancelled {
-        /// The transaction that says so.
-        tx: Bytes32,
-    },
+/// What the chain says of a settled task's money: what the escrow's contract stores of it, and the facts that led there. Only chain
+/// facts change it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settlement {
+    /// Where the money stands.
+    pub status: Money,
+    /// The chain's count of attempts: the number of the current or last one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempt: u32,
+    /// Who holds, or last held, that attempt on chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
+    /// When the status' time ends: the lease of `accepted`, the dispute window of `proven`, the arbiter's window of `disputed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// The result that was proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_hash: Option<ContentHash>,
+    /// Keccak-256 of the reason that the requester disputed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason_hash: Option<Bytes32>,
+    /// What made the payment due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion: Option<Completion>,
+    /// How the dispute ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<Resolution>,
+    /// The facts taken so far, in the chain's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub facts: Vec<FactId>,
+    /// Up to where on the chain all is known: the place of the last fact, or the end of the block whose time was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<ChainPlace>,
 }
 
 impl Settlement {
     /// The word in JSON.
     pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Funded { .. } => "funded",
-            Self::Accepted { .. } => "accepted",
-            Self::Proven { .. } => "proven",
-            Self::Disputed { .. } => "disputed",
-            Self::Paid { .. } => "paid",
-            Self::Split { .. } => "split",
-            Self::Refunded { .. } => "refunded",
-            Self::Cancelled { .. } => "cancelled",
-        }
+        self.status.as_str()
     }
 
     /// The transaction that says so, once there is one.
     pub fn tx(&self) -> Option<Bytes32> {
+        self.facts.last().map(|fact| fact.tx)
+    }
+
+    /// Whether the chain's current or last attempt is this one.
+    pub fn is_of(&self, provider: Address, attempt: u32) -> bool {
+        (self.provider, self.attempt) == (Some(Provider(provider)), attempt)
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Where the money of a settled task stands, as the escrow's contract has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Money {
+    /// The chain holds nothing for this task.
+    #[default]
+    None,
+    /// The escrow holds the budget, and nobody is bound.
+    Funded,
+    /// A provider is bound; once its lease is over, this counts as funded.
+    Accepted,
+    /// A proof is on chain; the requester may dispute it until the window ends.
+    Proven,
+    /// The requester disputed on chain.
+    Disputed,
+    /// Final: the provider was paid.
+    Paid,
+    /// Final: the money was split.
+    Split,
+    /// Final: the requester has the budget back.
+    Refunded,
+    /// Final: the requester cancelled on chain.
+    Cancelled,
+}
+
+impl Money {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::Funded,
+        Self::Accepted,
+        Self::Proven,
+        Self::Disputed,
+        Self::Paid,
+        Self::Split,
+        Self::Refunded,
+        Self::Cancelled,
+    ];
+
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::None => None,
-            Self::Funded { tx }
-            | Self::Accepted { tx }
-            | Self::Proven { tx }
-            | Self::Disputed { tx }
-            | Self::Paid { tx }
-            | Self::Split { tx }
-            | Self::Refunded { tx }
-            | Self::Cancelled { tx } => Some(*tx),
+            Self::None => "none",
+            Self::Funded => "funded",
+            Self::Accepted => "accepted",
+            Self::Proven => "proven",
+            Self::Disputed => "disputed",
+            Self::Paid => "paid",
+            Self::Split => "split",
+            Self::Refunded => "refunded",
+            Self::Cancelled => "cancelled",
         }
     }
+
+    /// Whether the money has left the task for good.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Paid | Self::Split | Self::Refunded | Self::Cancelled => true,
+            Self::None | Self::Funded | Self::Accepted | Self::Proven | Self::Disputed => false,
+        }
+    }
+
+    /// Whether the chain has given the last attempt to its provider for good or until a time of the chain's: only the chain releases it.
+    pub(crate) fn binds(self) -> bool {
+        match self {
+            Self::Accepted | Self::Proven | Self::Disputed | Self::Paid | Self::Split => true,
+            Self::None | Self::Funded | Self::Refunded | Self::Cancelled => false,
+        }
+    }
+}
+
+/// A place in the chain's order of logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ChainPlace {
+    /// The block's number.
+    pub block: u64,
+    /// The log's index in the block.
+    pub log_index: u64,
+}
+
+/// Which fact of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FactId {
+    /// The transaction.
+    pub tx: Bytes32,
+    /// The log's index in its block.
+    pub log_index: u64,
 }

@@ -47,7 +47,8 @@ pub(super) async fn evidence(
         | Event::Expired
         | Event::WindowClosed
         | Event::ArbiterTimedOut
-        | Event::Released { .. } => None,
+        | Event::Released { .. }
+        | Event::ChainTime(_) => None,
     };
     let chain = history.iter().filter_map(fact).collect();
     let event = |event: StoredEvent| EvidenceEvent::new(event.recorded, event.status);

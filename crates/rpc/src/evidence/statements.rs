@@ -1,7 +1,8 @@
 //! What evidence says, in sentences.
 
 use taskmarket::{
-    Address, ChainChange, ChainFact, Event, ReleaseReason, Resolution, TaskRecord, Timestamp, Word, keccak256,
+    Address, ChainChange, ChainFact, ChainHead, Event, ReleaseReason, Resolution, Status, TaskRecord,
+    Timestamp, Word, chain_due, keccak256,
 };
 
 use super::{Evidence, EvidenceEvent, SessionEvidence, Statement};
@@ -85,6 +86,7 @@ pub(super) fn event(entry: &EvidenceEvent, before: &TaskRecord) -> Statement {
         Event::ArbiterTimedOut => (None, format!("the arbiter did not decide in time: {ABSENCE}")),
         Event::Released { attempt, reason } => (None, released(before, *attempt, *reason)),
         Event::Chain(fact) => (None, chain(fact)),
+        Event::ChainTime(head) => (None, chain_time(before, head)),
     };
     Statement { at: entry.at, word: entry.word, signer, text }
 }
@@ -110,26 +112,52 @@ fn released(before: &TaskRecord, attempt: u32, reason: ReleaseReason) -> String 
     )
 }
 
+fn chain_time(before: &TaskRecord, head: &ChainHead) -> String {
+    let due = chain_due(before).unwrap_or(head.block_time);
+    let what = match before.status() {
+        Status::Open => "nobody had taken the task by its deadline",
+        Status::Accepted => "no proof came before the lease or the deadline ended",
+        Status::Submitted => "the time to dispute the result, or to prove it on chain, ended",
+        Status::Disputed => "the arbiter did not decide in time",
+        Status::Completed | Status::Resolved | Status::Cancelled | Status::Expired | Status::Failed => {
+            "the time ended"
+        }
+    };
+    format!("{what}, {due}: the chain says so up to block {} of {}", head.block, head.block_time)
+}
+
 fn chain(fact: &ChainFact) -> String {
     let what = match fact.change {
         ChainChange::Funded => "the budget was paid in".to_owned(),
         ChainChange::Accepted { provider, attempt, lease_until } => {
             format!("provider {provider} was bound to attempt {attempt}, until {lease_until}")
         }
-        ChainChange::Failed { attempt } => format!("attempt {attempt} was given up"),
-        ChainChange::Proven { attempt } => format!("a proof of attempt {attempt} came"),
-        ChainChange::Paid => "the provider was paid".to_owned(),
-        ChainChange::Disputed => "the requester disputed".to_owned(),
-        ChainChange::Split { resolution: Resolution::Arbiter { provider_bps } } => {
+        ChainChange::Failed { attempt, .. } => {
+            format!("attempt {attempt} was given up; its stake is free again")
+        }
+        ChainChange::Lapsed { provider, attempt } => {
+            format!("the lease of {provider} on attempt {attempt} had lapsed; its stake went to the requester")
+        }
+        ChainChange::Proven { attempt, result_hash, dispute_until, .. } => {
+            format!("a proof of attempt {attempt} came, with result {result_hash}; it may be disputed until {dispute_until}")
+        }
+        ChainChange::Paid { provider, .. } => format!("{provider} was paid"),
+        ChainChange::Disputed { resolve_until, .. } => {
+            format!("the requester disputed; the arbiter has until {resolve_until}")
+        }
+        ChainChange::Split { resolution: Resolution::Arbiter { provider_bps }, .. } => {
             format!("the arbiter gave {provider_bps} of 10000 parts to the provider")
         }
-        ChainChange::Split { resolution: Resolution::Timeout } => {
+        ChainChange::Split { resolution: Resolution::Timeout, .. } => {
             "the money was split, as the arbiter said nothing in time".to_owned()
         }
         ChainChange::Refunded => "the requester has the budget back".to_owned(),
         ChainChange::Cancelled => "the requester cancelled".to_owned(),
     };
-    format!("{what}, by transaction {} in block {}: look it up there", fact.tx, fact.block)
+    format!(
+        "{what}, by transaction {} (log {} of block {}, {}): look it up there",
+        fact.tx, fact.log_index, fact.block, fact.block_hash
+    )
 }
 
 /// What a session says: the provider's word for it, where the relay kept that, and the relay's.

@@ -25,11 +25,6 @@ pub(crate) const REQUESTER: usize = 0;
 pub(crate) const ARBITER: usize = 1;
 pub(crate) const FIRST_PROVIDER: usize = 2;
 
-/// Whose address this is.
-pub(crate) fn actor_of(address: Address) -> &'static Actor {
-    ACTORS.iter().find(|actor| actor.address == address).unwrap()
-}
-
 impl Actor {
     /// Signs whatever it is told to, true or not.
     pub(crate) fn sign<M: Message>(&self, message: M, domain: &Domain) -> Signed<M> {

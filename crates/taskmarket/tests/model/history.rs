@@ -2,11 +2,11 @@
 
 use proptest::sample::Index;
 use taskmarket::{
-    ChainChange, Event, Message, Mutation, Recorded, ReleaseReason, Signature, Signed, Timestamp, Verified,
+    Event, Message, Mutation, Recorded, ReleaseReason, Signature, Signed, Timestamp, Verified,
     replay,
 };
 
-use crate::reference::{Cause, Model, Money, Say, Verdict};
+use crate::reference::{Cause, Model, Say, Verdict};
 use crate::steps::Tamper;
 use crate::world::World;
 
@@ -83,7 +83,8 @@ fn spoil_signature(event: &mut Event, byte: usize) -> bool {
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
-        | Event::Chain(_) => false,
+        | Event::Chain(_)
+        | Event::ChainTime(_) => false,
     }
 }
 
@@ -106,7 +107,8 @@ fn change_field(event: &mut Event) {
             *attempt += 1;
             *reason = ReleaseReason::SessionLost;
         }
-        Event::Chain(fact) => fact.change = ChainChange::Paid,
+        Event::Chain(fact) => fact.block += 1,
+        Event::ChainTime(head) => head.block += 1,
     }
 }
 
@@ -116,7 +118,7 @@ fn by_the_book(history: &[Recorded]) -> Result<(Model, bool), String> {
     let Event::Published { task, domain } = &first.event else { return Err("no beginning".to_owned()) };
     let task = (**task).clone().verify(domain).map_err(|error| error.to_string())?;
     let id = task.digest();
-    let mut model = Model::new(task.message().clone(), domain.is_settled());
+    let mut model = Model::new(task.message().clone());
     if first.version != 1 || first.at >= model.task.deadline {
         return Err("wrong beginning".to_owned());
     }
@@ -129,13 +131,8 @@ fn by_the_book(history: &[Recorded]) -> Result<(Model, bool), String> {
         last = *at;
         let now = at.unix();
         let wrong = |why: &str| Err(format!("event {version} ({}): {why}", event.name()));
-        if let Event::Chain(fact) = event {
-            match model.money(fact) {
-                Money::Moves(word) => model.observe(now, *fact, word),
-                Money::Unsaid(word) => model.observe(now, *fact, word),
-                Money::Known | Money::Refused => return wrong("not the chain's"),
-            }
-            continue;
+        if matches!(event, Event::Chain(_) | Event::ChainTime(_)) {
+            return wrong("no chain has a say");
         }
         let due = model.due(now);
         let by_time = match event {
@@ -186,6 +183,7 @@ fn spoken(event: &Event, domain: &taskmarket::Domain) -> Result<Mutation, String
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
-        | Event::Chain(_) => return Err("nobody signs this".to_owned()),
+        | Event::Chain(_)
+        | Event::ChainTime(_) => return Err("nobody signs this".to_owned()),
     })
 }

@@ -1,6 +1,7 @@
-//! The domain against a reference model: whatever is said, in whatever order, the crate does what the documents say.
+//! The domain against a reference model: whatever is said, in whatever order, the crate does what the documents say. Settled tasks have a
+//! test of their own.
 //!
-//! Random sequences of right, wrong, late, repeated and forged messages, of time passing, of releases and of the chain's word are
+//! Random sequences of right, wrong, late, repeated and forged messages, of time passing and of releases are
 //! driven through the crate and through [`reference::Model`], and compared after every step. The history that results must
 //! replay to the same record; a falsified one must be refused, or be a lawful history as well.
 

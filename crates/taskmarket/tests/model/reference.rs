@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use taskmarket::{Address, B256, ChainChange, ChainFact, Mutation, Status, Task};
+use taskmarket::{Address, B256, Mutation, Status, Task};
 
 /// How far `issued_at` may be off when first seen: five minutes.
 const CLOCK: u64 = 300;
@@ -48,7 +48,7 @@ const TABLE: &[(Status, Cause, Status)] = &[
 ];
 const LOST: Status = S::Open;
 
-/// What in a settled task the chain alone decides.
+/// What the requester and the arbiter decide.
 const VERDICTS: [Cause; 4] = [C::Cancel, C::Approve, C::Dispute, C::Resolve];
 
 fn next(from: Status, cause: Cause) -> Option<Status> {
@@ -162,7 +162,6 @@ type Outcome = (Status, Option<Address>, u32, u64);
 /// A task by the book.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
-    pub(crate) settled: bool,
     pub(crate) task: Task,
     pub(crate) status: Status,
     pub(crate) attempt: u32,
@@ -171,16 +170,13 @@ pub(crate) struct Model {
     pub(crate) window_end: u64,
     pub(crate) proof: Option<Say>,
     pub(crate) lapsed: BTreeSet<Address>,
-    pub(crate) settlement: &'static str,
     pub(crate) version: u64,
     applied: Vec<Done>,
-    last_fact: Option<ChainFact>,
 }
 
 impl Model {
-    pub(crate) fn new(task: Task, settled: bool) -> Self {
+    pub(crate) fn new(task: Task) -> Self {
         Self {
-            settled,
             task,
             status: S::Open,
             attempt: 0,
@@ -189,10 +185,8 @@ impl Model {
             window_end: 0,
             proof: None,
             lapsed: BTreeSet::new(),
-            settlement: "none",
             version: 1,
             applied: Vec::new(),
-            last_fact: None,
         }
     }
 
@@ -231,7 +225,6 @@ impl Model {
         object(next(self.status, say.cause).is_none(), &["conflict"]);
         // What is said of an attempt in a state that does not take it may be called late, too.
         object(next(self.status, say.cause).is_none() && say.attempt.is_some(), &["stale_attempt"]);
-        object(self.settled && VERDICTS.contains(&say.cause), &["awaiting_chain"]);
         object(say.issued_at.is_some_and(|at| at.abs_diff(now) > CLOCK), &["invalid_field"]);
         match say.cause {
             C::Cancel => object(say.signer != requester, &["wrong_party"]),
@@ -321,87 +314,8 @@ impl Model {
         self.version += 1;
     }
 
-    /// Whether the relay's word releases an attempt: it is the one held, and the chain has not bound it.
+    /// Whether the relay's word releases an attempt: it is the one held.
     pub(crate) fn releases(&self, attempt: u32) -> bool {
-        self.status == S::Accepted && self.attempt == attempt && self.settlement != "accepted"
+        self.status == S::Accepted && self.attempt == attempt
     }
-
-    /// Where the money goes by a fact of the chain, where the documents say so.
-    pub(crate) fn money(&self, fact: &ChainFact) -> Money {
-        if !self.settled {
-            return Money::Refused;
-        }
-        if self.last_fact == Some(*fact) {
-            return Money::Known;
-        }
-        let word = match (self.settlement, fact.change) {
-            ("none", ChainChange::Funded) | ("accepted", ChainChange::Failed { .. }) => "funded",
-            ("funded", ChainChange::Accepted { .. }) => "accepted",
-            ("accepted", ChainChange::Proven { .. }) => "proven",
-            ("proven", ChainChange::Paid) => "paid",
-            ("proven", ChainChange::Disputed) => "disputed",
-            ("disputed", ChainChange::Split { .. }) => "split",
-            ("funded" | "accepted", ChainChange::Refunded) => "refunded",
-            ("funded", ChainChange::Cancelled) => "cancelled",
-            ("none", ChainChange::Cancelled) => return Money::Unsaid("cancelled"),
-            ("accepted", ChainChange::Accepted { .. }) => return Money::Unsaid("accepted"),
-            ("funded" | "accepted", ChainChange::Paid) => return Money::Unsaid("paid"),
-            _ => return Money::Refused,
-        };
-        Money::Moves(word)
-    }
-
-    /// Takes a fact in: the money's new word, and the work where the chain's word decides it.
-    pub(crate) fn observe(&mut self, now: u64, fact: ChainFact, word: &'static str) {
-        self.settlement = word;
-        self.last_fact = Some(fact);
-        self.version += 1;
-        let unheld = matches!(self.status, S::Open | S::Accepted);
-        match fact.change {
-            ChainChange::Accepted { provider, attempt, lease_until } if unheld => {
-                let kept =
-                    self.status == S::Accepted && (self.holder, self.attempt) == (Some(provider), attempt);
-                if !kept {
-                    self.lease_until = lease_until.unix();
-                }
-                self.status = S::Accepted;
-                self.holder = Some(provider);
-                self.attempt = attempt;
-            }
-            ChainChange::Failed { attempt } if self.status == S::Accepted && self.attempt == attempt => {
-                let spent = attempt >= self.task.config.max_attempts;
-                self.status = if spent { S::Failed } else { S::Open };
-            }
-            ChainChange::Paid if self.status == S::Submitted => self.status = S::Completed,
-            ChainChange::Disputed if self.status == S::Submitted => {
-                self.status = S::Disputed;
-                self.window_end = now + self.task.arbiter_window;
-            }
-            ChainChange::Split { .. } if self.status == S::Disputed => self.status = S::Resolved,
-            ChainChange::Refunded if unheld => self.status = S::Expired,
-            ChainChange::Cancelled if unheld => self.status = S::Cancelled,
-            ChainChange::Funded
-            | ChainChange::Accepted { .. }
-            | ChainChange::Failed { .. }
-            | ChainChange::Proven { .. }
-            | ChainChange::Paid
-            | ChainChange::Disputed
-            | ChainChange::Split { .. }
-            | ChainChange::Refunded
-            | ChainChange::Cancelled => {}
-        }
-    }
-}
-
-/// What a fact of the chain does to the money.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Money {
-    /// It goes here.
-    Moves(&'static str),
-    /// This was said already.
-    Known,
-    /// No contract can have said this here.
-    Refused,
-    /// The documents leave it open whether it goes here or nowhere.
-    Unsaid(&'static str),
 }

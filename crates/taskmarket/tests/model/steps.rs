@@ -30,14 +30,8 @@ pub(crate) enum Step {
         attempt: i8,
         reason: ReleaseReason,
     },
-    /// The chain says something: mostly what can follow.
-    Chain {
-        likely: bool,
-        pick: prop::sample::Index,
-        provider: usize,
-    },
-    /// The chain's last word comes once more.
-    ChainAgain,
+    /// Somebody says that a chain says something.
+    Chain,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +69,6 @@ pub(crate) enum Twist {
 /// What the task is like.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
-    pub(crate) settled: bool,
     pub(crate) arbiter: bool,
     pub(crate) pinned: (bool, bool),
     pub(crate) max_attempts: u32,
@@ -85,14 +78,8 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    pub(crate) fn domain(&self) -> Domain {
-        if self.settled { SETTLED } else { Domain::UNSETTLED }
-    }
-
     pub(crate) fn task(&self) -> Task {
-        let money = |amount: u64| Amount(U256::from(if self.settled { amount } else { 0 }));
         let pin = |pinned: bool, byte| if pinned { hash(byte) } else { ContentHash::UNPINNED };
-        let arbitrated = self.arbiter && (!self.settled || self.windows.0 > 0);
         Task {
             requester: ACTORS[REQUESTER].address,
             model_cid: format!("artifact://{}", hash(1)).parse().unwrap(),
@@ -110,12 +97,12 @@ impl Shape {
             },
             token: Address::ZERO,
             budget: Amount(U256::from(100)),
-            provider_stake: money(50),
-            dispute_bond: money(50),
+            provider_stake: Amount::ZERO,
+            dispute_bond: Amount::ZERO,
             deadline: Timestamp::from_unix(START + self.deadline_in),
-            dispute_window: if self.settled && !arbitrated { 0 } else { self.windows.0 },
+            dispute_window: self.windows.0,
             arbiter_window: self.windows.1,
-            arbiter: if arbitrated { ACTORS[ARBITER].address } else { Address::ZERO },
+            arbiter: if self.arbiter { ACTORS[ARBITER].address } else { Address::ZERO },
             salt: Bytes32::default(),
         }
     }
@@ -130,7 +117,6 @@ pub(crate) fn hash(byte: u8) -> ContentHash {
 pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
     let windows = (prop_oneof![Just(0), 1..4000_u64], 1..4000_u64);
     (
-        prop::bool::weighted(0.4),
         prop::bool::weighted(0.8),
         any::<(bool, bool)>(),
         1..6_u32,
@@ -138,8 +124,7 @@ pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
         100..9000_u64,
         windows,
     )
-        .prop_map(|(settled, arbiter, pinned, max_attempts, max_duration, deadline_in, windows)| Shape {
-            settled,
+        .prop_map(|(arbiter, pinned, max_attempts, max_duration, deadline_in, windows)| Shape {
             arbiter,
             pinned,
             max_attempts,
@@ -167,9 +152,7 @@ fn steps() -> impl Strategy<Value = Step> {
             .prop_map(|(verb, who, twist, salt)| Step::Say { verb, who, twist, salt }),
         3 => any::<prop::sample::Index>().prop_map(Step::Again),
         1 => (-1..2_i8, reason).prop_map(|(attempt, reason)| Step::Release { attempt, reason }),
-        4 => (prop::bool::weighted(0.8), any::<prop::sample::Index>(), 2..5_usize)
-            .prop_map(|(likely, pick, provider)| Step::Chain { likely, pick, provider }),
-        1 => Just(Step::ChainAgain),
+        1 => Just(Step::Chain),
     ]
 }
 

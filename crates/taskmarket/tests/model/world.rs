@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use taskmarket::{
     AcceptTask, Address, ApproveResult, Bytes32, CancelTask, ChainChange, ChainFact, ComputeProof,
-    DisputeTask, Domain, Event, FailTask, Message, Mutation, Recorded, Rejection, Resolution, ResolveDispute,
-    Signed, State, Status, TaskId, TaskRecord, Timestamp, U256, Verified, apply, decide, elapse,
+    DisputeTask, Domain, Event, FailTask, Message, Mutation, Recorded, Rejection, ResolveDispute,
+    Signed, State, Status, TaskId, TaskRecord, Timestamp, Verified, apply, decide, elapse,
     latest_lease, next_due, observe, publish, release,
 };
 
-use crate::actors::{ACTORS, ARBITER, Actor, FIRST_PROVIDER, REQUESTER, actor_of};
-use crate::reference::{Cause, Model, Money, Say, Verdict};
+use crate::actors::{ACTORS, ARBITER, Actor, FIRST_PROVIDER, REQUESTER};
+use crate::reference::{Cause, Model, Say, Verdict};
 use crate::steps::{SETTLED, START, Shape, Step, Twist, Wait, Who, hash};
 
 pub(crate) struct World {
@@ -20,24 +20,22 @@ pub(crate) struct World {
     now: u64,
     said: Vec<Mutation>,
     holders: BTreeMap<u32, Address>,
-    last_fact: Option<ChainFact>,
 }
 
 impl World {
     pub(crate) fn new(shape: &Shape) -> Self {
-        let (task, domain) = (shape.task(), shape.domain());
+        let (task, domain) = (shape.task(), Domain::UNSETTLED);
         let signed = ACTORS[REQUESTER].sign(task.clone(), &domain);
         let at = Timestamp::from_unix(START);
         let record = publish(at, &signed.clone().verify(&domain).unwrap()).unwrap();
         let event = Event::Published { task: Box::new(signed), domain };
         Self {
             record,
-            model: Model::new(task, shape.settled),
+            model: Model::new(task),
             history: vec![Recorded { version: 1, at, event }],
             now: START,
             said: Vec::new(),
             holders: BTreeMap::new(),
-            last_fact: None,
         }
     }
 
@@ -67,18 +65,16 @@ impl World {
                     self.commit(event);
                 }
             }
-            Step::Chain { likely, pick, provider } => {
-                let changes = self.changes(*likely, ACTORS[*provider].address);
-                if !changes.is_empty() {
-                    let change = changes[pick.index(changes.len())];
-                    let block = self.record.version;
-                    self.learn(ChainFact { tx: transaction(block), block, change });
-                }
-            }
-            Step::ChainAgain => {
-                if let Some(fact) = self.last_fact {
-                    self.learn(fact);
-                }
+            Step::Chain => {
+                let fact = ChainFact {
+                    tx: Bytes32::default(),
+                    log_index: 0,
+                    block: self.record.version,
+                    block_hash: Bytes32::default(),
+                    block_time: self.at(),
+                    change: ChainChange::Funded,
+                };
+                assert!(matches!(observe(&self.record, fact), Err(Rejection::Invalid { .. })));
             }
         }
         self.compare();
@@ -142,33 +138,13 @@ impl World {
         }
     }
 
-    fn learn(&mut self, fact: ChainFact) {
-        let money = self.model.money(&fact);
-        let answer = observe(&self.record, fact);
-        match (&answer, &money) {
-            (Ok(Some(event)), Money::Moves(word) | Money::Unsaid(word)) => {
-                let event = event.clone();
-                self.last_fact = Some(fact);
-                self.model.observe(self.now, fact, word);
-                self.commit(event);
-            }
-            (Ok(None), Money::Known) => {}
-            (
-                Err(Rejection::Conflict { .. } | Rejection::Invalid { .. }),
-                Money::Refused | Money::Unsaid(_),
-            ) => {}
-            _ => panic!("{fact:?}\nto {:?}\n: {answer:?}, expected {money:?}", self.record),
-        }
-    }
-
     fn commit(&mut self, event: Event) {
         let before = self.record.clone();
         let at = self.at();
         apply(&mut self.record, at, &event);
         assert_eq!(self.record.version, before.version + 1);
         assert_eq!(self.record.updated_at, self.at());
-        let by_chain = matches!(event, Event::Chain(_));
-        assert!(by_chain || self.record.settlement == before.settlement, "{event:?} moves money");
+        assert_eq!(self.record.settlement, before.settlement, "{event:?} moves money");
         assert!(
             before.submission().is_none_or(|proof| self.record.submission() == Some(proof)),
             "two proofs"
@@ -177,7 +153,7 @@ impl World {
             !before.status().is_final() || self.record.status() == before.status(),
             "not final: {event:?}"
         );
-        if let (State::Accepted { lease }, false) = (&self.record.state, self.record.domain.is_settled()) {
+        if let State::Accepted { lease } = &self.record.state {
             let holder = *self.holders.entry(lease.attempt).or_insert(lease.provider);
             assert_eq!(holder, lease.provider, "attempt {} is held by two", lease.attempt);
         }
@@ -194,7 +170,6 @@ impl World {
         assert!(record.attempts <= record.task.config.max_attempts);
         assert_eq!(record.provider.map(|provider| provider.0), model.holder);
         assert_eq!(lapsed, model.lapsed.iter().copied().collect::<Vec<_>>());
-        assert_eq!(record.settlement.as_str(), model.settlement);
         assert_eq!(record.version, model.version);
         let proof = |say: &Say| (say.signer, say.attempt, say.result_hash);
         let submission = record.submission().map(|submission| &submission.proof.message);
@@ -210,33 +185,6 @@ impl World {
         }
         let lost = matches!(record.status(), Status::Failed);
         assert!(!lost || record.failure.is_some(), "failed without a reason");
-    }
-
-    /// What the chain may say next; all that it could ever say where not `likely`.
-    fn changes(&self, likely: bool, provider: Address) -> Vec<ChainChange> {
-        let held = self.model.status == Status::Accepted;
-        let attempt = (self.model.attempt + u32::from(!held)).min(self.model.task.config.max_attempts);
-        let lease_until = self.at().plus(self.model.task.config.max_duration).min(self.model.task.deadline);
-        let current = self.model.attempt;
-        let all = [
-            ChainChange::Funded,
-            ChainChange::Accepted { provider, attempt, lease_until },
-            ChainChange::Failed { attempt: current },
-            ChainChange::Proven { attempt: current },
-            ChainChange::Paid,
-            ChainChange::Disputed,
-            ChainChange::Split { resolution: Resolution::Arbiter { provider_bps: 5000 } },
-            ChainChange::Split { resolution: Resolution::Timeout },
-            ChainChange::Refunded,
-            ChainChange::Cancelled,
-        ];
-        let fact = |change| ChainFact { tx: transaction(0), block: 0, change };
-        let follows = |change: &ChainChange| matches!(self.model.money(&fact(*change)), Money::Moves(_));
-        let mut changes: Vec<_> = all.into_iter().filter(|change| !likely || follows(change)).collect();
-        // The money's long ways are taken more often than the short ones that end at once.
-        let ends = |change: &ChainChange| matches!(change, ChainChange::Refunded | ChainChange::Cancelled);
-        changes.extend(changes.clone().iter().filter(|change| !ends(change)).flat_map(|change| [*change; 4]));
-        changes
     }
 
     /// Makes a signed message, with what is to be wrong with it. `None` where its signature does not hold, as it must not.
@@ -291,9 +239,9 @@ impl World {
     }
 }
 
-/// The transaction of a block; there is one in each.
-fn transaction(block: u64) -> Bytes32 {
-    Bytes32(U256::from(block + 1).into())
+/// Whose address this is.
+fn actor_of(address: Address) -> &'static Actor {
+    ACTORS.iter().find(|actor| actor.address == address).unwrap()
 }
 
 /// The fields of a message to be, with what is to be wrong with them.
@@ -320,8 +268,7 @@ impl Draft {
             (Who::Right(index), Cause::Accept) => &ACTORS[index],
             (Who::Right(_), _) => record.provider.map_or(&ACTORS[FIRST_PROVIDER], |p| actor_of(p.0)),
         };
-        let other_domain = if record.domain == SETTLED { Domain::UNSETTLED } else { SETTLED };
-        let attempt = record.attempts + u32::from(verb == Cause::Accept);
+                let attempt = record.attempts + u32::from(verb == Cause::Accept);
         let latest = latest_lease(&record.task, world.at()).unix();
         let proof = record.submission().map(|submission| submission.proof.message.clone());
         let result = proof.as_ref().map_or(hash(16), |proof| proof.result_hash);
@@ -329,7 +276,7 @@ impl Draft {
             actor,
             signer: if let Twist::Forged(index) = twist { &ACTORS[index] } else { actor },
             domain: record.domain,
-            signed_for: if twist == Twist::OtherDomain { other_domain } else { record.domain },
+            signed_for: if twist == Twist::OtherDomain { SETTLED } else { record.domain },
             task_id: if twist == Twist::OtherTask { TaskId(hash(salt).0) } else { record.id },
             attempt: if let Twist::Attempt(by) = twist {
                 attempt.saturating_add_signed(by.into())
