@@ -4,11 +4,11 @@ use std::io::IsTerminal as _;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use rpc::tasks::{ShownTask, TaskPage, TaskView};
-use taskmarket::{Address, Status};
+use taskmarket::{Address, Status, Timestamp};
 
 use crate::cli::{Global, parse_address};
 use crate::failure::Outcome;
-use crate::follow::ago;
+use crate::follow::{ago, now};
 use crate::relay::Relay;
 use crate::ui::{Style, Ui, clean};
 
@@ -18,7 +18,7 @@ const MAX_PAGE: u32 = 1000;
 /// What to list.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    zorai-compute list --status open\n  \
+    zorai-compute list --status open --since 12h\n  \
     zorai-compute list --requester 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed --all --json")]
 pub(crate) struct Args {
     /// Published by this address
@@ -33,6 +33,12 @@ pub(crate) struct Args {
     /// Asking for exactly this GPU type, in any case
     #[arg(long, value_name = "NAME")]
     gpu_type: Option<String>,
+    /// Published at this time or later: `2026-01-31T12:00:00Z`, or an age such as `30m`, `12h`, `7d`
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Timestamp>,
+    /// Published before this time, told in the same ways
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<Timestamp>,
     /// How many at most
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PAGE)))]
     limit: u32,
@@ -44,6 +50,21 @@ pub(crate) struct Args {
 /// Reads a status, and lets help, completions and errors list them all.
 fn statuses() -> impl TypedValueParser<Value = Status> {
     PossibleValuesParser::new(Status::ALL.map(Status::as_str)).try_map(|word| word.parse::<Status>())
+}
+
+/// Reads a time, or an age as the time so long ago.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let age = UNITS.iter().find_map(|(unit, seconds)| {
+        let count: u64 = text.strip_suffix(*unit)?.parse().ok()?;
+        count.checked_mul(*seconds)
+    });
+    match age {
+        Some(age) => Ok(Timestamp::from_unix(now().unix().saturating_sub(age))),
+        None => text
+            .parse()
+            .map_err(|_| "expected 2026-01-31T12:00:00Z, or an age such as 30m, 12h or 7d".to_owned()),
+    }
 }
 
 /// Lists tasks.
@@ -90,6 +111,8 @@ async fn page(relay: &Relay, args: &Args, cursor: Option<&str>) -> Outcome<TaskP
         ("provider", args.provider.map(|address| address.to_string())),
         ("status", args.status.map(|status| status.to_string())),
         ("gpu_type", args.gpu_type.clone()),
+        ("created_from", args.since.map(|time| time.to_string())),
+        ("created_before", args.until.map(|time| time.to_string())),
         ("cursor", cursor.map(str::to_owned)),
     ];
     for (name, value) in pairs {
@@ -108,4 +131,20 @@ fn row(view: &TaskView) -> String {
     let gpu = if gpu.is_empty() { "any".to_owned() } else { clean(gpu) };
     let (status, age) = (view.status.as_str(), ago(view.created_at));
     format!("{}  {status:<9}  {runtime:<7}  {gpu:<8}  {budget}  {age}", view.task_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates_or_ages() {
+        assert_eq!(parse_time("2026-01-31T12:00:00Z").unwrap().to_string(), "2026-01-31T12:00:00Z");
+        let half_an_hour = now().unix() - parse_time("30m").unwrap().unix();
+        assert!((1799..=1801).contains(&half_an_hour), "{half_an_hour}");
+        assert_eq!(parse_time("99999999d").unwrap().unix(), 0, "before all times is the first of them");
+        for wrong in ["", "d", "-1d", "yesterday", "18446744073709551615d", "2026-01-31"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -87,8 +87,8 @@ pub(super) async fn page(app: &App, key: &Caller, query: TaskQuery) -> Result<Ta
         provider: query.provider,
         status: query.status,
         gpu_type: query.gpu_type,
-        created_from: None,
-        created_before: None,
+        created_from: query.created_from,
+        created_before: query.created_before,
     };
     // Read before the page, so that the page has at least what was committed up to it.
     let last_event_id = app.market.store().last_seq().await?;

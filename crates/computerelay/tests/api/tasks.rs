@@ -81,6 +81,13 @@ async fn listings_filter_and_go_on_where_they_ended() {
     assert_eq!(count("status=open").await, 6);
     assert_eq!(count("status=cancelled").await, 0);
     assert_eq!(count("gpu_type=A100").await, 0);
+    let (_, first) = rig.get(&format!("/v1/tasks/{}", published[0])).await;
+    let first = first["created_at"].as_str().unwrap();
+    assert_eq!(count(&format!("created_from={first}")).await, 6, "that second included");
+    assert_eq!(count(&format!("created_before={first}")).await, 0, "that second left out");
+    assert_eq!(count("created_from=2000-01-01T00:00:00Z&created_before=2100-01-01T00:00:00Z").await, 6);
+    assert_eq!(count("created_from=2100-01-01T00:00:00Z").await, 0);
+    assert_error(&rig.get("/v1/tasks?created_from=yesterday").await, 400, "malformed_request");
     assert_eq!(count(&format!("provider={}", one.address())).await, 0);
     rig.stop().await;
 }
