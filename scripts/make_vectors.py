@@ -138,6 +138,7 @@ FIELDS = {
         ("status", "string"),
         ("issued_at", TIME),
     ],
+    "ReadTask": [("task_id", "bytes32"), ("reader", "address"), ("issued_at", TIME)],
     "InferenceReceipt": [
         ("request_id", "string"),
         ("provider", "address"),
@@ -290,7 +291,7 @@ def example(name, variant, signer):
         elif kind in FIELDS:
             message[field] = example(kind, variant, signer)
         elif kind == "address":
-            named = field in ("requester", "provider") and name in NAME_THEIR_SIGNER
+            named = field in ("requester", "provider", "reader") and name in NAME_THEIR_SIGNER
             other = {"plain": ADDRESSES[2], "edge": ZERO_ADDRESS, "extreme": to_checksum_address("0x" + "ff" * 20)}
             message[field] = signer if named else other[variant]
         else:

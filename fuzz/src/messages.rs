@@ -5,8 +5,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taskmarket::{
     AcceptTask, Address, ApproveResult, CancelTask, ComputeProof, DisputeTask, Domain, Event, FailTask,
-    InferenceReceipt, Message, Recorded, RegisterNode, ResolveDispute, Signature, Signed, Task, Timestamp,
-    UpdateNodeStatus, publish, replay,
+    InferenceReceipt, Message, ReadTask, Recorded, RegisterNode, ResolveDispute, Signature, Signed, Task,
+    Timestamp, UpdateNodeStatus, publish, replay,
 };
 
 use crate::{Outcome, again, read};
@@ -34,6 +34,7 @@ pub fn signed_message(data: &[u8]) -> Outcome {
         message::<ResolveDispute>(data),
         message::<RegisterNode>(data),
         message::<UpdateNodeStatus>(data),
+        message::<ReadTask>(data),
         message::<InferenceReceipt>(data),
     ];
     let kinds = taken.iter().flatten().count();

@@ -214,18 +214,33 @@ impl Market {
     /// # Panics
     /// It cannot be started or does not end in time.
     pub async fn cli(&self, arguments: &[&str]) -> Output {
+        self.cli_with(arguments, b"").await
+    }
+
+    /// As [`Self::cli`], with this on its standard input.
+    ///
+    /// # Panics
+    /// As [`Self::cli`].
+    pub async fn cli_with(&self, arguments: &[&str], stdin: &[u8]) -> Output {
+        use tokio::io::AsyncWriteExt as _;
+
         let mut command = tokio::process::Command::new(program("zorai-compute"));
         command
             .args(arguments)
             .env("ZORAI_RELAY", self.url())
             .env("ZORAI_AI_API_KEY", API_KEY)
             .env("ZORAI_HOME", self.path("home"))
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
-        tokio::time::timeout(PATIENCE, command.output())
+        let mut child = command.spawn().expect("zorai-compute starts");
+        // A command that does not read may be gone already.
+        let _ = child.stdin.take().expect("it is piped").write_all(stdin).await;
+        tokio::time::timeout(PATIENCE, child.wait_with_output())
             .await
             .unwrap_or_else(|_| panic!("zorai-compute {arguments:?} does not end"))
-            .expect("zorai-compute starts")
+            .expect("zorai-compute ends")
     }
 
     /// Asks the relay for JSON with the API key.

@@ -1,7 +1,7 @@
 //! The walk of the README: a node, a relay, an agent and the client, with the flags that are the public interface.
 
 use sha2::{Digest, Sha256};
-use system_tests::{API_KEY, Market, PROVIDER_KEYS, free_port, said, upper_case};
+use system_tests::{API_KEY, Market, PROVIDER_KEYS, free_port, program, said, upper_case};
 
 const GPU: [&str; 4] = ["--gpu-name", "NVIDIA A100", "--gpu-vram-mb", "40960"];
 
@@ -58,6 +58,15 @@ async fn a_task_runs_from_publication_to_approval() {
     );
     let verify = market.cli(&["verify", &task]).await;
     assert!(verify.status.success(), "{}", said(&verify));
+    // The key that published the task reads it without an API key; another key does not.
+    let bare = async |home: &str| {
+        let mut command = tokio::process::Command::new(program("zorai-compute"));
+        command.args(["verify", &task, "--relay", &market.url()]).env("ZORAI_HOME", market.path(home));
+        command.env_remove("ZORAI_AI_API_KEY").output().await.unwrap()
+    };
+    let verify = bare("home").await;
+    assert!(verify.status.success(), "{}", said(&verify));
+    assert_eq!(bare("nobody").await.status.code(), Some(3), "there is no key at all");
 
     let late = market.cli(&["dispute", &task, "--reason", "result hash mismatch"]).await;
     assert_eq!(late.status.code(), Some(1), "a completed task cannot be disputed: {}", said(&late));

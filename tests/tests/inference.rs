@@ -53,4 +53,45 @@ async fn the_openai_sdk_talks_to_an_engine_behind_an_agent() {
     assert_eq!((&receipt["outcome"], &receipt["fault"]), (&json!("completed"), &json!(null)), "{told:#}");
     assert_eq!(receipt["completion_tokens"], told["completion_tokens"], "{told:#}");
     assert_eq!(told["signed"], true, "{told:#}");
+
+    the_command_line_talks_to_it_and_checks_the_receipt(&market).await;
+}
+
+async fn the_command_line_talks_to_it_and_checks_the_receipt(market: &Market) {
+    let folder = market.path("exchange");
+    let out = market
+        .cli_with(&["chat", "--max-tokens", "8", "--save-exchange", folder.to_str().unwrap()], b"hello\n")
+        .await;
+    assert!(out.status.success() && !out.stdout.is_empty(), "{}", said(&out));
+    let saved = |kind: &str| {
+        let mut files = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
+        files.find(|path| path.to_str().unwrap().ends_with(kind)).unwrap().to_str().unwrap().to_owned()
+    };
+    let [receipt, request, response] = ["receipt.json", "request.json", "response.bin"].map(saved);
+    let arguments = ["verify", &receipt, "--request", &request, "--response", &response, "--json"];
+    let out = market.cli(&arguments).await;
+    assert!(out.status.success(), "{}", said(&out));
+    let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(told["verified"], true, "{told:#}");
+    let words: Vec<_> =
+        told["statements"].as_array().unwrap().iter().map(|said| said["word"].clone()).collect();
+    assert!(words.contains(&json!("shown")) && words.contains(&json!("relay")), "{told:#}");
+    let out = market.cli(&["verify", &receipt, "--response", &request]).await;
+    assert_eq!(out.status.code(), Some(5), "{}", said(&out));
+
+    let out = market.cli(&["models", "tiny", "--json"]).await;
+    let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&told["id"], &told["hosts"]), (&json!("tiny"), &json!(1)), "{told:#}");
+    let out = market.cli(&["doctor", "--json"]).await;
+    let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((out.status.code(), &told["ok"]), (Some(0), &json!(true)), "{told:#}");
+
+    // More than the context of the model: said as the engine says it.
+    let out = market.cli_with(&["chat"], "hello ".repeat(20_000).as_bytes()).await;
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("longer than the model's context"),
+        "{}",
+        said(&out)
+    );
 }

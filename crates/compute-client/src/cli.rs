@@ -9,6 +9,7 @@ use taskmarket::{Address, ParseError, TaskId, eip55};
 
 use crate::commands;
 use crate::failure::{Failure, Outcome};
+use crate::key::{self, IfMissing};
 use crate::relay::Relay;
 use crate::ui::Ui;
 
@@ -94,6 +95,16 @@ impl Global {
         Relay::new(url, self.api_key()?, self.ca_file.as_deref(), ui)
     }
 
+    /// The relay, to read tasks at: by the API key, or without one by the signature of the user's key, if there is one.
+    pub(crate) async fn reading_relay(&self, ui: &Ui) -> Outcome<Relay> {
+        let relay = self.relay(ui)?;
+        let is_known = self.key_file.is_some() || key::default_path().exists();
+        if relay.has_key() || !is_known {
+            return Ok(relay);
+        }
+        Ok(relay.read_by(key::load(self, ui, IfMissing::Refuse).await?))
+    }
+
     fn api_key(&self) -> Outcome<Option<Secret>> {
         match &self.api_key_file {
             Some(file) => read_secret_file(file).map(Some).map_err(Failure::usage),
@@ -126,16 +137,20 @@ pub(crate) enum Command {
     Explain(TaskArgs),
     /// Show what a task's attempt says, or follow it live
     Logs(commands::logs::Args),
-    /// Replay a task's signed history and check its proof and result
+    /// Check a task's signed history, proof and result; or an inference receipt
     Verify(commands::verify::Args),
+    /// Talk to a model that providers serve
+    Chat(commands::chat::Args),
+    /// List the models that providers serve
+    Models(commands::models::Args),
     /// List the providers that are online
     Providers(commands::providers::Args),
     /// Store files at the relay, and fetch them
     Artifact(commands::artifact::Args),
     /// Show or make your key
     Wallet(commands::wallet::Args),
-    /// Check relay, clock, API key and key, each with its fix
-    Doctor,
+    /// Check relay, clock, keys, models and a test answer, each with its fix
+    Doctor(commands::doctor::Args),
     /// Run a whole market on this machine: relay, agent and compute node
     Dev(commands::dev::Args),
     /// Write completions for a shell

@@ -37,6 +37,7 @@ pub(crate) struct Failure {
     exit: Exit,
     message: String,
     hints: Vec<String>,
+    code: Option<String>,
 }
 
 /// The result of everything that can fail a command.
@@ -48,7 +49,7 @@ impl Failure {
         let text = message.to_string();
         // Libraries put their hints on lines of their own.
         let mut lines = text.lines();
-        let mut this = Self { exit, message: String::new(), hints: Vec::new() };
+        let mut this = Self { exit, message: String::new(), hints: Vec::new(), code: None };
         this.message = lines.next().unwrap_or_default().to_owned();
         for line in lines {
             match line.strip_prefix("hint: ") {
@@ -82,6 +83,18 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hints.push(hint.to_string());
         self
+    }
+
+    /// Adds the stable word that the other side gave for it.
+    #[must_use]
+    pub(crate) fn with_code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
+    }
+
+    /// The other side's stable word for it, where it gave one.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.code.as_deref()
     }
 
     /// The exit code.

@@ -1,21 +1,29 @@
 //! The relay's REST API, as this program uses it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use artifact::Digest;
 use daemon::Secret;
+use percent_encoding::PercentEncode;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
-use rpc::error::{ErrorBody, ErrorCode};
+use rpc::READ_HEADER;
+use rpc::error::ErrorCode;
+use rpc::inference::{InferenceKind, PROVIDER_HEADER, ReceiptView};
 use rpc::relay::{Info, Limits};
 use rpc::tasks::{Explanation, PublishTask, SignedMutation, TaskHistory, TaskView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use taskmarket::{Message, Signed, TaskId};
+use serde_json::Value;
+use taskmarket::{Domain, Message, ReadTask, Signed, TaskId};
 use url::Url;
+use wallet::Wallet;
 
 use crate::failure::{Exit, Failure, Outcome};
+use crate::follow::now;
+use crate::refusal::{Refusal, hint};
 use crate::ui::{Ui, clean};
 
 /// How long a TCP and TLS connection may take.
@@ -42,6 +50,8 @@ pub(crate) struct Relay {
     http: reqwest::Client,
     base: Url,
     key: Option<Secret>,
+    /// Who reads tasks by signature, where there is no API key.
+    reader: Option<Arc<Wallet>>,
     ui: Ui,
 }
 
@@ -65,12 +75,32 @@ impl Relay {
         if base.scheme() == "http" && !local && key.is_some() {
             ui.warn("the API key goes over the network unencrypted; use https");
         }
-        Ok(Self { http: client(local, ca_file)?, base, key, ui: ui.clone() })
+        Ok(Self { http: client(local, ca_file)?, base, key, reader: None, ui: ui.clone() })
+    }
+
+    /// The same relay, where tasks are read by this wallet's signature.
+    pub(crate) fn read_by(self, wallet: Wallet) -> Self {
+        Self { reader: Some(Arc::new(wallet)), ..self }
+    }
+
+    /// Whether there is an API key to ask with.
+    pub(crate) fn has_key(&self) -> bool {
+        self.key.is_some()
     }
 
     /// The relay's URL, without a slash at its end.
     pub(crate) fn url(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
+    }
+
+    /// Whether the connection is encrypted.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.base.scheme() == "https"
+    }
+
+    /// Whether the relay is on this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        is_loopback(&self.base)
     }
 
     /// Where to fetch `artifact://` references from.
@@ -92,12 +122,16 @@ impl Relay {
 
     /// Shows a task.
     pub(crate) async fn task(&self, id: TaskId) -> Outcome<TaskView> {
-        self.get(&format!("v1/tasks/{id}")).await
+        let read = self.signed_read(id)?;
+        let request = || self.reading(&format!("v1/tasks/{id}"), read.as_deref()).timeout(PATIENCE);
+        self.json(self.send(request).await?).await
     }
 
     /// Tells a task's history.
     pub(crate) async fn history(&self, id: TaskId) -> Outcome<TaskHistory> {
-        self.get(&format!("v1/tasks/{id}/events")).await
+        let read = self.signed_read(id)?;
+        let request = || self.reading(&format!("v1/tasks/{id}/events"), read.as_deref()).timeout(PATIENCE);
+        self.json(self.send(request).await?).await
     }
 
     /// Says why a task waits.
@@ -120,16 +154,42 @@ impl Relay {
         self.post(&format!("v1/tasks/{id}/{verb}"), &SignedMutation::from(signed)).await
     }
 
+    /// Whether the API key may publish tasks, by trying to publish nothing.
+    ///
+    /// # Errors
+    /// As the relay refuses the key; with the code `forbidden` it has not the scope.
+    pub(crate) async fn may_publish(&self) -> Outcome {
+        match self.post::<Value>("v1/tasks", &serde_json::json!({})).await {
+            Err(failure) if failure.code() == Some(ErrorCode::MalformedRequest.as_str()) => Ok(()),
+            answered => answered.map(drop),
+        }
+    }
+
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Outcome<T> {
         let request = || self.request(Method::POST, path).timeout(PATIENCE).json(body);
         self.json(self.send(request).await?).await
     }
 
+    /// Asks for a chat completion. The body goes as it is; the answer is the provider's, to be read as it comes.
+    pub(crate) async fn chat(&self, body: &[u8]) -> Outcome<Response> {
+        let path = InferenceKind::Chat.path().trim_start_matches('/');
+        let request = || {
+            let request = self.request(Method::POST, path).header(CONTENT_TYPE, "application/json");
+            request.body(body.to_vec())
+        };
+        self.send(request).await
+    }
+
+    /// What the relay noted of an inference request, with the provider's receipt.
+    pub(crate) async fn receipt(&self, request_id: &str) -> Outcome<ReceiptView> {
+        self.get(&format!("v1/receipts/{}", segment(request_id))).await
+    }
+
     /// A task's result as a stream of bytes, from byte `from` on if the relay can.
     pub(crate) async fn result(&self, id: TaskId, from: u64) -> Outcome<Response> {
-        let path = format!("v1/tasks/{id}/result");
+        let (path, read) = (format!("v1/tasks/{id}/result"), self.signed_read(id)?);
         let request = || {
-            let request = self.request(Method::GET, &path);
+            let request = self.reading(&path, read.as_deref());
             if from == 0 { request } else { request.header(RANGE, format!("bytes={from}-")) }
         };
         self.send(request).await
@@ -143,8 +203,9 @@ impl Relay {
 
     /// A task's events, live, from after `last`.
     pub(crate) async fn follow(&self, id: TaskId, last: Option<u64>) -> Outcome<Response> {
+        let read = self.signed_read(id)?;
         let request = || {
-            let request = self.request(Method::GET, &format!("v1/tasks/{id}/events"));
+            let request = self.reading(&format!("v1/tasks/{id}/events"), read.as_deref());
             let request = request.header(ACCEPT, "text/event-stream");
             match last {
                 Some(last) => request.header("last-event-id", last),
@@ -202,6 +263,23 @@ impl Relay {
         }
     }
 
+    /// A request to read a task, with the signature that allows it where one is needed.
+    fn reading(&self, path: &str, signed: Option<&str>) -> RequestBuilder {
+        let request = self.request(Method::GET, path);
+        match signed {
+            Some(signed) => request.header(READ_HEADER, signed),
+            None => request,
+        }
+    }
+
+    /// What allows the reader to read a task, for the next minutes.
+    fn signed_read(&self, task_id: TaskId) -> Outcome<Option<String>> {
+        let Some(wallet) = &self.reader else { return Ok(None) };
+        let read = ReadTask { task_id, reader: wallet.address(), issued_at: now() };
+        let signed = wallet.sign(&read, &Domain::UNSETTLED).map_err(Failure::failed)?;
+        serde_json::to_string(&SignedMutation::from(signed)).map(Some).map_err(Failure::failed)
+    }
+
     /// Sends a request until the relay takes it, refuses it, or has said "later" too often.
     async fn send(&self, request: impl Fn() -> RequestBuilder) -> Outcome<Response> {
         for tries_left in (0..MAX_TRIES).rev() {
@@ -251,19 +329,21 @@ impl Relay {
         }
     }
 
-    /// A refusal in the relay's words.
+    /// A refusal in the words of the relay, or of the provider that it asked.
     async fn refused(&self, response: Response) -> Failure {
         let status = response.status();
+        let path = response.url().path().to_owned();
+        let who = if response.headers().contains_key(PROVIDER_HEADER) { "provider" } else { "relay" };
         let body = read(response).await.unwrap_or_default();
-        let detail = serde_json::from_slice::<ErrorBody>(&body).ok().map(|body| body.error);
-        let message = match &detail {
-            Some(detail) => format!("{} ({})", clean(&detail.message), clean(&detail.code)),
+        let refusal = serde_json::from_slice::<Value>(&body).ok().and_then(|body| Refusal::of_body(&body));
+        let refusal = refusal.unwrap_or_else(|| match status {
             // Answers to HEAD have no body.
-            None if status == StatusCode::UNAUTHORIZED => {
-                format!("an API key that it knows is needed ({})", ErrorCode::InvalidApiKey.as_str())
-            }
-            None => format!("HTTP {status}"),
-        };
+            StatusCode::UNAUTHORIZED => Refusal {
+                message: "an API key that it knows is needed".to_owned(),
+                code: Some(ErrorCode::InvalidApiKey.as_str().to_owned()),
+            },
+            status => Refusal { message: format!("HTTP {status}"), code: None },
+        });
         let exit = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Exit::NotAuthorised,
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -271,25 +351,17 @@ impl Relay {
             }
             _ => Exit::Failed,
         };
-        let failure = Failure::new(exit, format_args!("the relay refuses: {message}"));
-        let code = detail
-            .and_then(|detail| ErrorCode::ALL.iter().copied().find(|code| code.as_str() == detail.code));
-        match (code, status) {
-            (_, StatusCode::UNAUTHORIZED) if self.key.is_none() => {
-                failure.hint("give the relay's API key: set ZORAI_AI_API_KEY, or --api-key-file FILE")
-            }
-            (_, StatusCode::UNAUTHORIZED) => {
-                failure.hint("the API key is not one of this relay's; ask its operator for one")
-            }
-            (Some(ErrorCode::WrongParty), _) => {
-                failure.hint("sign with the key that published the task: --key-file FILE")
-            }
-            (Some(ErrorCode::Forbidden), _) => failure.hint("use the API key that published the task"),
-            (Some(ErrorCode::NotFound), _) => failure
-                .hint("check the id and --relay: a task is known at the relay that it was published at"),
-            (Some(_) | None, _) => failure,
+        let failure = refusal.failure(&format!("the {who} refuses"), exit);
+        match hint(failure.code(), status, &path, self.key.is_some()) {
+            Some(words) => failure.hint(words),
+            None => failure,
         }
     }
+}
+
+/// A text as one segment of a path.
+pub(crate) fn segment(text: &str) -> PercentEncode<'_> {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
 }
 
 /// What to change, where TLS is the reason that a relay cannot be reached.

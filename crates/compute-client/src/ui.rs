@@ -99,6 +99,16 @@ impl Ui {
         Ok(())
     }
 
+    /// Words on standard output, as they are.
+    pub(crate) fn write(&self, words: &str) -> Outcome {
+        self.bars.suspend(|| {
+            let mut out = io::stdout().lock();
+            out.write_all(words.as_bytes())?;
+            out.flush()
+        })?;
+        Ok(())
+    }
+
     /// A value as JSON on standard output, indented.
     pub(crate) fn print_json(&self, value: &impl Serialize) -> Outcome {
         let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;

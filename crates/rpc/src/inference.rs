@@ -268,8 +268,14 @@ pub struct ReceiptView {
     pub completion_tokens: u64,
     /// Where that count is from.
     pub usage_source: UsageSource,
-    /// What it costs by that count and the provider's prices, in the settlement token's smallest unit.
+    /// What it costs by that count and the provider's prices, rounded up, in the settlement token's smallest unit.
     pub cost: Amount,
+    /// What the provider asked for a million prompt tokens; records of earlier versions lack it.
+    #[serde(default)]
+    pub prompt_price: Option<Amount>,
+    /// What the provider asked for a million completion tokens.
+    #[serde(default)]
+    pub completion_price: Option<Amount>,
     /// The provider's receipt, where it came, its signature holds and it says of request and answer what the relay saw.
     #[serde(default)]
     pub receipt: Option<SignedMutation<InferenceReceipt>>,

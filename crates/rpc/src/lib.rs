@@ -27,6 +27,9 @@ pub mod tasks;
 pub const PROVIDER_CONNECT_PATH: &str = "/v1/provider/connect";
 /// The response header that carries a request's id.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// The request header by which a task's requester or provider asks to read it without an API key: the JSON of a
+/// [`SignedMutation`](tasks::SignedMutation)`<`[`ReadTask`](taskmarket::ReadTask)`>`, signed under the unsettled domain.
+pub const READ_HEADER: &str = "x-zorai-read";
 /// The response header of a result that carries its SHA-256, 64 hex digits.
 pub const RESULT_HASH_HEADER: &str = "x-result-hash";
 /// The response header of logs that names the attempt which they are of.

@@ -88,6 +88,7 @@ mod sol {
             bytes32 metadataHash;
         }
         struct UpdateNodeStatus { address provider; bytes32 nodeId; string status; uint64 issuedAt; }
+        struct ReadTask { bytes32 taskId; address reader; uint64 issuedAt; }
         struct InferenceReceipt {
             string requestId;
             address provider;
@@ -276,6 +277,11 @@ message!(UpdateNodeStatus, |m| Some(m.provider), |m| sol::UpdateNodeStatus {
     provider: m.provider,
     nodeId: m.node_id.0,
     status: m.status.as_str().to_owned(),
+    issuedAt: m.issued_at.unix(),
+});
+message!(ReadTask, |m| Some(m.reader), |m| sol::ReadTask {
+    taskId: m.task_id.0,
+    reader: m.reader,
     issuedAt: m.issued_at.unix(),
 });
 message!(InferenceReceipt, |m| Some(m.provider), |m| sol::InferenceReceipt {

@@ -47,7 +47,7 @@ pub use eip712::{Domain, Message, Signature, SignatureError, Signed, Verified};
 pub use event::{Event, Recorded, ReleaseReason, ReplayError, Word, apply, replay};
 pub use messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, InferenceReceipt, NodeStatus,
-    RegisterNode, ResolveDispute, Task, TaskConfig, UpdateNodeStatus,
+    ReadTask, RegisterNode, ResolveDispute, Task, TaskConfig, UpdateNodeStatus,
 };
 pub use params::Runtime;
 pub use primitives::{

@@ -271,6 +271,21 @@ impl NodeStatus {
     }
 }
 
+/// The requester or the provider of a task asks to read it, and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ReadTask {
+    /// The task.
+    pub task_id: TaskId,
+    /// Who asks, and signs.
+    #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::Provider"))]
+    pub reader: Address,
+    /// When this was signed.
+    pub issued_at: Timestamp,
+}
+
 /// A provider states what one inference request took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

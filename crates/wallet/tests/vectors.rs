@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use taskmarket::{
     AcceptTask, Address, ApproveResult, CancelTask, ComputeProof, DisputeTask, Domain, FailTask,
-    InferenceReceipt, Message, RegisterNode, ResolveDispute, Task, UpdateNodeStatus,
+    InferenceReceipt, Message, ReadTask, RegisterNode, ResolveDispute, Task, UpdateNodeStatus,
 };
 use wallet::Wallet;
 
@@ -43,6 +43,7 @@ fn signatures_are_those_of_the_vectors() {
             "ResolveDispute" => check::<ResolveDispute>(vector),
             "RegisterNode" => check::<RegisterNode>(vector),
             "UpdateNodeStatus" => check::<UpdateNodeStatus>(vector),
+            "ReadTask" => check::<ReadTask>(vector),
             "InferenceReceipt" => check::<InferenceReceipt>(vector),
             other => panic!("no such message: {other}"),
         }

@@ -14,7 +14,7 @@ use crate::ui::Ui;
 
 /// Checks a result and approves it.
 pub(crate) async fn run(global: &Global, args: &TaskArgs, ui: &Ui) -> Outcome {
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     let view = relay.task(args.id).await?;
     let checked = proof::fetch(&relay, &view, args.id, ui).await?;
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;

@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
 /// Shows a history.
 pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     if args.follow {
         return Box::pin(Follower::new(&relay, ui, args.id, Instant::now()).until_final()).await;
     }

@@ -3,6 +3,7 @@
 pub(crate) mod approve;
 pub(crate) mod artifact;
 pub(crate) mod cancel;
+pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod dispute;
@@ -11,6 +12,7 @@ pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod models;
 pub(crate) mod params;
 pub(crate) mod providers;
 pub(crate) mod result;
@@ -38,10 +40,12 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Outcome {
         Command::Explain(args) => explain::run(global, &args, &ui).await,
         Command::Logs(args) => logs::run(global, &args, &ui).await,
         Command::Verify(args) => verify::run(global, &args, &ui).await,
+        Command::Chat(args) => Box::pin(chat::run(global, args, &ui)).await,
+        Command::Models(args) => models::run(global, &args, &ui).await,
         Command::Providers(args) => providers::run(global, &args, &ui).await,
         Command::Artifact(args) => artifact::run(global, &args, &ui).await,
         Command::Wallet(args) => wallet::run(global, &args, &ui).await,
-        Command::Doctor => doctor::run(global, &ui).await,
+        Command::Doctor(args) => Box::pin(doctor::run(global, &args, &ui)).await,
         Command::Dev(args) => dev::run(args, &ui).await,
         Command::Completions(args) => completions::run(&args),
     }

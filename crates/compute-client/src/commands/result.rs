@@ -28,7 +28,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
         return Err(Failure::usage("--json and the result would share standard output")
             .hint("write the result to a file: --output FILE"));
     }
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     let view = relay.task(args.id).await?;
     let checked = proof::fetch(&relay, &view, args.id, ui).await?;
     checked.result.write(output).await?;

@@ -10,7 +10,7 @@ use crate::ui::{Ui, clean};
 
 /// Shows a task.
 pub(crate) async fn run(global: &Global, args: &TaskArgs, ui: &Ui) -> Outcome {
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     let view = relay.task(args.id).await?;
     if ui.json {
         return ui.print_json(&view);

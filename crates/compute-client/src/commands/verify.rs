@@ -1,6 +1,8 @@
 //! `verify`: what of a task's history is proven, and whose word each statement is. Nothing is taken on the relay's word that a
 //! signature can prove. A file with evidence is checked offline, by the same rules.
 
+mod inference;
+
 use std::path::{Path, PathBuf};
 
 use artifact::Digest;
@@ -27,12 +29,17 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
     zorai-compute verify --rerun 0xTASK                       (run it again here: wasm, embed)\n  \
     zorai-compute events 0xTASK --json > history.json\n  \
     zorai-compute verify history.json --result result.bin     (offline)\n  \
-    zorai-compute verify evidence.json                        (offline)\n\n\
+    zorai-compute verify evidence.json                        (offline)\n  \
+    zorai-compute verify --receipt REQUEST_ID                 (of a model's answer)\n  \
+    zorai-compute verify receipt.json --request request.json --response response.bin    (offline)\n\n\
+    A model's answers are saved to the byte, with their receipts, by chat --save-exchange DIR.\n\
     Evidence is the answer of GET /v1/tasks/0xTASK/evidence at the relay.")]
 pub(crate) struct Args {
-    /// The task: 0x and 64 hex digits; or a file with evidence, or with a history, as `events --json` prints it
-    #[arg(value_name = "TASK_ID|FILE")]
-    subject: String,
+    /// The task: 0x and 64 hex digits; or a file with evidence, with a history as `events --json` prints it, or with a receipt
+    #[arg(value_name = "TASK_ID|FILE", required_unless_present = "receipt")]
+    subject: Option<String>,
+    #[command(flatten)]
+    inference: inference::ReceiptArgs,
     /// Check this file against the proof, in place of the result at the relay
     #[arg(long, value_name = "FILE")]
     result: Option<PathBuf>,
@@ -43,13 +50,17 @@ pub(crate) struct Args {
 
 /// Verifies a task.
 pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
-    let online = args.subject.parse::<TaskId>();
+    if inference::run(global, args.subject.as_deref(), &args.inference, ui).await? {
+        return Ok(());
+    }
+    let subject = args.subject.as_deref().unwrap_or_default();
+    let online = subject.parse::<TaskId>();
     if args.rerun && online.is_err() {
         return Err(Failure::usage("--rerun takes a task's id: model and input are fetched from its relay"));
     }
     let history = match &online {
-        Ok(id) => global.relay(ui)?.history(*id).await?,
-        Err(error) => match read(Path::new(&args.subject), error)? {
+        Ok(id) => global.reading_relay(ui).await?.history(*id).await?,
+        Err(error) => match read(Path::new(subject), error)? {
             Document::History(history) => *history,
             Document::Evidence(evidence) => {
                 return check_evidence(&evidence, args.result.as_deref(), ui).await;
@@ -62,7 +73,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let checked = match (&args.result, &online) {
         (Some(file), _) => Some(check_file(&record, file).await?),
         (None, Ok(id)) => {
-            let relay = global.relay(ui)?;
+            let relay = global.reading_relay(ui).await?;
             let view = relay.task(*id).await?;
             agree(&record, &view)?;
             if has_result(record.status()) {

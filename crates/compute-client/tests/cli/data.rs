@@ -79,3 +79,22 @@ async fn artifacts_go_there_and_back() {
     let missing = format!("artifact://{}", "ab".repeat(32));
     assert_eq!(code(&relay.cli(&["artifact", "get", &missing]).await), 1);
 }
+
+#[tokio::test]
+async fn without_an_api_key_a_task_is_read_by_its_requesters_signature() {
+    let relay = Relay::start(Script::Honest).await;
+    let out = relay.poll(&["--approve", "never", "--output", &relay.path("first")]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    let (id, key) = (stdout(&out).trim().to_owned(), relay.path("key"));
+    let signed = [("ZORAI_RELAY", relay.url.as_str()), ("ZORAI_KEY_FILE", key.as_str())];
+    let output = relay.path("second");
+    for arguments in
+        [&["status", &id][..], &["events", &id], &["result", &id, "--output", &output], &["verify", &id]]
+    {
+        let out = cli(relay.home.path(), arguments, &signed, b"").await;
+        assert_eq!(code(&out), 0, "{arguments:?}\n{}", said(&out));
+    }
+    assert_eq!(std::fs::read(output).unwrap(), crate::support::RESULT);
+    let out = cli(relay.home.path(), &["status", &id, "--relay", &relay.url], &[], b"").await;
+    assert!(code(&out) == 3 && stderr(&out).contains("or the key of the task's requester"), "{}", said(&out));
+}

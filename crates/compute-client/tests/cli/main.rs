@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod chat;
 mod data;
+mod engine;
 mod lies;
 mod logs;
 mod publish;

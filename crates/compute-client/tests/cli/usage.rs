@@ -111,7 +111,7 @@ async fn a_relay_that_is_not_there_is_4() {
     assert_eq!(code(&out), 4, "{}", said(&out));
     assert!(stderr(&out).contains(&format!("cannot reach the relay at {url}")), "{}", said(&out));
     let out = cli(home.path(), &["doctor", "--relay", &url], &[], b"").await;
-    assert_eq!(code(&out), 4, "{}", said(&out));
+    assert_eq!(code(&out), 1, "{}", said(&out));
     assert!(stdout(&out).contains("FAIL relay") && !said(&out).contains("looks closer"), "{}", said(&out));
     assert!(stderr(&out).contains("not as it should be: relay"), "{}", said(&out));
 }

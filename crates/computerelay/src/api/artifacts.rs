@@ -13,12 +13,15 @@ use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode};
 use rpc::error::ErrorCode;
 use store::{KeyId, Scope};
+use taskmarket::ReadTask;
 use tokio::time::Instant;
 
 use super::App;
 use super::attempts::{Attempt, Reservation};
 use super::blob;
 use super::extract::{declared_length, path_part, require_key};
+use super::reader::{is_party, signed_reader, stranger};
+use super::tasks::find;
 use crate::artifacts::{PutError, Space};
 use crate::auth::bearer;
 use crate::error::ApiError;
@@ -57,6 +60,25 @@ impl FromRequestParts<App> for Caller {
     }
 }
 
+/// Who asks to read an artifact.
+pub(super) enum Asker {
+    /// Whoever may store some too.
+    Caller(Caller),
+    /// A task's requester or provider, who may fetch its result.
+    Party(Box<ReadTask>),
+}
+
+impl FromRequestParts<App> for Asker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        match signed_reader(&parts.headers, app.market.now())? {
+            Some(read) if bearer(&parts.headers).is_none() => Ok(Self::Party(Box::new(read))),
+            Some(_) | None => Caller::from_request_parts(parts, app).await.map(Self::Caller),
+        }
+    }
+}
+
 /// The digest in the path.
 pub(super) struct DigestPath(Digest);
 
@@ -71,33 +93,43 @@ impl FromRequestParts<App> for DigestPath {
 /// `GET /v1/artifacts/{sha256}`
 pub(super) async fn get(
     State(app): State<App>,
-    caller: Caller,
+    asker: Asker,
     DigestPath(digest): DigestPath,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    check_read(&app, &caller, digest).await?;
+    match &asker {
+        // Whoever knows the digest of bytes that no other key may see must know the bytes: the digest is the right to read.
+        Asker::Caller(Caller::Key(_)) => {}
+        Asker::Caller(Caller::Attempt(attempt)) => {
+            app.attempts.check_read(&app.market, attempt, digest).await?;
+        }
+        Asker::Party(read) => check_result(&app, read, digest).await?,
+    }
     blob::serve(app.market.artifacts(), digest, &headers).await
 }
 
 /// `HEAD /v1/artifacts/{sha256}`
 pub(super) async fn head(
     State(app): State<App>,
-    caller: Caller,
+    asker: Asker,
     DigestPath(digest): DigestPath,
 ) -> Result<Response, ApiError> {
-    match &caller {
-        Caller::Key(_) => {}
-        Caller::Attempt(attempt) => app.attempts.check_ask(&app.market, attempt, digest).await?,
+    match &asker {
+        Asker::Caller(Caller::Key(_)) => {}
+        Asker::Caller(Caller::Attempt(attempt)) => {
+            app.attempts.check_ask(&app.market, attempt, digest).await?;
+        }
+        Asker::Party(read) => check_result(&app, read, digest).await?,
     }
     blob::describe(app.market.artifacts(), digest).await
 }
 
-async fn check_read(app: &App, caller: &Caller, digest: Digest) -> Result<(), ApiError> {
-    match caller {
-        // Whoever knows the digest of bytes that no other key may see must know the bytes: the digest is the right to read.
-        Caller::Key(_) => Ok(()),
-        Caller::Attempt(attempt) => app.attempts.check_read(&app.market, attempt, digest).await,
-    }
+/// Checks that who asks is a party of the task that they name, and that this is its result.
+async fn check_result(app: &App, read: &ReadTask, digest: Digest) -> Result<(), ApiError> {
+    let task = find(app, read.task_id).await?;
+    let proof = task.record.submission().map(|submission| &submission.proof.message);
+    let is_result = proof.is_some_and(|proof| proof.result_hash.0.0 == digest.0);
+    if is_party(&task.record, read) && is_result { Ok(()) } else { Err(stranger()) }
 }
 
 /// `PUT /v1/artifacts/{sha256}`

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::extract::{Key, Query, TaskPath};
-use super::tasks::find_owned;
+use super::reader::Reader;
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::market::{Change, Market, Report, event_view};
@@ -46,11 +46,11 @@ const NO_BUFFERING: (HeaderName, &str) = (HeaderName::from_static("x-accel-buffe
 /// `GET /v1/tasks/{id}/events`
 pub(super) async fn events(
     State(app): State<App>,
-    Key(key): Key,
+    reader: Reader,
     TaskPath(id): TaskPath,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let task = find_owned(&app, id, &key).await?;
+    let task = reader.find_whole(&app, id).await?;
     if wants_stream(&headers) {
         return follow_task(&app, &task, last_event_id(&headers)?.unwrap_or(0)).await;
     }

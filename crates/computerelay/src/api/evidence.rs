@@ -8,8 +8,8 @@ use store::{Store, StoreError, StoredAttempt, StoredEvent, StoredSession};
 use taskmarket::{Address, Event, TaskId, Timestamp};
 
 use super::App;
-use super::extract::{Key, TaskPath};
-use super::tasks::find_owned;
+use super::extract::TaskPath;
+use super::reader::Reader;
 use crate::error::{ApiError, MarketError};
 
 /// Sessions and attempts of one provider that are looked through for those that belong to the task.
@@ -20,10 +20,10 @@ const MAX_SESSIONS: usize = 100;
 /// `GET /v1/tasks/{id}/evidence`
 pub(super) async fn evidence(
     State(app): State<App>,
-    Key(key): Key,
+    reader: Reader,
     TaskPath(id): TaskPath,
 ) -> Result<axum::Json<Evidence>, ApiError> {
-    find_owned(&app, id, &key).await?;
+    reader.find_whole(&app, id).await?;
     let store = app.market.store();
     // All that follows comes from the history, so that it agrees with it.
     let history = store.history(id).await?;

@@ -16,6 +16,7 @@ mod openapi;
 mod openrpc;
 mod overview;
 mod providers;
+mod reader;
 mod reports;
 mod tasks;
 mod webhooks;

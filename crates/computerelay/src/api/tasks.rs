@@ -9,6 +9,7 @@ use store::{StoredTask, TaskFilter};
 use taskmarket::{Domain, Signed, TaskId};
 
 use super::extract::{Json, Key, Query, TaskPath};
+use super::reader::Reader;
 use super::{App, MAX_PAGE, blob};
 use crate::error::{ApiError, MarketError};
 use crate::keys::Caller;
@@ -100,11 +101,11 @@ pub(super) async fn page(app: &App, key: &Caller, query: TaskQuery) -> Result<Ta
 /// `GET /v1/tasks/{id}`
 pub(super) async fn show(
     State(app): State<App>,
-    Key(key): Key,
+    reader: Reader,
     TaskPath(id): TaskPath,
 ) -> Result<axum::Json<TaskView>, ApiError> {
-    let task = find(&app, id).await?;
-    Ok(axum::Json(view(&app, &task, Some(&key))))
+    let (task, is_whole) = reader.find(&app, id).await?;
+    Ok(axum::Json(shown(&app, &task, is_whole)))
 }
 
 /// `GET /v1/tasks/{id}/explain`
@@ -120,11 +121,11 @@ pub(super) async fn explain(
 /// `GET /v1/tasks/{id}/result`
 pub(super) async fn result(
     State(app): State<App>,
-    Key(key): Key,
+    reader: Reader,
     TaskPath(id): TaskPath,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let task = find_owned(&app, id, &key).await?;
+    let task = reader.find_whole(&app, id).await?;
     let Some(submission) = task.record.submission() else {
         let status = task.record.status();
         let message = format!("task {id} is {status}: it has no result");
@@ -156,6 +157,9 @@ pub(super) async fn find_owned(app: &App, id: TaskId, key: &Caller) -> Result<St
 
 /// A task as the holder of a key sees it: whole if the key published the task, or is an admin's.
 pub(super) fn view(app: &App, task: &StoredTask, key: Option<&Caller>) -> TaskView {
-    let is_whole = key.is_some_and(|key| key.may_read(&task.owner));
+    shown(app, task, key.is_some_and(|key| key.may_read(&task.owner)))
+}
+
+fn shown(app: &App, task: &StoredTask, is_whole: bool) -> TaskView {
     TaskView::new(&task.record, is_whole, app.market.progress(&task.record))
 }

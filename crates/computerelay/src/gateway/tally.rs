@@ -115,6 +115,8 @@ impl Tally {
             completion_tokens: count.completion,
             usage_source: count.source,
             cost,
+            prompt_price: Some(listing.offer.prompt_price),
+            completion_price: Some(listing.offer.completion_price),
             receipt: None,
             fault: None,
         };

@@ -6,6 +6,7 @@ mod agent;
 mod artifacts;
 mod errors;
 mod events;
+mod reading;
 mod rig;
 mod serving;
 mod tasks;

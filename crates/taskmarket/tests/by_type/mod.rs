@@ -14,6 +14,7 @@ macro_rules! by_type {
             "ResolveDispute" => $function::<taskmarket::ResolveDispute>($($argument),*),
             "RegisterNode" => $function::<taskmarket::RegisterNode>($($argument),*),
             "UpdateNodeStatus" => $function::<taskmarket::UpdateNodeStatus>($($argument),*),
+            "ReadTask" => $function::<taskmarket::ReadTask>($($argument),*),
             "InferenceReceipt" => $function::<taskmarket::InferenceReceipt>($($argument),*),
             other => panic!("no such message: {other}"),
         }

@@ -66,7 +66,7 @@ fn tasks(document: &mut Document) {
             "getTask",
             "A task: whole to the key that published it, its requirements and money to others",
         )
-        .key(Scope::TasksRead)
+        .key_or_signature()
         .path::<TaskId>("id")
         .answers::<TaskView>(OK, "The task.")
         .end();
@@ -77,7 +77,7 @@ fn tasks(document: &mut Document) {
             "getEvents",
             "A task's history; as an event stream, history and then live",
         )
-        .key(Scope::TasksRead)
+        .key_or_signature()
         .path::<TaskId>("id")
         .header::<u64>("Last-Event-ID")
         .answers::<TaskHistory>(OK, "The history.")
@@ -93,7 +93,7 @@ fn tasks(document: &mut Document) {
         .end();
     document
         .call("get", "/v1/tasks/{id}/evidence", "getEvidence", "A task's signed history, for others to check")
-        .key(Scope::TasksRead)
+        .key_or_signature()
         .path::<TaskId>("id")
         .answers::<Evidence>(OK, "The evidence.")
         .end();
@@ -129,7 +129,7 @@ fn tasks(document: &mut Document) {
     blob(
         document
             .call("get", "/v1/tasks/{id}/result", "getResult", "A result's bytes, with x-result-hash")
-            .key(Scope::TasksRead)
+            .key_or_signature()
             .path::<TaskId>("id")
             .fails(&[ErrorCode::Conflict]),
     )
@@ -229,19 +229,22 @@ fn artifacts(document: &mut Document) {
     blob(
         document
             .call("get", PATH, "getArtifact", "An artifact's bytes")
-            .key_or_token(Scope::TasksRead)
+            .key_or_signature()
+            .token()
             .path::<ContentHash>("sha256"),
     )
     .end();
     document
         .call("head", PATH, "headArtifact", "Whether an artifact is stored, and how long it is")
-        .key_or_token(Scope::TasksRead)
+        .key_or_signature()
+        .token()
         .path::<ContentHash>("sha256")
         .empty(OK, "It is stored.")
         .end();
     document
         .call("put", PATH, "putArtifact", "Stores an artifact under the SHA-256 of its bytes")
-        .key_or_token(Scope::TasksWrite)
+        .key(Scope::TasksWrite)
+        .token()
         .path::<ContentHash>("sha256")
         .bytes()
         .empty(CREATED, "It is stored.")

@@ -115,9 +115,17 @@ impl Operation<'_> {
         self.secured("apiKey", &[]).fails(OF_KEYS)
     }
 
-    /// It takes an API key of this scope, or an attempt token.
-    pub(super) fn key_or_token(self, scope: Scope) -> Self {
-        self.key(scope).secured("attemptToken", &[])
+    /// It takes an attempt token too.
+    pub(super) fn token(self) -> Self {
+        self.secured("attemptToken", &[])
+    }
+
+    /// It takes an API key that reads tasks, or the signature of one of the task's parties.
+    pub(super) fn key_or_signature(self) -> Self {
+        let errors = [ErrorCode::InvalidField, ErrorCode::InvalidSignature, ErrorCode::WrongParty];
+        let mut operation = self.key(Scope::TasksRead).header::<String>(rpc::READ_HEADER).fails(&errors);
+        push(&mut operation.value["security"], json!({}));
+        operation
     }
 
     /// It tells more to the holder of an API key.
