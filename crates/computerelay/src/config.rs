@@ -8,6 +8,7 @@ use daemon::{LogArgs, Secret, ShutdownArgs, parse_listen, read_secret_file};
 use url::Url;
 
 use crate::artifacts::ArtifactLocation;
+use crate::chain::{EscrowArgs, EscrowConfig};
 use crate::gateway::{GatewayArgs, GatewayConfig};
 use crate::location::StoreLocation;
 use crate::misuse::Misuse;
@@ -182,6 +183,10 @@ pub struct Args {
     #[expect(missing_docs, reason = "documented at its type")]
     pub gateway: GatewayArgs,
 
+    /// How the chain of settled tasks is followed.
+    #[command(flatten)]
+    pub escrow: EscrowArgs,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub log: LogArgs,
@@ -244,6 +249,8 @@ pub struct Config {
     pub keep_sessions: Duration,
     /// Limits and deadlines of inference.
     pub gateway: GatewayConfig,
+    /// The escrow contract of settled tasks; without one only unsettled tasks are taken.
+    pub escrow: Option<EscrowConfig>,
 }
 
 /// Where and how HTTPS is served.
@@ -285,6 +292,7 @@ impl Config {
             max_sessions: 10_000,
             keep_sessions: days(90),
             gateway: GatewayConfig::default(),
+            escrow: None,
         }
     }
 
@@ -336,6 +344,7 @@ impl Config {
             max_sessions: whole(args.max_sessions.into()),
             keep_sessions: days(args.keep_sessions.into()),
             gateway: (&args.gateway).into(),
+            escrow: EscrowConfig::from_args(&args.escrow)?,
         })
     }
 }
@@ -445,6 +454,32 @@ mod tests {
             &["--api-key", "k", "--keep-sessions", "0"],
             &["--api-key", "k", "--keep-artifacts", "0"],
             &["--api-key", "k", "--artifacts", "s3://"],
+            &["--api-key", "k", "--escrow", "1:0x5FbDB2315678afecb367f032d93F642f64180aa3"],
+            &["--api-key", "k", "--rpc-url", "http://127.0.0.1:8545"],
+            &[
+                "--api-key",
+                "k",
+                "--escrow",
+                "0x5FbDB2315678afecb367f032d93F642f64180aa3",
+                "--rpc-url",
+                "http://a",
+            ],
+            &[
+                "--api-key",
+                "k",
+                "--escrow",
+                "1:0x0000000000000000000000000000000000000000",
+                "--rpc-url",
+                "http://a",
+            ],
+            &[
+                "--api-key",
+                "k",
+                "--escrow",
+                "1:0x5FbDB2315678afecb367f032d93F642f64180aa3",
+                "--rpc-url",
+                "ws://a",
+            ],
             &["--api-key", "two words"],
             &["--api-key-file", "/does/not/exist"],
             &["--listen", ":443", "--tls-listen", ":443", "--tls-cert", "a.pem", "--tls-key", "a.key"],

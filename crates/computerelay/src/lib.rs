@@ -5,6 +5,7 @@
 //! - `api`: the HTTP API, thin handlers over the two below.
 //! - `artifacts`: the bytes that tasks name and results are, and what becomes of them.
 //! - `market`: where tasks change, by the rules of crate `taskmarket`, durably.
+//! - `chain`: the escrow contract of settled tasks, followed and never written to.
 //! - `gateway`: inference requests, brought to hosts that serve the model.
 //! - `hub`: the providers' connections; it offers them tasks and watches over attempts and time.
 
@@ -12,6 +13,7 @@ mod api;
 mod artifacts;
 mod auth;
 mod availability;
+mod chain;
 mod commands;
 mod config;
 mod error;
@@ -32,6 +34,7 @@ mod upkeep;
 mod webhooks;
 
 pub use artifacts::{ArtifactLocation, ParseLocationError};
+pub use chain::{EscrowArgs, EscrowConfig};
 pub use commands::Cli;
 pub use config::{Args, Config, TlsConfig};
 pub use gateway::{GatewayArgs, GatewayConfig};

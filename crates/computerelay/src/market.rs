@@ -10,13 +10,14 @@ use artifact::{Digest, ReferenceKind};
 use rpc::tasks::{Entry, EventView, Progress};
 use store::{Commit, KeyId, Placement, Published, Store, StoredEvent, StoredTask};
 use taskmarket::{
-    Bytes32, ComputeProof, ContentHash, Domain, Event, Mutation, Recorded, Reference, Rejection,
+    Bytes32, ChainFact, ComputeProof, ContentHash, Domain, Event, Mutation, Recorded, Reference, Rejection,
     ReleaseReason, Task, TaskId, TaskRecord, Timestamp, Verified,
 };
 use tokio::sync::broadcast;
 
 use crate::artifacts::Artifacts;
 use crate::auth::AttemptTokens;
+use crate::chain::ChainView;
 use crate::error::MarketError;
 use crate::metrics::Commits;
 
@@ -26,9 +27,6 @@ const MAX_ROUNDS: usize = 16;
 
 /// Changes and reports that a slow follower may be behind by before it has to read the store again.
 const FOLLOW_CAPACITY: usize = 4096;
-
-/// The domains that this relay serves.
-pub(crate) const DOMAINS: &[Domain] = &[Domain::UNSETTLED];
 
 /// One committed event, as it is told to followers.
 #[derive(Debug, Clone)]
@@ -69,12 +67,24 @@ pub(crate) struct Market {
     /// Only of attempts that are held: what a node does is known as long as it does it.
     progress: Mutex<HashMap<TaskId, Progress>>,
     commits: Commits,
+    /// The domains that are served, unsettled first.
+    domains: Vec<Domain>,
+    /// The chain of settled tasks, where they are taken.
+    chain: Option<Arc<ChainView>>,
 }
 
 impl Market {
-    /// A market over a store, with the artifacts of tasks and the attempt tokens that give access to them.
-    pub(crate) fn new(store: Arc<dyn Store>, artifacts: Artifacts, tokens: AttemptTokens) -> Arc<Self> {
+    /// A market over a store, with the artifacts of tasks, the attempt tokens that give access to them, and the chain of settled tasks.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        artifacts: Artifacts,
+        tokens: AttemptTokens,
+        chain: Option<ChainView>,
+    ) -> Arc<Self> {
+        let domains = std::iter::once(Domain::UNSETTLED).chain(chain.as_ref().map(ChainView::domain));
         Arc::new(Self {
+            domains: domains.collect(),
+            chain: chain.map(Arc::new),
             store,
             artifacts,
             tokens,
@@ -89,6 +99,16 @@ impl Market {
     pub(crate) fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp::from_unix(since.as_secs())
+    }
+
+    /// The domains that are served, unsettled first.
+    pub(crate) fn domains(&self) -> &[Domain] {
+        &self.domains
+    }
+
+    /// The chain of settled tasks, where they are taken.
+    pub(crate) fn chain(&self) -> Option<&Arc<ChainView>> {
+        self.chain.as_ref()
     }
 
     /// The store below, for reading.
@@ -130,8 +150,8 @@ impl Market {
         task: Verified<Task>,
         owner: KeyId,
     ) -> Result<(StoredTask, bool), MarketError> {
-        if !DOMAINS.contains(&task.domain()) {
-            return Err(MarketError::UnknownDomain { asked: task.domain(), takes: DOMAINS.to_vec() });
+        if !self.domains.contains(&task.domain()) {
+            return Err(MarketError::UnknownDomain { asked: task.domain(), takes: self.domains.clone() });
         }
         // A task that is there stays there, even where it could not be published now.
         if let Some(existing) = self.store.task(TaskId(task.digest())).await? {
@@ -147,8 +167,12 @@ impl Market {
         let first = Recorded { version: record.version, at: now, event };
         match self.store.publish(record.clone(), first.clone(), owner.clone()).await? {
             Published::New { seq } => {
-                let task = StoredTask { record, owner, node: None };
+                let mut task = StoredTask { record, owner, node: None };
                 self.tell(seq, Arc::new(task.record.clone()), None, first);
+                if domain.is_settled() {
+                    // It may have been funded before it came here.
+                    task.record = Arc::unwrap_or_clone(self.take_chain_facts(task.record.id).await?);
+                }
                 Ok((task, true))
             }
             Published::Existing(task) => Ok((*task, false)),
@@ -198,6 +222,31 @@ impl Market {
     /// There is no such task, or the store fails.
     pub(crate) async fn elapse(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
         self.change(id, None, Cause::Time).await
+    }
+
+    /// Has a task take the chain's facts that wait for it. A fact that it refuses stays, for whoever looks for the cause.
+    ///
+    /// # Errors
+    /// There is no such task, or the store fails.
+    pub(crate) async fn take_chain_facts(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
+        let facts = self.store.chain_facts(id).await?;
+        let mut taken = None;
+        for fact in facts {
+            match self.change(id, None, Cause::Chain(fact)).await {
+                Ok(_) => taken = Some(fact.place()),
+                Err(MarketError::Rejected(rejection)) => {
+                    tracing::error!(task_id = %id, tx = %fact.tx, log_index = fact.log_index, %rejection,
+                        "the chain's fact does not fit the task; was the escrow followed from a block that is too late?");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(place) = taken {
+            self.store.forget_chain_facts(id, place).await?;
+        }
+        let stored = self.store.task(id).await?.ok_or(MarketError::NotFound(id))?;
+        Ok(Arc::new(stored.record))
     }
 
     /// A task as it is stored, or `None` if there is none.
@@ -252,7 +301,7 @@ impl Market {
             let stored = self.store.task(id).await?.ok_or(MarketError::NotFound(id))?;
             // A clock that was set back must not write a history that runs backwards.
             let now = self.now().max(stored.record.updated_at);
-            if let Some(event) = taskmarket::elapse(&stored.record, now) {
+            if let Some(event) = self.elapsed(&stored.record, now, cause) {
                 self.commit(stored, now, event, None).await?;
                 continue;
             }
@@ -266,6 +315,14 @@ impl Market {
         Err(MarketError::Contended(id))
     }
 
+    /// What time does to a task: the relay's clock to an unsettled one, the chain's to a settled one, after all that the chain said.
+    fn elapsed(&self, record: &TaskRecord, now: Timestamp, cause: Cause<'_>) -> Option<Event> {
+        let is_fact = matches!(cause, Cause::Chain(_));
+        let head = self.chain.as_ref().filter(|_| !is_fact).and_then(|chain| chain.final_head());
+        taskmarket::elapse(record, now)
+            .or_else(|| head.and_then(|head| taskmarket::elapse_on_chain(record, head)))
+    }
+
     async fn decide(
         &self,
         record: &TaskRecord,
@@ -275,6 +332,7 @@ impl Market {
         let mutation = match cause {
             Cause::Signed(mutation) => mutation,
             Cause::Released(attempt, reason) => return Ok(taskmarket::release(record, attempt, reason)),
+            Cause::Chain(fact) => return Ok(taskmarket::observe(record, fact)?),
             Cause::Time => return Ok(None),
         };
         let event = taskmarket::decide(record, now, mutation)?;
@@ -319,6 +377,9 @@ impl Market {
         if record.lease().is_none() {
             self.lock_progress().remove(&record.id);
         }
+        if let Some(chain) = &self.chain {
+            chain.follow_due(&record);
+        }
         self.commits.count(recorded.event.name());
         // Without followers there is nobody to tell.
         let _ = self.changes.send(Arc::new(Change { seq, record, node, recorded }));
@@ -350,6 +411,7 @@ impl Market {
 enum Cause<'a> {
     Signed(&'a Mutation),
     Released(u32, ReleaseReason),
+    Chain(ChainFact),
     /// Time alone, which acts before anything else in any case.
     Time,
 }

@@ -10,7 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use rpc::relay::MarketStats;
+use rpc::relay::{ChainStatus, MarketStats};
+use taskmarket::ChainHead;
 
 use crate::hub::HubTotals;
 
@@ -30,6 +31,15 @@ pub(crate) struct Metrics {
     waiting: Gauge,
     offers: Gauge,
     held: Gauge,
+    chain: Chain,
+}
+
+/// The chain that is followed; all zero where none is.
+struct Chain {
+    head: Gauge,
+    final_block: Gauge,
+    lag: Gauge,
+    well: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -87,7 +97,26 @@ impl Metrics {
         let waiting = gauge("tasks_waiting", "Open tasks that wait in memory for a host");
         let offers = gauge("offers", "Offers that hosts have not answered yet");
         let held = gauge("attempts_held", "Attempts that hosts hold");
-        Self { registry, requests, seconds, tasks, providers, slots, slots_busy, gpus, waiting, offers, held }
+        let chain = Chain {
+            head: gauge("chain_head", "The head of the chain that holds the money, as a block number"),
+            final_block: gauge("chain_final", "The last final block whose facts all tasks have"),
+            lag: gauge("chain_lag_seconds", "How old that block is"),
+            well: gauge("chain_well", "1 while the chain is followed up to its head, else 0"),
+        };
+        Self {
+            registry,
+            requests,
+            seconds,
+            tasks,
+            providers,
+            slots,
+            slots_busy,
+            gpus,
+            waiting,
+            offers,
+            held,
+            chain,
+        }
     }
 
     /// An HTTP request was answered. `route` is the route's pattern, so that there are few of them.
@@ -99,7 +128,19 @@ impl Metrics {
     }
 
     /// The metrics in Prometheus' text form, with the market as it is now.
-    pub(crate) fn text(&self, stats: &MarketStats, hub: &HubTotals) -> Result<String, std::fmt::Error> {
+    pub(crate) fn text(
+        &self,
+        stats: &MarketStats,
+        hub: &HubTotals,
+        chain: Option<&ChainStatus>,
+    ) -> Result<String, std::fmt::Error> {
+        if let Some(chain) = chain {
+            let number = |head: Option<ChainHead>| head.map_or(0, |head| capped(head.block));
+            self.chain.head.set(number(chain.head));
+            self.chain.final_block.set(number(chain.final_head));
+            self.chain.lag.set(capped(chain.lag_secs.unwrap_or_default()));
+            self.chain.well.set(i64::from(chain.error.is_none()));
+        }
         for (status, count) in &stats.tasks {
             self.tasks.get_or_create(&Tasks { status: status.clone() }).set(capped(*count));
         }

@@ -16,12 +16,13 @@ use tokio_util::task::TaskTracker;
 use crate::api::{App, Attempts, BodyLimits, LogReaders, Shared, router};
 use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
+use crate::chain::{self, ChainView, EscrowConfig};
 use crate::config::{Args, Config};
 use crate::gateway::Gateway;
 use crate::hub::{Hub, HubConfig};
 use crate::keys::{self, ApiKeys};
 use crate::location::{StoreLocation, with_password};
-use crate::market::{DOMAINS, Market};
+use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::misuse::Misuse;
 use crate::places::Places;
@@ -44,6 +45,7 @@ pub struct Relay {
     keep: Keep,
     max_connections: usize,
     peers: Places,
+    escrow: Option<EscrowConfig>,
 }
 
 struct Tls {
@@ -91,7 +93,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
     }
     let keys = ApiKeys::new(Arc::clone(&store), &config.api_keys);
     let access = Access::new(keys, market.tokens().clone(), config.anonymous_requests_per_minute);
-    let hub = Hub::new(Arc::clone(&market), hub_config(&config));
+    let hub = Hub::new(Arc::clone(&market), hub_config(&config, &market));
     let models = Arc::clone(hub.models());
     let gateway = Gateway::new(&config.relay_id, config.gateway.clone(), models, Arc::clone(&store));
     let webhooks = Webhooks::new(Arc::clone(&market), config.allow_private_webhooks)
@@ -124,6 +126,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         keep: Keep { sessions: config.keep_sessions, artifacts: config.keep_artifacts },
         max_connections: config.max_connections,
         peers: Places::new(config.max_connections_per_ip),
+        escrow: config.escrow,
     })
 }
 
@@ -138,7 +141,8 @@ async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> 
     let artifacts =
         opening.await.with_context(|| format!("cannot open the artifacts at {}", config.artifacts))?;
     let tokens = AttemptTokens::new(store.secret(TOKEN_SECRET).await?);
-    Ok((Market::new(Arc::clone(&store), artifacts, tokens), store))
+    let chain = config.escrow.as_ref().map(|escrow| ChainView::new(escrow.domain, escrow.confirmations));
+    Ok((Market::new(Arc::clone(&store), artifacts, tokens, chain), store))
 }
 
 /// Opens a store, and makes it where there is none.
@@ -193,7 +197,7 @@ async fn bind_tls(config: &crate::config::TlsConfig) -> anyhow::Result<Tls> {
     Ok(Tls { listener, local_addr, acceptor, certificate })
 }
 
-fn hub_config(config: &Config) -> HubConfig {
+fn hub_config(config: &Config, market: &Market) -> HubConfig {
     let link = link::Config {
         heartbeat: config.heartbeat,
         timeout: config.heartbeat_timeout,
@@ -207,7 +211,7 @@ fn hub_config(config: &Config) -> HubConfig {
         offer_timeout: config.offer_timeout,
         drain: config.drain,
         max_sessions: config.max_sessions,
-        ..HubConfig::new(config.relay_id.clone(), config.public_urls.clone(), DOMAINS.to_vec())
+        ..HubConfig::new(config.relay_id.clone(), config.public_urls.clone(), market.domains().to_vec())
     }
 }
 
@@ -246,6 +250,12 @@ impl Relay {
         }
         server.tasks.spawn(Arc::clone(&self.app.webhooks).run(stopping.clone()));
         server.tasks.spawn(upkeep::run(self.app.clone(), self.keep, stopping.clone()));
+        if let Some(escrow) = self.escrow {
+            let tls =
+                daemon::tls::client_config(None).context("the chain's certificates cannot be checked")?;
+            let (market, hub) = (Arc::clone(&self.app.market), Arc::clone(&self.app.hub));
+            server.tasks.spawn(chain::follow(escrow, Arc::new(tls), market, hub, stopping.clone()));
+        }
         // Records are kept until the last request has ended.
         let served = CancellationToken::new();
         let records = tokio::spawn(Arc::clone(&self.app.gateway).run(served.clone()));

@@ -404,7 +404,11 @@ impl Chain {
             "address": self.escrow(), "fromBlock": format!("{from:#x}"), "toBlock": format!("{to:#x}"), "topics": topics,
         });
         let raw: Vec<RawLog> = self.rpc.request("eth_getLogs", json!([filter])).await?;
-        raw.into_iter().filter(|log| !log.removed).map(Log::try_from).collect()
+        let own = |log: RawLog| match log.address == self.escrow() {
+            true => Log::try_from(log),
+            false => Err(malformed("eth_getLogs", "an event of another contract")),
+        };
+        raw.into_iter().filter(|log| !log.removed).map(own).collect()
     }
 
     /// The events of one transaction of the contract, and its block; `None` where it is in no block.

@@ -1,7 +1,9 @@
 //! What a relay says of itself, of its providers and of the market.
 
 use serde::{Deserialize, Serialize};
-use taskmarket::{Address, Bytes32, Domain, NodeStatus, RegisterNode, Runtime, Signature, Timestamp, eip55};
+use taskmarket::{
+    Address, Bytes32, ChainHead, Domain, NodeStatus, RegisterNode, Runtime, Signature, Timestamp, eip55,
+};
 
 use crate::link::NodeMetadata;
 
@@ -23,6 +25,35 @@ pub struct Info {
     pub runtimes: Vec<Runtime>,
     /// Hosts online now.
     pub providers_online: u64,
+    /// The chain that holds the money of settled tasks, where the relay takes any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainStatus>,
+}
+
+/// How a relay follows the chain of settled tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ChainStatus {
+    /// The chain's id.
+    pub chain_id: u64,
+    /// The escrow's contract.
+    #[serde(with = "eip55")]
+    #[cfg_attr(feature = "schema", schemars(with = "taskmarket::Provider"))]
+    pub escrow: Address,
+    /// How many blocks, its own included, make a block final here.
+    pub confirmations: u64,
+    /// The chain's head, as last seen.
+    #[serde(default)]
+    pub head: Option<ChainHead>,
+    /// The last final block; all tasks have what the chain said up to it.
+    #[serde(default)]
+    pub final_head: Option<ChainHead>,
+    /// How old that block is by the relay's clock, in seconds.
+    #[serde(default)]
+    pub lag_secs: Option<u64>,
+    /// Why the chain is not followed up to its head now. Meanwhile settled tasks are not offered to providers.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// An EIP-712 domain, all its fields.

@@ -6,8 +6,8 @@ mod webhooks;
 
 use serde::{Deserialize, Serialize};
 use taskmarket::{
-    Address, Bytes32, ComputeProof, Signature, Signed, State, Status, Task, TaskId, TaskRecord, Timestamp,
-    eip55,
+    Address, Bytes32, ChainFact, ComputeProof, Signature, Signed, State, Status, Task, TaskId, TaskRecord,
+    Timestamp, eip55,
 };
 
 pub use history::{Entry, EventQuery, EventView, TaskHistory};
@@ -119,6 +119,9 @@ pub struct TaskView {
     /// The transaction that says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settlement_tx: Option<Bytes32>,
+    /// What the chain says last of the money that is not final yet, and may be withdrawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settlement_pending: Option<PendingFact>,
     /// Until when a submitted result may be disputed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispute_until: Option<Timestamp>,
@@ -166,6 +169,7 @@ impl TaskView {
             }),
             settlement: record.settlement.as_str().to_owned(),
             settlement_tx: record.settlement.tx(),
+            settlement_pending: None,
             dispute_until: match &record.state {
                 State::Submitted { dispute_until, .. } => Some(*dispute_until),
                 State::Open
@@ -185,6 +189,19 @@ impl TaskView {
             result_url: submission.map(|_| format!("/v1/tasks/{}/result", record.id)),
         }
     }
+}
+
+/// What the chain says that is not final yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PendingFact {
+    /// What it says.
+    #[serde(flatten)]
+    pub fact: ChainFact,
+    /// How many blocks, its own included, there are from its own on.
+    pub confirmations: u64,
+    /// How many make it final.
+    pub needed: u64,
 }
 
 /// A proof with its signature beside its fields.

@@ -1,5 +1,5 @@
 //! The durable state of a relay: tasks with their histories and attempts, provider sessions, API keys, kept answers, records of inference,
-//! webhooks, artifacts' metadata and secrets.
+//! webhooks, artifacts' metadata, the chain's word and secrets.
 //!
 //! [`Store`] is the seam: one trait for each concern, and two kinds of store behind them. [`Sqlite`] keeps everything in one file of a
 //! folder, for one relay; [`Postgres`] in a database, for many.
@@ -8,6 +8,7 @@
 
 mod artifacts;
 mod attempts;
+mod chain;
 mod error;
 mod idempotency;
 mod keys;
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 
 pub use artifacts::{Added, ArtifactMeta, Artifacts, DOOMED_SECS, NewArtifact, TaskPortion};
 pub use attempts::{Attempts, Outcome, Placement, StoredAttempt};
+pub use chain::Chains;
 pub use error::StoreError;
 pub use idempotency::{ANSWER_KEPT_SECS, Begun, IN_FLIGHT_SECS, Idempotency, StoredAnswer};
 pub use keys::{Keys, NewKey, Scope, StoredKey, UnknownScope};
@@ -60,6 +62,7 @@ pub trait Store:
     + Idempotency
     + Webhooks
     + Artifacts
+    + Chains
     + Secrets
     + Transfer
     + 'static

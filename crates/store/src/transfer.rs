@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 /// All tables, in an order in which each comes after those that it refers to.
-pub static TABLES: [Table; 16] = [
+pub static TABLES: [Table; 18] = [
     Table {
         name: "tasks",
         columns: &[
@@ -162,6 +162,18 @@ pub static TABLES: [Table; 16] = [
             "ended_at",
             "outcome",
         ],
+        key: 3,
+        numbered: false,
+    },
+    Table {
+        name: "chain_cursors",
+        columns: &["chain_id", "contract", "block", "block_hash", "block_time"],
+        key: 2,
+        numbered: false,
+    },
+    Table {
+        name: "chain_facts",
+        columns: &["task_id", "block", "log_index", "block_time", "fact"],
         key: 3,
         numbered: false,
     },

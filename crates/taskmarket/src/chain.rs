@@ -234,8 +234,8 @@ pub fn chain_due(record: &TaskRecord) -> Option<Timestamp> {
 /// What the chain's time does to a settled task, if anything. The caller has had all facts up to that block taken.
 pub fn elapse_on_chain(record: &TaskRecord, head: ChainHead) -> Option<Event> {
     let is_due = chain_due(record)? <= head.block_time;
-    let is_new = record.settlement.seen.is_none_or(|seen| seen < head.place());
-    (is_due && is_new).then_some(Event::ChainTime(head))
+    let is_later = record.settlement.seen.is_none_or(|seen| seen <= head.place());
+    (is_due && is_later).then_some(Event::ChainTime(head))
 }
 
 /// Whether the contract could have said this, where the facts before led to.
@@ -421,13 +421,7 @@ pub(crate) fn name_reason(record: &mut TaskRecord) {
     }
 }
 
-fn hold(
-    money: &mut Settlement,
-    status: Money,
-    provider: Address,
-    attempt: u32,
-    until: Option<Timestamp>,
-) {
+fn hold(money: &mut Settlement, status: Money, provider: Address, attempt: u32, until: Option<Timestamp>) {
     money.status = status;
     money.provider = Some(Provider(provider));
     money.attempt = attempt;

@@ -260,9 +260,8 @@ fn fail(record: &TaskRecord, now: Timestamp, fail: &Verified<FailTask>) -> Resul
         return Ok(None);
     }
     require_holder(record, message.provider, message.attempt)?;
-    let is_noted = |failure: &crate::Failure| {
-        (failure.attempt, failure.provider) == (message.attempt, message.provider)
-    };
+    let is_noted =
+        |failure: &crate::Failure| (failure.attempt, failure.provider) == (message.attempt, message.provider);
     if record.is_bound() && record.failure.as_ref().is_some_and(is_noted) {
         return Err(Rejection::AwaitingChain);
     }
@@ -408,7 +407,9 @@ fn complain(
         State::Disputed { .. } if !record.settlement.reason_hash.is_some_and(is_named) => {
             Err(invalid("reason", "the chain has the hash of another"))
         }
-        State::Disputed { .. } if kept.is_some_and(|kept| is_named(Bytes32(keccak256(kept.message.reason.as_bytes())))) => {
+        State::Disputed { .. }
+            if kept.is_some_and(|kept| is_named(Bytes32(keccak256(kept.message.reason.as_bytes())))) =>
+        {
             Err(conflict(record, "its reason is known"))
         }
         State::Disputed { .. } => {

@@ -354,7 +354,13 @@ fn redecide(record: &TaskRecord, recorded: &Recorded) -> Result<Option<Event>, R
     decide::decide(record, *at, &mutation).map_err(|source| ReplayError::Refused { version, name, source })
 }
 
-pub(crate) fn take(record: &mut TaskRecord, at: Timestamp, provider: Address, attempt: u32, until: Timestamp) {
+pub(crate) fn take(
+    record: &mut TaskRecord,
+    at: Timestamp,
+    provider: Address,
+    attempt: u32,
+    until: Timestamp,
+) {
     record.attempts = attempt;
     record.provider = Some(Provider(provider));
     record.state = State::Accepted { lease: Lease { provider, attempt, since: at, until } };

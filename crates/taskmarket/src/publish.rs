@@ -102,7 +102,10 @@ fn check_settled(task: &Task) -> Result<(), Rejection> {
             return Err(invalid("arbiter", "is the requester"));
         }
         if task.arbiter_window == 0 {
-            return Err(invalid("arbiter_window", "zero: every dispute would end without the arbiter's word"));
+            return Err(invalid(
+                "arbiter_window",
+                "zero: every dispute would end without the arbiter's word",
+            ));
         }
     }
     let half = task.budget.half_up();

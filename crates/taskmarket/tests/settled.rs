@@ -435,10 +435,7 @@ impl World {
             )),
             5 => {
                 let (code, message) = ("bad_model".to_owned(), format!("{with}"));
-                Mutation::Fail(said(
-                    actor,
-                    FailTask { task_id, provider, attempt, code, message, issued_at },
-                ))
+                Mutation::Fail(said(actor, FailTask { task_id, provider, attempt, code, message, issued_at }))
             }
             6 => {
                 let (reason, evidence) = ("it is wrong".to_owned(), String::new());
@@ -522,7 +519,14 @@ fn said<M: Message>(actor: &Actor, message: M) -> Verified<M> {
 
 fn fact_at(head: ChainHead, log_index: u64, change: ChainChange) -> ChainFact {
     let ChainHead { block, block_hash, block_time } = head;
-    ChainFact { tx: Bytes32(U256::from(block * 1000).into()), log_index, block, block_hash, block_time, change }
+    ChainFact {
+        tx: Bytes32(U256::from(block * 1000).into()),
+        log_index,
+        block,
+        block_hash,
+        block_time,
+        change,
+    }
 }
 
 fn head_of(fact: &ChainFact) -> ChainHead {
@@ -557,11 +561,9 @@ fn forgery(call: Call, contract: &Contract, now: u64) -> Option<ChainChange> {
             evidence_hash: Bytes32(keccak256(b"")),
             resolve_until: at(now + contract.task.arbiter_window),
         },
-        Call::Resolve { bps } => ChainChange::Split {
-            provider,
-            attempt,
-            resolution: Resolution::Arbiter { provider_bps: bps },
-        },
+        Call::Resolve { bps } => {
+            ChainChange::Split { provider, attempt, resolution: Resolution::Arbiter { provider_bps: bps } }
+        }
         Call::Timeout => ChainChange::Split { provider, attempt, resolution: Resolution::Timeout },
         Call::Refund => ChainChange::Refunded,
         Call::Cancel => ChainChange::Cancelled,
@@ -602,7 +604,9 @@ fn a_result_may_come_after_its_proof() {
     world.take(&Step::Say(6, 0));
     world.take(&Step::Call(13, 0));
     world.take(&Step::Final(1));
-    let taskmarket::State::Disputed { dispute, .. } = &world.record.state else { panic!("{:?}", world.record) };
+    let taskmarket::State::Disputed { dispute, .. } = &world.record.state else {
+        panic!("{:?}", world.record)
+    };
     assert_eq!(dispute.reason, "it is wrong");
     world.finish();
 }

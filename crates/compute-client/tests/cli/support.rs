@@ -372,6 +372,7 @@ pub(crate) async fn info() -> Json<Info> {
         },
         runtimes: vec![],
         providers_online: 0,
+        chain: None,
     })
 }
 

@@ -364,7 +364,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(Sqlite::open(dir.path().join("store")).await.unwrap());
         let location = ArtifactLocation::from(dir.path().join("blobs"));
         let artifacts = Artifacts::open(&location, Arc::clone(&store), None, 1).await.unwrap();
-        let market = Market::new(store, artifacts, AttemptTokens::new([0; 32]));
+        let market = Market::new(store, artifacts, AttemptTokens::new([0; 32]), None);
         let mut follower = Follower {
             live: Some(market.subscribe()),
             reports: None,

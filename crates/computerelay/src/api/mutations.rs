@@ -2,20 +2,21 @@
 
 use axum::Json as JsonAnswer;
 use axum::extract::State;
+use http::StatusCode;
 use rpc::error::ErrorCode;
 use rpc::tasks::{SignedMutation, TaskView};
 use taskmarket::{
     AcceptTask, ApproveResult, Bytes32, CancelTask, ComputeProof, DisputeTask, FailTask, Message, Mutation,
-    ResolveDispute, Signed, TaskId, Verified,
+    Rejection, ResolveDispute, Signed, Status, TaskId, Verified,
 };
 
 use super::App;
 use super::extract::{Json, MaybeKey, TaskPath};
 use super::tasks::{find, view};
-use crate::error::ApiError;
+use crate::error::{ApiError, MarketError};
 use crate::keys::Caller;
 
-type Answer = Result<JsonAnswer<TaskView>, ApiError>;
+type Answer = Result<(StatusCode, JsonAnswer<TaskView>), ApiError>;
 
 /// Declares the handler of one mutation.
 macro_rules! handlers {
@@ -27,7 +28,8 @@ macro_rules! handlers {
             TaskPath(id): TaskPath,
             Json(body): Json<SignedMutation<$message>>,
         ) -> Answer {
-            mutate(&app, key.as_ref(), id, body, Mutation::$variant).await.map(JsonAnswer)
+            let (awaits_chain, view) = mutate(&app, key.as_ref(), id, body, Mutation::$variant).await?;
+            Ok((if awaits_chain { StatusCode::ACCEPTED } else { StatusCode::OK }, JsonAnswer(view)))
         }
     )*};
 }
@@ -42,7 +44,8 @@ handlers! {
     "resolve" resolve: ResolveDispute as Resolve;
 }
 
-/// Carries a signed mutation of a task out; answers the task after it, as the holder of this key sees it.
+/// Carries a signed mutation of a task out; answers the task after it, as the holder of this key sees it, and whether the message is right
+/// but counts only once the chain says so.
 ///
 /// # Errors
 /// There is no such task, the message is not about it, its signature is wrong, or the market refuses it.
@@ -52,7 +55,7 @@ pub(super) async fn mutate<M: Message>(
     id: TaskId,
     body: SignedMutation<M>,
     wrap: fn(Verified<M>) -> Mutation,
-) -> Result<TaskView, ApiError> {
+) -> Result<(bool, TaskView), ApiError> {
     let task = find(app, id).await?;
     let mutation = wrap(Signed::from(body).verify(&task.record.domain)?);
     if mutation.task_id() != id {
@@ -68,8 +71,21 @@ pub(super) async fn mutate<M: Message>(
         | Mutation::Dispute(_)
         | Mutation::Resolve(_) => None,
     };
-    app.market.mutate(mutation, node).await?;
-    Ok(view(app, &find(app, id).await?, key))
+    let is_verdict = match &mutation {
+        Mutation::Dispute(_) => true,
+        Mutation::Cancel(_)
+        | Mutation::Accept(_)
+        | Mutation::Fail(_)
+        | Mutation::Proof(_)
+        | Mutation::Approve(_)
+        | Mutation::Resolve(_) => false,
+    };
+    let awaits_chain = match app.market.mutate(mutation, node).await {
+        Ok(record) => is_verdict && record.status() == Status::Submitted,
+        Err(MarketError::Rejected(Rejection::AwaitingChain)) => true,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((awaits_chain, view(app, &find(app, id).await?, key)))
 }
 
 /// The host that an attempt is accepted for: one of the provider's that is connected and fits. A repeated message needs none.

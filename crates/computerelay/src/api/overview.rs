@@ -9,7 +9,6 @@ use rpc::relay::{Info, MarketStats};
 use super::App;
 use crate::error::ApiError;
 use crate::hub::HubTotals;
-use crate::market::DOMAINS;
 
 /// The media type of Prometheus' text form, as its client library writes it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -20,10 +19,11 @@ pub(super) async fn info(State(app): State<App>) -> axum::Json<Info> {
         relay_id: app.relay_id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: app.market.now(),
-        domains: DOMAINS.iter().map(|domain| (*domain).into()).collect(),
+        domains: app.market.domains().iter().map(|domain| (*domain).into()).collect(),
         limits: app.limits_view(),
         runtimes: app.hub.runtimes(),
         providers_online: app.hub.totals().providers_online,
+        chain: app.market.chain().map(|chain| chain.status(app.market.now())),
     })
 }
 
@@ -70,6 +70,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiEr
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
     let hub = app.hub.totals();
     let stats = market_stats(&app, &hub).await?;
-    let text = app.metrics.text(&stats, &hub).map_err(|error| ApiError::internal(&error))?;
+    let chain = app.market.chain().map(|chain| chain.status(app.market.now()));
+    let text = app.metrics.text(&stats, &hub, chain.as_ref()).map_err(|error| ApiError::internal(&error))?;
     Ok(([(CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }

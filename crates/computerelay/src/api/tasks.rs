@@ -13,7 +13,6 @@ use super::reader::Reader;
 use super::{App, MAX_PAGE, blob};
 use crate::error::{ApiError, MarketError};
 use crate::keys::Caller;
-use crate::market::DOMAINS;
 
 /// Tasks on a page unless the client says otherwise.
 const DEFAULT_PAGE: u32 = 100;
@@ -54,10 +53,11 @@ pub(super) async fn take_in(
     key: &Caller,
     body: PublishTask,
 ) -> Result<(StoredTask, bool), ApiError> {
-    let domain = DOMAINS.iter().find(|domain| domain.verifying_contract == body.verifying_contract);
+    let domains = app.market.domains();
+    let domain = domains.iter().find(|domain| domain.verifying_contract == body.verifying_contract);
     let Some(domain) = domain else {
         let asked = Domain { verifying_contract: body.verifying_contract, ..Domain::UNSETTLED };
-        return Err(MarketError::UnknownDomain { asked, takes: DOMAINS.to_vec() }.into());
+        return Err(MarketError::UnknownDomain { asked, takes: domains.to_vec() }.into());
     };
     let task = Signed { message: body.task, signature: body.signature }.verify(domain)?;
     Ok(app.market.publish(task, key.id.clone()).await?)
@@ -161,5 +161,7 @@ pub(super) fn view(app: &App, task: &StoredTask, key: Option<&Caller>) -> TaskVi
 }
 
 fn shown(app: &App, task: &StoredTask, is_whole: bool) -> TaskView {
-    TaskView::new(&task.record, is_whole, app.market.progress(&task.record))
+    let mut view = TaskView::new(&task.record, is_whole, app.market.progress(&task.record));
+    view.settlement_pending = app.market.chain().and_then(|chain| chain.pending(task.record.id));
+    view
 }

@@ -186,7 +186,8 @@ async fn what_was_left_staged_is_cleared_once_it_is_old() {
 #[tokio::test]
 async fn the_unused_goes_and_what_unfinished_tasks_need_stays() {
     let rig = rig(None).await;
-    let market = Market::new(Arc::clone(&rig.store), rig.artifacts.clone(), AttemptTokens::new([0; 32]));
+    let market =
+        Market::new(Arc::clone(&rig.store), rig.artifacts.clone(), AttemptTokens::new([0; 32]), None);
     let (model, input, unused) = (rig.put(b"model").await, rig.put(b"input").await, rig.put(b"unused").await);
     let file = rig.put(b"of the folder").await;
     let entry = FolderEntry { path: "a/b".to_owned(), size: 13, digest: file };

@@ -29,7 +29,7 @@ impl Floor {
             if chosen.len() >= limit.min(free) {
                 break;
             }
-            if unfit.contains(&waiting.kind) {
+            if unfit.contains(&waiting.kind) || waiting.settled && !self.chain_is_well {
                 continue;
             }
             match choose(&self.index, &self.proven, &self.scores, waiting, &mut good, now) {

@@ -165,7 +165,9 @@ impl Dispatcher<'_> {
     fn assign(&mut self) -> bool {
         let now = Instant::now();
         let room = self.hub.config.max_offers.saturating_sub(self.offers.len());
+        let chain_is_well = self.hub.market.chain().is_some_and(|chain| chain.trouble().is_none());
         let mut floor = self.hub.floor();
+        floor.chain_is_well = chain_is_well;
         let (plans, again) = floor.assign(room, now);
         let trimmed = floor.trim(self.hub.config.max_waiting);
         drop(floor);

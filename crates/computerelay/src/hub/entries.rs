@@ -14,6 +14,8 @@ use super::tries::Tries;
 pub(super) struct Waiting {
     pub(super) version: u64,
     pub(super) created_at: Timestamp,
+    /// Whether its money is on a chain.
+    pub(super) settled: bool,
     /// Since when it can be taken, where this relay saw that.
     pub(super) since: Option<Instant>,
     pub(super) need: Need,

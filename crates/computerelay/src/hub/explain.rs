@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rpc::failure::hint;
-use rpc::tasks::{Explanation, ProviderFit};
+use rpc::tasks::{Explanation, PendingFact, ProviderFit};
 use store::StoredTask;
 use taskmarket::{Status, TaskRecord};
 use tokio::time::Instant;
@@ -34,10 +34,38 @@ impl Hub {
             | Status::Failed => (None, Vec::new()),
         };
         let summary = match offered_to {
-            Some(key) => format!("on offer to {} as attempt {}", key.provider, record.attempts + 1),
-            None => summary(record, &providers, self.totals().providers_online),
+            Some(key) => format!("on offer to {} as attempt {}", key.provider, record.next_attempt()),
+            None => match self.money_awaited(record) {
+                Some(awaited) => awaited,
+                None => summary(record, &providers, self.totals().providers_online),
+            },
         };
         Explanation { task_id: record.id, status, summary, providers }
+    }
+}
+
+impl Hub {
+    /// What an open task waits for on the chain, if anything.
+    fn money_awaited(&self, record: &TaskRecord) -> Option<String> {
+        if record.status() != Status::Open || !record.domain.is_settled() {
+            return None;
+        }
+        let Some(chain) = self.market.chain().filter(|chain| chain.domain() == record.domain) else {
+            return Some("waiting for the money: this relay does not follow the task's escrow".to_owned());
+        };
+        if let Some(trouble) = chain.trouble() {
+            return Some(format!("waiting for the chain: {trouble}"));
+        }
+        record.awaits_money().then(|| match chain.pending(record.id) {
+            Some(PendingFact { fact, confirmations, needed }) => format!(
+                "waiting for the money: {} has {confirmations} of {needed} confirmations",
+                fact.change.name()
+            ),
+            None => format!(
+                "waiting for the money: {} on chain {} does not hold the budget yet",
+                record.domain.verifying_contract, record.domain.chain_id
+            ),
+        })
     }
 }
 

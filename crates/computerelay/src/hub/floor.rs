@@ -45,6 +45,8 @@ pub(super) struct Floor {
     /// Hosts without a session, and until when their attempts are kept.
     lost: HashMap<NodeKey, Instant>,
     pub(super) scores: Scores,
+    /// Whether the chain says what it says now: without that, no settled task is offered.
+    pub(super) chain_is_well: bool,
     backoff: Backoff,
     grace: Duration,
 }
@@ -61,6 +63,7 @@ impl Floor {
             held_by: HashMap::new(),
             lost: HashMap::new(),
             scores: Scores::new(backoff.blamed, backoff.max),
+            chain_is_well: false,
             backoff,
             grace,
         }
@@ -304,6 +307,14 @@ impl Floor {
             return None;
         }
         match &record.state {
+            // Without its money it is not on offer.
+            State::Open if record.awaits_money() => {
+                self.waiting.remove(&(record.created_at, record.id));
+                if let Some(offering) = self.offering.remove(&record.id) {
+                    self.give(&offering.key, -1);
+                }
+                self.end_attempt(record, word, now).0
+            }
             State::Open => {
                 let (call_off, tries) = self.end_attempt(record, word, now);
                 self.wait(record, tries, word.is_some().then_some(now), now);
@@ -364,6 +375,7 @@ impl Floor {
         let waiting = Waiting {
             version: record.version,
             created_at: record.created_at,
+            settled: record.domain.is_settled(),
             since,
             need,
             kind,

@@ -316,6 +316,11 @@ impl Hub {
         &self.models
     }
 
+    /// Has tasks that wait brought to hosts, as something changed that they waited for.
+    pub(crate) fn look_for_work(&self) {
+        self.wake.notify_one();
+    }
+
     /// The hub in numbers.
     pub(crate) fn totals(&self) -> HubTotals {
         self.floor().totals()

@@ -79,7 +79,7 @@ async fn offer_open(
     since: Option<Instant>,
     record: &TaskRecord,
 ) -> Result<(), Untaken> {
-    let attempt = record.attempts + 1;
+    let attempt = record.next_attempt();
     let assignment = Assignment {
         task_id: record.id,
         attempt,

@@ -136,10 +136,14 @@ fn chain(fact: &ChainFact) -> String {
             format!("attempt {attempt} was given up; its stake is free again")
         }
         ChainChange::Lapsed { provider, attempt } => {
-            format!("the lease of {provider} on attempt {attempt} had lapsed; its stake went to the requester")
+            format!(
+                "the lease of {provider} on attempt {attempt} had lapsed; its stake went to the requester"
+            )
         }
         ChainChange::Proven { attempt, result_hash, dispute_until, .. } => {
-            format!("a proof of attempt {attempt} came, with result {result_hash}; it may be disputed until {dispute_until}")
+            format!(
+                "a proof of attempt {attempt} came, with result {result_hash}; it may be disputed until {dispute_until}"
+            )
         }
         ChainChange::Paid { provider, .. } => format!("{provider} was paid"),
         ChainChange::Disputed { resolve_until, .. } => {

@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod attempts;
+mod chain;
 mod failure;
 mod idempotency;
 mod keys;

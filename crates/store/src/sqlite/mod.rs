@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod attempts;
+mod chain;
 mod folder;
 mod idempotency;
 mod keys;

@@ -47,6 +47,8 @@ async fn fill(store: &dyn Store) {
         };
         store.open_session(session).await.unwrap();
     }
+    let (domain, head, facts) = crate::conformance::chain::portion(7);
+    assert!(store.advance_chain(domain, None, head, facts).await.unwrap());
     store.relay_lives("hz-1", at(4)).await.unwrap();
     store.set_node_status(address(7), node(1), NodeStatus::Draining, at(3)).await.unwrap();
     let artifact = |number: u8, seconds| NewArtifact {

@@ -2,8 +2,7 @@
 
 use proptest::sample::Index;
 use taskmarket::{
-    Event, Message, Mutation, Recorded, ReleaseReason, Signature, Signed, Timestamp, Verified,
-    replay,
+    Event, Message, Mutation, Recorded, ReleaseReason, Signature, Signed, Timestamp, Verified, replay,
 };
 
 use crate::reference::{Cause, Model, Say, Verdict};

@@ -116,14 +116,7 @@ pub(crate) fn hash(byte: u8) -> ContentHash {
 
 pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
     let windows = (prop_oneof![Just(0), 1..4000_u64], 1..4000_u64);
-    (
-        prop::bool::weighted(0.8),
-        any::<(bool, bool)>(),
-        1..6_u32,
-        1..1500_u64,
-        100..9000_u64,
-        windows,
-    )
+    (prop::bool::weighted(0.8), any::<(bool, bool)>(), 1..6_u32, 1..1500_u64, 100..9000_u64, windows)
         .prop_map(|(arbiter, pinned, max_attempts, max_duration, deadline_in, windows)| Shape {
             arbiter,
             pinned,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use taskmarket::{
     AcceptTask, Address, ApproveResult, Bytes32, CancelTask, ChainChange, ChainFact, ComputeProof,
-    DisputeTask, Domain, Event, FailTask, Message, Mutation, Recorded, Rejection, ResolveDispute,
-    Signed, State, Status, TaskId, TaskRecord, Timestamp, Verified, apply, decide, elapse,
-    latest_lease, next_due, observe, publish, release,
+    DisputeTask, Domain, Event, FailTask, Message, Mutation, Recorded, Rejection, ResolveDispute, Signed,
+    State, Status, TaskId, TaskRecord, Timestamp, Verified, apply, decide, elapse, latest_lease, next_due,
+    observe, publish, release,
 };
 
 use crate::actors::{ACTORS, ARBITER, Actor, FIRST_PROVIDER, REQUESTER};
@@ -268,7 +268,7 @@ impl Draft {
             (Who::Right(index), Cause::Accept) => &ACTORS[index],
             (Who::Right(_), _) => record.provider.map_or(&ACTORS[FIRST_PROVIDER], |p| actor_of(p.0)),
         };
-                let attempt = record.attempts + u32::from(verb == Cause::Accept);
+        let attempt = record.attempts + u32::from(verb == Cause::Accept);
         let latest = latest_lease(&record.task, world.at()).unix();
         let proof = record.submission().map(|submission| submission.proof.message.clone());
         let result = proof.as_ref().map_or(hash(16), |proof| proof.result_hash);

@@ -61,7 +61,7 @@ impl MarketServer for Rpc {
         signature: Signature,
     ) -> RpcResult<TaskView> {
         let (id, body) = (accept.task_id, SignedMutation { mutation: accept, signature });
-        Ok(mutations::mutate(&self.app, maybe_caller(ext), id, body, Mutation::Accept).await?)
+        Ok(mutations::mutate(&self.app, maybe_caller(ext), id, body, Mutation::Accept).await?.1)
     }
 
     async fn submit_proof(
@@ -71,7 +71,7 @@ impl MarketServer for Rpc {
         signature: Signature,
     ) -> RpcResult<TaskView> {
         let (id, body) = (proof.task_id, SignedMutation { mutation: proof, signature });
-        Ok(mutations::mutate(&self.app, maybe_caller(ext), id, body, Mutation::Proof).await?)
+        Ok(mutations::mutate(&self.app, maybe_caller(ext), id, body, Mutation::Proof).await?.1)
     }
 
     async fn get_task_status(&self, ext: &Extensions, task_id: TaskId) -> RpcResult<TaskView> {

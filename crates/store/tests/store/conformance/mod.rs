@@ -2,6 +2,7 @@
 
 pub(crate) mod artifacts;
 pub(crate) mod calls;
+pub(crate) mod chain;
 pub(crate) mod sessions;
 pub(crate) mod tasks;
 
@@ -40,6 +41,8 @@ macro_rules! each_case {
             artifacts::what_is_unused_can_be_doomed_and_forgotten
             artifacts::what_was_left_doomed_is_taken_over
             artifacts::unfinished_tasks_come_in_portions
+            chain::the_cursor_and_its_facts_are_kept_together
+            chain::facts_wait_for_their_tasks
             calls::keys_are_kept_listed_and_revoked
             calls::use_adds_up_by_key_and_day
             calls::receipts_are_found_and_add_up_by_model
