@@ -20,6 +20,8 @@ use crate::market::Market;
 
 /// The longest pause after a failure; it begins at the polling interval and doubles.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// How long the endpoints may take together to answer: so long until it shows that the chain is out of reach.
+const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tasks that are read or worked on at once.
 const PAGE: usize = 256;
 /// How often live tasks are read again, since another relay of the same store may have changed them.
@@ -96,7 +98,10 @@ impl Follower {
     /// Finds the contract, and takes up what the last run left.
     async fn start(&mut self) -> Result<Watcher, FollowError> {
         let domain = self.config.domain;
-        let rpc_config = RpcConfig::new(self.config.rpc_urls.clone(), Some(domain.chain_id));
+        let rpc_config = RpcConfig {
+            total_timeout: RPC_TIMEOUT,
+            ..RpcConfig::new(self.config.rpc_urls.clone(), Some(domain.chain_id))
+        };
         let rpc = Rpc::new(rpc_config, &self.tls).map_err(|error| WatchError::Chain(error.into()))?;
         let chain = Chain::connect(rpc, domain.verifying_contract).await.map_err(WatchError::Chain)?;
         let config =

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use escrow::anvil::{ACCOUNTS, Anvil, KEYS};
-use escrow::{Call, Chain, Rpc, RpcConfig, Status};
+use escrow::{Call, Chain, Rpc, RpcConfig};
 use serde_json::{Value, json};
 use taskmarket::{
     AcceptTask, Address, Amount, ApproveResult, B256, Bytes32, ComputeProof, ContentHash, DisputeTask,
@@ -44,7 +44,7 @@ pub(crate) async fn world() -> Option<World> {
     let data = format!("0x{}{}", hex::encode(code), "0".repeat(64));
     let deployment = json!([{ "from": ACCOUNTS[5], "data": data }]);
     let tx: B256 = rpc.request("eth_sendTransaction", deployment).await.unwrap();
-    let receipt: Value = rpc.request("eth_getTransactionReceipt", json!([tx])).await.unwrap();
+    let receipt = receipt(&rpc, tx).await;
     let address: Address = receipt["contractAddress"].as_str().unwrap().parse().unwrap();
     let chain = Chain::connect(rpc, address).await.unwrap();
     let wallets = KEYS.iter().map(|key| Wallet::from_hex(key).unwrap()).collect();
@@ -88,7 +88,11 @@ impl World {
     pub(crate) async fn send(&self, from: usize, call: &Call) -> Result<B256, String> {
         let value = format!("{:#x}", call.value);
         let call = json!([{ "from": ACCOUNTS[from], "to": call.to, "value": value, "data": call.data }]);
-        self.chain.rpc().request("eth_sendTransaction", call).await.map_err(|error| error.to_string())
+        let rpc = self.chain.rpc();
+        let tx: B256 =
+            rpc.request("eth_sendTransaction", call).await.map_err(|error| error.to_string())?;
+        let receipt = receipt(rpc, tx).await;
+        if receipt["status"] == "0x1" { Ok(tx) } else { Err(format!("reverted: {receipt}")) }
     }
 
     /// Asks the development chain for something of its own.
@@ -216,10 +220,15 @@ impl World {
     pub(crate) async fn credit(&self, who: usize) -> Amount {
         self.chain.withdrawable(Address::ZERO, self.address(who)).await.unwrap()
     }
+}
 
-    pub(crate) async fn status(&self, task: &Task) -> Status {
-        self.chain.record(self.id(task)).await.unwrap().status
-    }
+/// What became of a transaction, once it is mined.
+async fn receipt(rpc: &Rpc, tx: B256) -> Value {
+    eventually("the transaction is mined", || async {
+        let receipt: Option<Value> = rpc.request("eth_getTransactionReceipt", json!([tx])).await.unwrap();
+        receipt
+    })
+    .await
 }
 
 /// Waits until something is so.
