@@ -610,3 +610,35 @@ fn a_result_may_come_after_its_proof() {
     assert_eq!(dispute.reason, "it is wrong");
     world.finish();
 }
+
+/// What the contract would not take, the domain does not take either.
+#[test]
+fn terms_that_the_contract_refuses_are_refused() {
+    let good = World::new(true, 2).contract.task;
+    let at = Timestamp::from_unix(START);
+    let refused = |change: fn(&mut Task)| {
+        let mut task = good.clone();
+        change(&mut task);
+        let signed = ACTORS[REQUESTER].sign(task, &ESCROW).verify(&ESCROW).unwrap();
+        match publish(at, &signed) {
+            Err(Rejection::Invalid { field, .. }) => Some(field),
+            Err(other) => panic!("{other}"),
+            Ok(_) => None,
+        }
+    };
+    assert_eq!(refused(|_| ()), None);
+    assert_eq!(refused(|task| task.arbiter = task.requester), Some("arbiter"));
+    assert_eq!(refused(|task| task.arbiter = Address::ZERO), Some("arbiter"));
+    assert_eq!(refused(|task| task.dispute_window = 0), Some("arbiter"));
+    assert_eq!(refused(|task| task.arbiter_window = 0), Some("arbiter_window"));
+    assert_eq!(refused(|task| task.arbiter_window = 30 * 86_400 + 1), Some("arbiter_window"));
+    assert_eq!(refused(|task| task.dispute_window = 30 * 86_400 + 1), Some("dispute_window"));
+    assert_eq!(refused(|task| task.deadline = Timestamp::from_unix(START)), Some("deadline"));
+    assert_eq!(
+        refused(|task| task.deadline = Timestamp::from_unix(START + 90 * 86_400 + 1)),
+        Some("deadline")
+    );
+    let odd = |task: &mut Task| task.budget = Amount(U256::from(101));
+    assert_eq!(refused(odd), Some("provider_stake"), "half is rounded up");
+    assert_eq!(refused(|task| task.dispute_bond = Amount(U256::from(49))), Some("dispute_bond"));
+}

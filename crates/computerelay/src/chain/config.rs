@@ -1,5 +1,6 @@
 //! Which escrow contract is followed, and how.
 
+use std::fmt;
 use std::time::Duration;
 
 use taskmarket::{Address, Domain};
@@ -8,7 +9,7 @@ use url::Url;
 use crate::misuse::Misuse;
 
 /// How the chain of settled tasks is followed.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct EscrowArgs {
     /// The escrow contract that holds the money of settled tasks: CHAIN_ID:0xADDRESS. Without it, only unsettled tasks are taken.
     #[arg(long, env = "ZORAI_RELAY_ESCROW", value_name = "CHAIN_ID:0xADDRESS", value_parser = parse_escrow, requires = "rpc_urls")]
@@ -54,7 +55,7 @@ pub struct EscrowArgs {
 }
 
 /// An escrow contract to follow.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EscrowConfig {
     /// The domain of the tasks whose money it holds.
     pub domain: Domain,
@@ -92,6 +93,36 @@ impl EscrowConfig {
     }
 }
 
+// Endpoints often carry access keys in their paths: only where they are is shown.
+
+impl fmt::Debug for EscrowArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EscrowArgs")
+            .field("escrow", &self.escrow)
+            .field("rpc_urls", &origins(&self.rpc_urls))
+            .field("confirmations", &self.confirmations)
+            .field("escrow_from_block", &self.escrow_from_block)
+            .field("chain_poll_ms", &self.chain_poll_ms)
+            .finish()
+    }
+}
+
+impl fmt::Debug for EscrowConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EscrowConfig")
+            .field("domain", &self.domain)
+            .field("rpc_urls", &origins(&self.rpc_urls))
+            .field("confirmations", &self.confirmations)
+            .field("from_block", &self.from_block)
+            .field("poll", &self.poll)
+            .finish()
+    }
+}
+
+fn origins(urls: &[Url]) -> Vec<String> {
+    urls.iter().map(|url| url.origin().ascii_serialization()).collect()
+}
+
 fn parse_escrow(text: &str) -> Result<Domain, String> {
     let form = "CHAIN_ID:0xADDRESS, such as 8453:0x5FbDB2315678afecb367f032d93F642f64180aa3";
     let (chain_id, address) = text.split_once(':').ok_or(form)?;
@@ -101,4 +132,33 @@ fn parse_escrow(text: &str) -> Result<Domain, String> {
         return Err("the zero address is no contract".to_owned());
     }
     Ok(Domain { chain_id, verifying_contract })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_escrow_is_a_chain_and_an_address() {
+        let address = "0x5FbDB2315678afecb367f032d93F642f64180aa3";
+        let domain = parse_escrow(&format!("8453:{address}")).unwrap();
+        assert_eq!((domain.chain_id, domain.verifying_contract), (8453, address.parse().unwrap()));
+        for wrong in ["", "8453", address, "x:0x00", &format!("-1:{address}"), &format!("1:{}", "0x0")] {
+            assert!(parse_escrow(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn access_keys_of_endpoints_are_not_shown() {
+        let config = EscrowConfig {
+            domain: Domain { chain_id: 1, verifying_contract: Address::repeat_byte(1) },
+            rpc_urls: vec!["https://user:word@rpc.example/v1/s3cret?key=s3cret".parse().unwrap()],
+            confirmations: 12,
+            from_block: 0,
+            poll: Duration::from_secs(4),
+        };
+        let shown = format!("{config:?}");
+        assert!(shown.contains("https://rpc.example"), "{shown}");
+        assert!(!shown.contains("s3cret") && !shown.contains("word"), "{shown}");
+    }
 }

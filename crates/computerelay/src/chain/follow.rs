@@ -51,7 +51,8 @@ pub(crate) async fn follow(
     let Some(view) = market.chain().cloned() else { return };
     let work = async {
         let mut pause = config.poll;
-        let mut follower = Follower { config, tls, market, hub, view, watcher: None, reread_at: None };
+        let (watcher, reread_at, owing) = (None, None, true);
+        let mut follower = Follower { config, tls, market, hub, view, watcher, reread_at, owing };
         loop {
             match follower.round().await {
                 Ok(caught_up) => {
@@ -80,6 +81,8 @@ struct Follower {
     watcher: Option<Watcher>,
     /// When all live tasks are read again.
     reread_at: Option<Instant>,
+    /// Whether tasks have facts to take that the store keeps already.
+    owing: bool,
 }
 
 impl Follower {
@@ -95,7 +98,7 @@ impl Follower {
         result
     }
 
-    /// Finds the contract, and takes up what the last run left.
+    /// Finds the contract, and where the last run stopped.
     async fn start(&mut self) -> Result<Watcher, FollowError> {
         let domain = self.config.domain;
         let rpc_config = RpcConfig {
@@ -108,7 +111,6 @@ impl Follower {
             WatchConfig { confirmations: self.config.confirmations, from_block: self.config.from_block };
         let cursor = self.market.store().chain_cursor(domain).await?;
         let watcher = Watcher::new(chain, config, cursor);
-        self.catch_up_tasks(cursor).await?;
         tracing::info!(chain_id = domain.chain_id, escrow = %domain.verifying_contract, "following the escrow");
         Ok(watcher)
     }
@@ -116,16 +118,21 @@ impl Follower {
     async fn step(&mut self, watcher: &mut Watcher) -> Result<bool, FollowError> {
         let store = self.market.store();
         let (had, now) = (self.view.trouble(), Instant::now());
+        if self.owing {
+            // Time must not act on a task before it has all that the chain said until then.
+            self.catch_up_tasks(watcher.cursor()).await?;
+            self.owing = false;
+        }
         let progress = watcher.step().await?;
         if progress.replaced > 0 {
             tracing::warn!(blocks = progress.replaced, "the chain replaced blocks that were not final");
         }
         if let Some((to, facts)) = &progress.portion {
+            self.owing = true;
             if !store.advance_chain(self.config.domain, watcher.cursor(), *to, facts.clone()).await? {
                 // Another relay of the same store was first.
                 let cursor = store.chain_cursor(self.config.domain).await?;
                 watcher.move_to(cursor);
-                self.catch_up_tasks(cursor).await?;
                 return Ok(false);
             }
             watcher.move_on(*to);
@@ -133,10 +140,12 @@ impl Follower {
                 self.take_facts(task).await?;
             }
             self.view.settled_up_to(*to, facts);
+            self.owing = false;
         }
         self.view.saw(&progress);
         if self.reread_at.is_none_or(|at| at <= now) {
             self.read_dues().await?;
+            self.forget_strays().await?;
             self.reread_at = Some(now + REREAD_EVERY);
         }
         self.let_time_act().await?;
@@ -160,9 +169,18 @@ impl Follower {
             }
         }
         if let Some(cursor) = cursor {
-            let before = cursor.block_time.unix().saturating_sub(KEEP_FACTS_SECS);
-            store.prune_chain_facts(Timestamp::from_unix(before)).await?;
             self.view.settled_up_to(cursor, &[]);
+        }
+        Ok(())
+    }
+
+    /// Forgets facts of tasks that never came and cannot come any more.
+    async fn forget_strays(&self) -> Result<(), FollowError> {
+        let Some(head) = self.view.final_head() else { return Ok(()) };
+        let before = head.block_time.unix().saturating_sub(KEEP_FACTS_SECS);
+        match self.market.store().prune_chain_facts(Timestamp::from_unix(before)).await? {
+            0 => {}
+            facts => tracing::info!(facts, "facts of tasks that never came were forgotten"),
         }
         Ok(())
     }

@@ -413,7 +413,9 @@ impl Shared {
             attempt: assignment.attempt,
             lease_until: now().plus(lease_secs).min(assignment.task.deadline),
         };
-        self.script.wallet.sign(&accept, &Domain::UNSETTLED).unwrap()
+        let shown = &assignment.domain;
+        let domain = Domain { chain_id: shown.chain_id, verifying_contract: shown.verifying_contract };
+        self.script.wallet.sign(&accept, &domain).unwrap()
     }
 
     fn lie(&self, assignment: &Assignment, lie: Lie) -> Response<Body> {

@@ -80,6 +80,10 @@ impl World {
         self.wallets[who].address()
     }
 
+    pub(crate) fn wallet(&self, who: usize) -> Wallet {
+        Wallet::from_hex(KEYS[who]).unwrap()
+    }
+
     pub(crate) fn sign<M: Message>(&self, who: usize, message: &M) -> Signed<M> {
         self.wallets[who].sign(message, &self.chain.domain()).unwrap()
     }
@@ -89,8 +93,7 @@ impl World {
         let value = format!("{:#x}", call.value);
         let call = json!([{ "from": ACCOUNTS[from], "to": call.to, "value": value, "data": call.data }]);
         let rpc = self.chain.rpc();
-        let tx: B256 =
-            rpc.request("eth_sendTransaction", call).await.map_err(|error| error.to_string())?;
+        let tx: B256 = rpc.request("eth_sendTransaction", call).await.map_err(|error| error.to_string())?;
         let receipt = receipt(rpc, tx).await;
         if receipt["status"] == "0x1" { Ok(tx) } else { Err(format!("reverted: {receipt}")) }
     }

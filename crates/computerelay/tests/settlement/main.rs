@@ -3,7 +3,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "../hub/agent.rs"]
+#[allow(dead_code, reason = "shared with the tests of the hub")]
+mod agent;
 mod chain;
+mod dispatch;
 mod money;
 mod relay;
 mod trouble;
+
+/// What the host of the hub's tests needs.
+mod support {
+    use std::time::Duration;
+
+    pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
+        tokio::time::timeout(Duration::from_secs(30), future)
+            .await
+            .unwrap_or_else(|_| panic!("timed out waiting for {what}"))
+    }
+}

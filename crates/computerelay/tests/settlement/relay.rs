@@ -60,6 +60,11 @@ impl Relay {
         (self.child, self.url) = spawn(self.store.path().to_owned(), &self.args).await;
     }
 
+    /// Where providers connect.
+    pub(crate) fn connect_url(&self) -> Url {
+        format!("{}/v1/provider/connect", self.url.replace("http://", "ws://")).parse().unwrap()
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> (StatusCode, Vec<u8>) {
         let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(KEY);
         if let Some(body) = body {
