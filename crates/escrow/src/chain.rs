@@ -284,9 +284,7 @@ impl Chain {
     /// [`ChainError`]
     pub async fn record_at(&self, id: TaskId, at: At) -> Result<Record, ChainError> {
         let record = self.read(self.escrow(), &contract::recordOfCall { taskId: id.0 }, at).await?;
-        let status = u8::try_from(record.status)
-            .ok()
-            .and_then(Status::from_index)
+        let status = Status::from_index(record.status)
             .ok_or_else(|| malformed("recordOf", "a status that is not known"))?;
         Ok(Record {
             provider: record.provider,

@@ -290,7 +290,8 @@ impl Sender {
         let balance = self.balance().await?;
         let short = |gas_limit: u64| {
             let needed = entry.call.value + U256::from(gas_limit) * U256::from(fees.max);
-            (needed + taken > balance).then(|| Halt::Trouble(Trouble::InsufficientFunds { needed, balance }))
+            (needed + taken > balance)
+                .then_some(Halt::Trouble(Trouble::InsufficientFunds { needed, balance }))
         };
         // Nodes refuse to estimate what the account cannot pay; 21,000 is the least that any transaction uses.
         if let Some(halt) = short(21_000) {
@@ -329,7 +330,12 @@ impl Sender {
 
     async fn estimate(&self, call: &Call) -> Result<Result<u64, RevertReason>, OutboxError> {
         let request = chain::request(call, Some(self.account()));
-        match self.rpc.request::<U256>("eth_estimateGas", json!([request])).await.map_err(chain::or_revert) {
+        match self
+            .rpc
+            .request::<U256>("eth_estimateGas", json!([request, "latest"]))
+            .await
+            .map_err(chain::or_revert)
+        {
             Ok(gas) => {
                 let gas: u64 = gas.saturating_to();
                 Ok(Ok(gas.saturating_add(gas / 100 * GAS_MARGIN_PERCENT)))
