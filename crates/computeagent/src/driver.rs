@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use daemon::clean;
 use rpc::node::{ComputeOutcome, ComputeStatus};
 use rpc::tasks::{FailureView, Phase};
 use taskmarket::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES, Timestamp};
 
 use crate::agent::{Shared, now};
 use crate::attempts::Place;
-use crate::http_client::clean;
 use crate::journal::{Entry, Stage};
 use crate::node::NodeError;
 

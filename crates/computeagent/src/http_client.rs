@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
+use daemon::quote;
 use reqwest::StatusCode;
 use rpc::error::ErrorBody;
 use rustls::ClientConfig;
 
 /// The largest JSON answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
-/// As much of another party's words as goes into logs and errors, in bytes.
-const MAX_QUOTE_BYTES: usize = 300;
 /// How long a TCP and TLS connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,41 +62,5 @@ pub(crate) async fn refusal(response: reqwest::Response) -> Answer {
             Answer { status, code: quote(&error.code), message: quote(&error.message) }
         }
         Err(_) => Answer { status, code: String::new(), message: quote(&String::from_utf8_lossy(&bytes)) },
-    }
-}
-
-/// Another party's words, safe for a log line: without control characters, and not too many of them.
-pub(crate) fn quote(text: &str) -> String {
-    clean(text, MAX_QUOTE_BYTES)
-}
-
-/// A text without control characters, cut to so many bytes.
-pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
-    let mut cleaned: String = text.chars().filter(|c| !c.is_control()).take(max_bytes).collect();
-    cleaned.truncate(cleaned.floor_char_boundary(max_bytes));
-    cleaned
-}
-
-/// An error with its causes in one line; a client's own first line names only the URL.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    quote(&text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_of_others_are_cut_at_a_character() {
-        assert_eq!(clean("a\u{1b}[31m\nb", 100), "a[31mb");
-        assert_eq!(clean("aéé", 4), "aé");
-        assert_eq!(quote(&"é".repeat(10_000)).len(), MAX_QUOTE_BYTES);
     }
 }

@@ -19,6 +19,7 @@ use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use daemon::{chain, quote};
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Body as HttpBody, Frame};
@@ -31,7 +32,6 @@ use taskmarket::{B256, ContentHash, Domain, InferenceReceipt};
 
 use self::usage::Usage;
 use crate::agent::{Shared, now};
-use crate::http_client::{chain, quote};
 use crate::node::NodeError;
 
 /// The longest id of a request that is signed, in bytes.
@@ -50,16 +50,6 @@ const TO_NODE: [HeaderName; 5] = [
     header::ACCEPT,
     HeaderName::from_static(REQUEST_ID_HEADER),
     HeaderName::from_static(MODEL_HEADER),
-];
-
-/// What of an answer belongs to the connection with the node. HTTP/2 has no place for it.
-const NOT_FROM_NODE: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::TRAILER,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static(REQUEST_ID_HEADER),
 ];
 
 /// Passes a request on. The model stands in [`MODEL_HEADER`].
@@ -104,9 +94,9 @@ async fn pass(shared: Arc<Shared>, request: Request) -> Result<Response, Refusal
             }
         })?;
     let (status, mut headers) = (answer.status(), answer.headers().clone());
-    for name in &NOT_FROM_NODE {
-        headers.remove(name);
-    }
+    // HTTP/2 has no place for what belongs to the connection with the node.
+    daemon::hop_by_hop::strip(&mut headers);
+    headers.remove(REQUEST_ID_HEADER);
     let (engine, quantization) = engine_of(&shared, &model);
     let streams = headers
         .get(header::CONTENT_TYPE)

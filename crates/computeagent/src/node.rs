@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use daemon::{Secret, SecretFileError, read_secret_file};
+use daemon::{Secret, SecretFileError, chain, read_secret_file};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rpc::node::{ComputeRequest, ComputeStatus, NodeReport};
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use taskmarket::TaskId;
 use url::Url;
 
-use crate::http_client::{Answer, body, chain, refusal};
+use crate::http_client::{Answer, body, refusal};
 
 /// How long the node may take to answer, beyond what it was asked to wait.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -120,7 +120,8 @@ impl NodeClient {
             None => self.read_token().await?,
         };
         let request = self.http.post(url).headers(headers).bearer_auth(token.expose()).timeout(patience);
-        let response = request.body(body).send().await.map_err(|error| unreachable(chain(&error)))?;
+        let response =
+            request.body(body).send().await.map_err(|error| unreachable(chain(&error.without_url())))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             // The next request reads the token that the node has now.
             *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -154,7 +155,7 @@ impl NodeClient {
         let request = |token: &Secret| {
             build(self.http.request(method.clone(), url.clone())).bearer_auth(token.expose()).send()
         };
-        let failed = |error: reqwest::Error| NodeError::Unreachable(chain(&error));
+        let failed = |error: reqwest::Error| NodeError::Unreachable(chain(&error.without_url()));
         let mut response = request(&token).await.map_err(failed)?;
         if response.status() == StatusCode::UNAUTHORIZED && kept.is_some() {
             response = request(&self.read_token().await?).await.map_err(failed)?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use daemon::chain;
 use reqwest::{Response, StatusCode};
 use rpc::error::ErrorCode;
 use rpc::tasks::SignedMutation;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use taskmarket::{ComputeProof, ContentHash, FailTask, UpdateNodeStatus};
 use url::Url;
 
-use crate::http_client::{Answer, chain, refusal};
+use crate::http_client::{Answer, refusal};
 
 /// How long the relay may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -16,6 +16,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use daemon::quote;
 use futures_util::StreamExt;
 use http::{HeaderValue, StatusCode, header};
 use rpc::error::{ErrorBody, ErrorCode, ErrorDetail};
@@ -28,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Shared;
 use crate::heartbeat;
-use crate::http_client::quote;
 use crate::inference;
 use crate::node::NodeError;
 use crate::offer::{self, Refusal};

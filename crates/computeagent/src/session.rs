@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use daemon::quote;
 use hyper_util::service::TowerToHyperService;
 use link::{Closed, ConnectError, Handshake, HandshakeError, close_code};
 use rpc::error::{ErrorBody, ErrorCode};
@@ -12,7 +13,6 @@ use taskmarket::{Bytes32, Domain, RegisterNode, keccak256};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{RunError, Shared, now};
-use crate::http_client::quote;
 use crate::service::service;
 
 /// The longest session id that is signed, in bytes.

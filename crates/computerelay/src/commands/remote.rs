@@ -1,6 +1,5 @@
 //! A relay that runs, asked by its admin API.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ::store::KeyId;
@@ -33,13 +32,7 @@ impl Remote {
             let why = format_args!("--relay {base} is none that can be asked");
             return Err(Misuse::because(why, "give a URL such as https://relay.example").into());
         }
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = daemon::tls::client_config(None)?;
         let is_here = match base.host() {
             Some(url::Host::Domain(name)) => name == "localhost",
             Some(url::Host::Ipv4(address)) => address.is_loopback(),
