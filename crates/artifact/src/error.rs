@@ -1,4 +1,5 @@
-//! Why a fetch failed, under which name, and by whose making.
+//! Why a fetch failed, and under which name. By whose making each failure comes is told where all codes of tasks are
+//! listed, in `rpc::failure`.
 
 use std::io;
 use std::time::Duration;
@@ -131,57 +132,6 @@ pub enum ContentError {
     BadImage { reason: String },
 }
 
-/// By whose making something failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
-    /// Who named the content: it would fail on every machine.
-    Requester,
-    /// The machine that fetches.
-    Provider,
-    /// Nobody's for certain, such as a connection that breaks.
-    Neither,
-}
-
-/// Each code of a [`FetchError`] and by whose making it comes.
-const CODES: [(&str, Blame); 24] = [
-    ("bad_reference", Blame::Requester),
-    ("unsupported_scheme", Blame::Requester),
-    ("not_allowed", Blame::Requester),
-    ("forbidden_address", Blame::Requester),
-    ("not_found", Blame::Requester),
-    ("unauthorized", Blame::Requester),
-    ("too_large", Blame::Requester),
-    ("hash_mismatch", Blame::Requester),
-    ("redirect_loop", Blame::Requester),
-    ("bad_manifest", Blame::Requester),
-    ("content_encoded", Blame::Requester),
-    ("unsupported_codec", Blame::Requester),
-    ("unsupported_hash", Blame::Requester),
-    ("unsupported_node", Blame::Requester),
-    ("bad_block", Blame::Requester),
-    ("image_without_platform", Blame::Requester),
-    ("bad_image", Blame::Requester),
-    ("unreachable", Blame::Neither),
-    ("truncated", Blame::Neither),
-    ("no_gateway_served_it", Blame::Neither),
-    ("stalled", Blame::Neither),
-    ("timed_out", Blame::Neither),
-    ("disk_full", Blame::Provider),
-    ("io", Blame::Provider),
-];
-
-impl Blame {
-    /// Every code of [`FetchError::code`], and by whose making it comes.
-    pub fn codes() -> impl Iterator<Item = (&'static str, Self)> {
-        CODES.into_iter()
-    }
-
-    /// By whose making a failure with this code of [`FetchError::code`] comes; `None` for codes of others.
-    pub fn of_code(code: &str) -> Option<Self> {
-        CODES.iter().find(|(known, _)| *known == code).map(|(_, blame)| *blame)
-    }
-}
-
 impl ContentError {
     /// The stable name of the error, for programs.
     pub fn code(&self) -> &'static str {
@@ -221,12 +171,6 @@ impl FetchError {
             Self::Io { .. } => "io",
         }
     }
-
-    /// By whose making it failed, so that nobody answers for what others did.
-    pub fn blame(&self) -> Blame {
-        // Every code is in the table; a test holds them together.
-        Blame::of_code(self.code()).unwrap_or(Blame::Neither)
-    }
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -238,31 +182,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_failure_has_its_code_and_its_maker() {
+    fn failures_of_one_kind_are_told_apart() {
         let reference = || "r".to_owned();
         let io = |kind: io::ErrorKind| FetchError::Io { reference: reference(), source: kind.into() };
         let gone = |how| FetchError::Unreachable { reference: reference(), reason: String::new(), how };
         let late = |wait| FetchError::TimedOut { reference: reference(), after: Duration::ZERO, wait };
         let bad = |source| FetchError::BadManifest { reference: reference(), source };
         let platform = ContentError::NoPlatform { platform: String::new(), offered: String::new() };
-        for (error, code, blame) in [
-            (io(io::ErrorKind::StorageFull), "disk_full", Blame::Provider),
-            (io(io::ErrorKind::PermissionDenied), "io", Blame::Provider),
-            (gone(Unreached::Server), "unreachable", Blame::Neither),
-            (gone(Unreached::Truncated), "truncated", Blame::Neither),
-            (gone(Unreached::Gateways), "no_gateway_served_it", Blame::Neither),
-            (late(Wait::Server), "stalled", Blame::Neither),
-            (late(Wait::Whole), "timed_out", Blame::Neither),
-            (bad(ManifestError::TooLong.into()), "bad_manifest", Blame::Requester),
-            (bad(platform), "image_without_platform", Blame::Requester),
-            (
-                FetchError::TooManyRedirects { reference: reference(), limit: 1 },
-                "redirect_loop",
-                Blame::Requester,
-            ),
+        for (error, code) in [
+            (io(io::ErrorKind::StorageFull), "disk_full"),
+            (io(io::ErrorKind::PermissionDenied), "io"),
+            (gone(Unreached::Server), "unreachable"),
+            (gone(Unreached::Truncated), "truncated"),
+            (gone(Unreached::Gateways), "no_gateway_served_it"),
+            (late(Wait::Server), "stalled"),
+            (late(Wait::Whole), "timed_out"),
+            (bad(ManifestError::TooLong.into()), "bad_manifest"),
+            (bad(platform), "image_without_platform"),
+            (FetchError::TooManyRedirects { reference: reference(), limit: 1 }, "redirect_loop"),
         ] {
-            assert_eq!((error.code(), error.blame()), (code, blame), "{error}");
+            assert_eq!(error.code(), code, "{error}");
         }
-        assert_eq!(Blame::of_code("out_of_fuel"), None, "another's code");
     }
 }

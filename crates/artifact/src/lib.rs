@@ -27,7 +27,7 @@ mod registry;
 pub use blobs::{BlobStore, PutError, Usage};
 pub use cache::{Kept, Scrubbed, Trimmed};
 pub use digest::{Digest, Hasher, ParseDigestError};
-pub use error::{Blame, ContentError, FetchError, Unreached, Wait};
+pub use error::{ContentError, FetchError, Unreached, Wait};
 pub use fetch::{Fetcher, LocalFile, LocalFolder};
 pub use guard::AddressClass;
 pub use image::{LocalImage, Platform};
