@@ -4,6 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What a node that lets containers out needs besides its unit.
+const DROP_IN: &str = "zorai-compute-node.service.d/egress.conf";
+
 fn packaging() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging")
 }
@@ -24,6 +27,8 @@ fn the_units_are_valid_to_systemd() {
         let program = value(&text, "ExecStart").split(' ').next().unwrap().to_owned();
         std::fs::write(folder.path().join(unit), text.replace(&program, "/bin/sh")).unwrap();
     }
+    std::fs::create_dir(folder.path().join(DROP_IN).parent().unwrap()).unwrap();
+    std::fs::copy(packaging().join("systemd").join(DROP_IN), folder.path().join(DROP_IN)).unwrap();
     let mut verify = Command::new("systemd-analyze");
     let verified = verify.arg("verify").args(units.map(|unit| folder.path().join(unit))).output();
     match verified {
@@ -54,4 +59,16 @@ fn the_nodes_unit_names_what_the_node_knows() {
         (value(&unit, "ProtectSystem").as_str(), value(&unit, "Restart").as_str()),
         ("strict", "on-failure")
     );
+}
+
+#[test]
+fn the_way_out_of_containers_has_the_rights_that_it_needs_and_no_others() {
+    let drop_in = std::fs::read_to_string(packaging().join("systemd").join(DROP_IN)).unwrap();
+    let rights = "CAP_SYS_ADMIN CAP_SYS_PTRACE";
+    for key in ["AmbientCapabilities", "CapabilityBoundingSet"] {
+        assert_eq!(value(&drop_in, key), rights);
+    }
+    assert_eq!(value(&drop_in, "RestrictNamespaces"), "net");
+    let unit = std::fs::read_to_string(packaging().join("systemd/zorai-compute-node.service")).unwrap();
+    assert_eq!(value(&unit, "CapabilityBoundingSet"), "");
 }
