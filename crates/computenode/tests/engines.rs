@@ -140,6 +140,8 @@ async fn requests_pass_to_the_engine_of_their_model() {
 
     let unknown = node.complete(json!({ "model": "gpt-9" })).await;
     assert_eq!(code(unknown).await, (404, "model_not_found".to_owned()));
+    let large = node.complete(json!({ "model": FAKE, "prompt": "x".repeat(33 << 20) })).await;
+    assert_eq!(code(large).await, (413, "payload_too_large".to_owned()));
     let nameless = node.complete(json!({ "prompt": "a" })).await;
     assert_eq!(code(nameless).await, (400, "malformed_request".to_owned()));
     let mut stranger = node.api.clone();
@@ -204,9 +206,10 @@ async fn a_batch_keeps_its_order_and_a_bad_line_its_error() {
     input.push_str("{not json\n");
     input.push_str(&line(51, &json!({ "behave": "refuse", "prompt": "r" })));
     input.push_str(&line(52, &json!({ "behave": "garbage", "prompt": "g" })));
+    input.push_str(&line(53, &json!({ "behave": "short", "prompt": "s" })));
     node.batch(folder.path(), 1, FAKE, &input, r#"{"concurrency":4}"#).await;
     let result = node.result().await;
-    assert_eq!(result.len(), 53);
+    assert_eq!(result.len(), 54);
     for (id, line) in result.iter().take(50).enumerate() {
         assert_eq!(line["custom_id"], id.to_string());
         assert_eq!(line["response"]["status_code"], 200);
@@ -219,6 +222,9 @@ async fn a_batch_keeps_its_order_and_a_bad_line_its_error() {
     );
     assert_eq!(result[51]["response"]["status_code"], 400);
     assert_eq!(result[52]["error"]["code"], "invalid_response");
+    assert_eq!(result[53]["error"]["code"], "engine_failed");
+    let told = result[53]["error"]["message"].as_str().unwrap();
+    assert!(!told.contains(&fake.addr.to_string()), "a stranger is told where the engine is: {told}");
     let most = *fake.seen.most.lock().unwrap();
     assert!((2..=4).contains(&most), "{most} requests at once");
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use reqwest::Url;
+use url::Host;
 
 /// The most requests that one engine is given at once, whatever is configured.
 const MAX_SLOTS: u32 = 4096;
@@ -157,6 +158,11 @@ pub enum EngineError {
     /// A command wants a GPU and the engine names none.
     #[error("--managed-engine {0}: its command uses {{gpu}}\nhint: add gpu=N")]
     NoGpu(String),
+    /// An engine's URL holds a user's name or password, which engines are not sent and logs would show.
+    #[error(
+        "--engine {0}: its URL holds a user name or a password\nhint: write NAME=http://HOST:PORT without them"
+    )]
+    Credentials(String),
     /// No HTTP client can be made.
     #[error("the client for engines cannot be set up: {0}")]
     Client(String),
@@ -198,6 +204,11 @@ impl EngineArgs {
                 return Err(EngineError::TwiceNamed(name.clone()));
             }
         }
+        // Here and not where the URL is parsed: the command line's own errors would quote it.
+        let secret = |url: &Url| !url.username().is_empty() || url.password().is_some();
+        if let Some(spec) = self.engine.iter().find(|spec| secret(&spec.url)) {
+            return Err(EngineError::Credentials(spec.name.clone()));
+        }
         let split = |command: &str| command.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let mut commands: BTreeMap<&str, Vec<String>> =
             TEMPLATES.iter().map(|(name, command)| (*name, split(command))).collect();
@@ -222,6 +233,13 @@ impl EngineArgs {
         };
         self.managed_engine.iter().map(launch).collect()
     }
+
+    /// Whether an engine is named that listens on this port of loopback.
+    pub(super) fn names_loopback(&self, port: u16) -> bool {
+        let is_there = |url: &Url| url.port_or_known_default() == Some(port) && is_loopback(url);
+        self.engine.iter().any(|spec| is_there(&spec.url))
+            || self.managed_engine.iter().any(|spec| spec.port == Some(port))
+    }
 }
 
 impl FromStr for EngineSpec {
@@ -231,9 +249,9 @@ impl FromStr for EngineSpec {
         let (name, rest) = named(text, "NAME=http://HOST:PORT[,slots=N]")?;
         let mut parts = rest.split(',');
         let url = parts.next().unwrap_or_default();
-        let mut url: Url = url.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
+        let mut url: Url = url.parse().map_err(|error| format!("it is no URL: {error}"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || url.query().is_some() {
-            return Err(format!("{url}: write http://HOST:PORT"));
+            return Err("write http://HOST:PORT".to_owned());
         }
         // Engines are named with and without the /v1 that follows in every path.
         let path = url.path().trim_end_matches('/');
@@ -299,6 +317,15 @@ fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
     Ok((name.to_owned(), rest))
 }
 
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
+        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
+        None => false,
+    }
+}
+
 fn parse_slots(text: &str) -> Result<u32, String> {
     let slots = text.parse().ok().filter(|slots| (1..=MAX_SLOTS).contains(slots));
     slots.ok_or_else(|| format!("slots={text}: write a number from 1 to {MAX_SLOTS}"))
@@ -325,6 +352,29 @@ mod tests {
         ] {
             assert!(wrong.parse::<EngineSpec>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn passwords_are_refused_and_not_told() {
+        for url in ["http://user:hunter2@127.0.0.1:1", "http://:hunter2@127.0.0.1:1", "http://hunter2@h:1"] {
+            let spec = format!("a={url}").parse().unwrap();
+            let error = EngineArgs { engine: vec![spec], ..EngineArgs::default() }.launches().unwrap_err();
+            assert_eq!(error, EngineError::Credentials("a".to_owned()));
+            assert!(!error.to_string().contains("hunter2"));
+        }
+        let error = "a=http://user:hunter2@h:port".parse::<EngineSpec>().unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn an_engine_elsewhere_takes_no_port_of_loopback() {
+        let names = |engine: &str| {
+            let args = EngineArgs { engine: vec![engine.parse().unwrap()], ..EngineArgs::default() };
+            args.names_loopback(8000)
+        };
+        assert!(names("a=http://127.0.0.1:8000") && names("a=http://localhost:8000/v1"));
+        assert!(names("a=http://[::1]:8000"));
+        assert!(!names("a=http://gpu.lan:8000") && !names("a=http://127.0.0.1:8001"));
     }
 
     #[test]

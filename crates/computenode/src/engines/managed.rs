@@ -46,7 +46,7 @@ pub(super) async fn supervise(
             Ok(started) => run(&engine, started, timing.stop, &ending).await,
             Err(error) => Some(format!("it cannot be started: {error}")),
         };
-        engine.moved(None);
+        engine.ended();
         if let Err(error) = tokio::fs::remove_file(&note).await
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -126,13 +126,13 @@ async fn run(
     ending: &CancellationToken,
 ) -> Option<String> {
     let Started { mut child, group, base } = started;
-    engine.moved(Some(base));
+    let hangs = engine.began(base);
     let why = tokio::select! {
         ended = child.wait() => return Some(match ended {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         }),
-        () = engine.hangs.notified() => Some("it does not answer any more".to_owned()),
+        () = hangs.cancelled() => Some("it does not answer any more".to_owned()),
         () = ending.cancelled() => None,
     };
     group.signal(Signal::TERM);

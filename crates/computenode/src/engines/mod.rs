@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use daemon::chain;
 use reqwest::{Client, Url};
 use rpc::inference::{InferenceKind, MAX_MODELS, ModelOffer};
 use taskmarket::Amount;
@@ -30,7 +31,7 @@ use self::config::Launch;
 use self::probe::{Problem, Served, ServedModel, probe};
 
 /// Where engines usually listen on loopback.
-const USUAL_PORTS: [(&str, u16); 5] =
+pub(crate) const USUAL_PORTS: [(&str, u16); 5] =
     [("vllm", 8000), ("sglang", 30_000), ("llama.cpp", 8080), ("ollama", 11_434), ("lm-studio", 1234)];
 
 /// How long a connection to an engine may take.
@@ -44,9 +45,6 @@ const ABSENT_PROBE: Duration = Duration::from_secs(1);
 
 /// Probes in a row without an answer after which a managed engine that once answered is killed and started again.
 const MISSED_PROBES_TO_RESTART: u32 = 60;
-
-/// As much of an engine's words as goes into logs and errors, in bytes.
-const MAX_QUOTE_BYTES: usize = 300;
 
 /// The engines of a node. Clones are the same engines.
 #[derive(Clone)]
@@ -74,8 +72,6 @@ struct Engine {
     state: Mutex<State>,
     /// Wakes its probe before its time.
     look: Notify,
-    /// Tells its supervisor that it hangs.
-    hangs: Notify,
     changed: Arc<watch::Sender<()>>,
 }
 
@@ -87,6 +83,16 @@ struct State {
     up: bool,
     missed: u32,
     busy: u32,
+    /// The process of a managed engine.
+    process: Option<Process>,
+}
+
+/// A managed engine's process, as its answers tell.
+struct Process {
+    /// Whether it has answered: until then it loads its model, however long that takes.
+    answered: bool,
+    /// Tells its supervisor that it answers no more.
+    hangs: CancellationToken,
 }
 
 /// Why no engine can take a request now.
@@ -143,7 +149,6 @@ impl Engines {
                 slots,
                 state: Mutex::new(State { base, ..State::default() }),
                 look: Notify::new(),
-                hangs: Notify::new(),
                 changed: Arc::clone(&changed),
             })
         };
@@ -157,7 +162,7 @@ impl Engines {
         let launches: Vec<_> = managed.collect();
         engines.extend(launches.iter().map(|(engine, _)| Arc::clone(engine)));
         let usual = USUAL_PORTS.iter().filter(|_| args.detect_engines);
-        for (name, port) in usual.filter(|(_, port)| !args.names_port(*port)) {
+        for (name, port) in usual.filter(|(_, port)| !args.names_loopback(*port)) {
             let url = Url::parse(&format!("http://127.0.0.1:{port}/"));
             engines.push(engine(name, false, None, url.ok()));
         }
@@ -267,13 +272,6 @@ impl Engines {
     }
 }
 
-impl EngineArgs {
-    fn names_port(&self, port: u16) -> bool {
-        self.engine.iter().any(|spec| spec.url.port_or_known_default() == Some(port))
-            || self.managed_engine.iter().any(|spec| spec.port == Some(port))
-    }
-}
-
 impl Engine {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change leaves the state whole.
@@ -306,10 +304,21 @@ impl Engine {
         }
     }
 
-    /// A managed engine has begun at this place, or is gone.
-    fn moved(&self, base: Option<Url>) {
+    /// A managed engine's process has begun at this place. What this gives is cancelled when it hangs.
+    fn began(&self, base: Url) -> CancellationToken {
+        let hangs = CancellationToken::new();
+        self.moved(Some(base), Some(Process { answered: false, hangs: hangs.clone() }));
+        hangs
+    }
+
+    /// A managed engine's process is gone.
+    fn ended(&self) {
+        self.moved(None, None);
+    }
+
+    fn moved(&self, base: Option<Url>, process: Option<Process>) {
         let mut state = self.state();
-        (state.base, state.up, state.missed) = (base, false, 0);
+        (state.base, state.process, state.up, state.missed) = (base, process, false, 0);
         drop(state);
         self.changed.send_replace(());
         self.look.notify_one();
@@ -334,6 +343,9 @@ impl Engine {
                     tracing::info!(engine = self.name, %base, ?models, "an engine answers");
                 }
                 (state.served, state.up, state.missed) = (Some(served), true, 0);
+                if let Some(process) = &mut state.process {
+                    process.answered = true;
+                }
             }
             Err(problem) => {
                 state.missed = state.missed.saturating_add(1);
@@ -342,8 +354,10 @@ impl Engine {
                     state.up = false;
                     tracing::warn!(engine = self.name, %base, problem = problem.text, "an engine does not answer");
                 }
-                if state.missed == MISSED_PROBES_TO_RESTART && state.served.is_some() {
-                    self.hangs.notify_one();
+                if state.missed >= MISSED_PROBES_TO_RESTART
+                    && let Some(process) = state.process.as_ref().filter(|process| process.answered)
+                {
+                    process.hangs.cancel();
                 }
             }
         }
@@ -409,7 +423,9 @@ pub(crate) enum BodyError {
 /// Reads a body of at most `limit` bytes.
 pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Result<Vec<u8>, BodyError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| BodyError::Cut(chain(&error)))? {
+    while let Some(chunk) =
+        response.chunk().await.map_err(|error| BodyError::Cut(chain(&error.without_url())))?
+    {
         if bytes.len() + chunk.len() > limit {
             return Err(BodyError::TooLarge(limit));
         }
@@ -418,16 +434,45 @@ pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> 
     Ok(bytes)
 }
 
-/// An error with its causes in one line, without control characters, and not too long.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine() -> Engine {
+        Engine {
+            name: "engine".to_owned(),
+            expected: true,
+            slots: None,
+            state: Mutex::default(),
+            look: Notify::new(),
+            changed: Arc::new(watch::Sender::new(())),
+        }
     }
-    text.retain(|c| !c.is_control());
-    text.truncate(text.floor_char_boundary(MAX_QUOTE_BYTES));
-    text
+
+    fn miss(engine: &Engine, base: &Url, probes: u32) {
+        for _ in 0..probes {
+            engine.answered(base, Err(Problem { refused: true, text: "refused".to_owned() }));
+        }
+    }
+
+    #[test]
+    fn an_engine_that_loads_does_not_hang() {
+        let engine = engine();
+        let base = Url::parse("http://127.0.0.1:1/").unwrap();
+        let served =
+            || Served { kind: probe::Kind::Other, models: Vec::new(), slots: 1, endpoints: Vec::new() };
+        let first = engine.began(base.clone());
+        miss(&engine, &base, 1000);
+        assert!(!first.is_cancelled(), "it loads its model");
+        engine.answered(&base, Ok(served()));
+        miss(&engine, &base, MISSED_PROBES_TO_RESTART - 1);
+        assert!(!first.is_cancelled());
+        miss(&engine, &base, 1);
+        assert!(first.is_cancelled(), "it has answered, and answers no more");
+
+        engine.ended();
+        let second = engine.began(base.clone());
+        miss(&engine, &base, 1000);
+        assert!(!second.is_cancelled(), "its former process answered, and this one loads its model");
+    }
 }

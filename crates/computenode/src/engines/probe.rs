@@ -275,7 +275,7 @@ impl Ask<'_> {
         let url = self.base.join(path).map_err(|error| problem(error.to_string()))?;
         let response = self.http.get(url).timeout(self.deadline).send().await;
         let response =
-            response.map_err(|error| Problem { refused: error.is_connect(), text: super::chain(&error) })?;
+            response.map_err(|error| Problem { refused: error.is_connect(), text: daemon::chain(&error) })?;
         if !response.status().is_success() {
             return Err(problem(format!("/{path} answers {}", response.status())));
         }

@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Json, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
+use daemon::chain;
 use futures_util::StreamExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use rpc::REQUEST_ID_HEADER;
 use rpc::error::{ErrorBody, ErrorDetail};
 use rpc::inference::{InferenceKind, MODEL_HEADER};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Engines, Lease, RouteError, chain};
+use super::{Engines, Lease, RouteError};
 
 /// The largest request, in bytes: images come inside it.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
@@ -38,18 +39,9 @@ const TO_ENGINE: [HeaderName; 4] = [
     HeaderName::from_static(REQUEST_ID_HEADER),
 ];
 
-/// The headers of an answer that belong to its connection, or are the node's own to set.
-const NOT_FROM_ENGINE: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::TRAILER,
-    header::UPGRADE,
-    header::SERVER,
-    header::DATE,
-    header::SET_COOKIE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static(REQUEST_ID_HEADER),
-];
+/// The headers of an answer that are the node's own to set, besides those of its connection.
+const NOT_FROM_ENGINE: [HeaderName; 4] =
+    [header::SERVER, header::DATE, header::SET_COOKIE, HeaderName::from_static(REQUEST_ID_HEADER)];
 
 /// A refusal in OpenAI's shape, with a code of its own.
 struct Refusal {
@@ -79,7 +71,7 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
     let (head, body) = request.into_parts();
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: usize| length > MAX_REQUEST_BYTES) {
-        return Err(too_large());
+        return Err(too_large(MAX_REQUEST_BYTES));
     }
     let (model, body) = match head.headers.get(MODEL_HEADER) {
         Some(model) => {
@@ -99,12 +91,7 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
     for name in &TO_ENGINE {
         headers.extend(head.headers.get(name).map(|value| (name.clone(), value.clone())));
     }
-    let mut passed = 0_usize;
-    let body = body.into_data_stream().map(move |chunk| {
-        let chunk: Bytes = chunk.map_err(|error| chain(&error))?;
-        passed = passed.saturating_add(chunk.len());
-        if passed > MAX_REQUEST_BYTES { Err("too large".to_owned()) } else { Ok(chunk) }
-    });
+    let body = Limited::new(body, MAX_REQUEST_BYTES).into_data_stream();
     let sending = lease
         .post(path)
         .map_err(unreachable)?
@@ -114,12 +101,13 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
         .send();
     match sending.await {
         Ok(answer) => Ok(pass_on(answer, lease)),
-        Err(error) if error.is_body() => Err(malformed("the request's body ended early, or is too large")),
+        Err(error) if is_too_large(&error) => Err(too_large(MAX_REQUEST_BYTES)),
+        Err(error) if error.is_body() => Err(malformed("the request's body ended early")),
         Err(error) => {
             if error.is_connect() {
                 lease.lost();
             }
-            Err(unreachable(chain(&error)))
+            Err(unreachable(chain(&error.without_url())))
         }
     }
 }
@@ -127,14 +115,8 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
 /// The engine's answer, which keeps its slot until its last byte, or until nobody reads it any more.
 fn pass_on(answer: reqwest::Response, lease: Lease) -> Response {
     let (status, mut headers) = (answer.status(), answer.headers().clone());
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in NOT_FROM_ENGINE.iter().chain(&named) {
+    daemon::hop_by_hop::strip(&mut headers);
+    for name in &NOT_FROM_ENGINE {
         headers.remove(name);
     }
     let body = answer.bytes_stream().map(move |chunk| {
@@ -152,7 +134,14 @@ async fn read_model(body: Body) -> Result<(String, Body), Refusal> {
     struct Named {
         model: String,
     }
-    let bytes = to_bytes(body, MAX_READ_BYTES).await.map_err(|_| too_large())?;
+    let bytes = Limited::new(body, MAX_READ_BYTES).collect().await.map_err(|error| {
+        if is_too_large(&*error) {
+            too_large(MAX_READ_BYTES)
+        } else {
+            malformed("the request's body ended early")
+        }
+    })?;
+    let bytes = bytes.to_bytes();
     let named: Named = serde_json::from_slice(&bytes)
         .map_err(|error| malformed(&format!("no request that names its model: {error}")))?;
     Ok((named.model, Body::from(bytes)))
@@ -173,12 +162,18 @@ fn refuse(engines: &Engines, error: RouteError) -> Refusal {
     Refusal { status, code, message }
 }
 
-fn too_large() -> Refusal {
-    Refusal {
-        status: StatusCode::PAYLOAD_TOO_LARGE,
-        code: "payload_too_large",
-        message: format!("a request has {MAX_REQUEST_BYTES} bytes at most"),
+fn too_large(limit: usize) -> Refusal {
+    let mut message = format!("a request has {limit} bytes at most");
+    if limit < MAX_REQUEST_BYTES {
+        message = format!("{message}, or {MAX_REQUEST_BYTES} if the header {MODEL_HEADER} names its model");
     }
+    Refusal { status: StatusCode::PAYLOAD_TOO_LARGE, code: "payload_too_large", message }
+}
+
+/// Whether a body was not read or sent because it is larger than its limit.
+fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.into_iter().any(|error| error.is::<LengthLimitError>())
 }
 
 fn malformed(message: &str) -> Refusal {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use artifact::Digest;
+use daemon::chain;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 use self::input::{Input, Line, LineError, Request};
 use self::partial::Partial;
 use super::{Context, Job, ModelFiles, ModelShape, Output, Progress, RunCode, RunError, Runtime, Stop};
-use crate::engines::{BodyError, Engines, Lease, RouteError, chain, read_body};
+use crate::engines::{BodyError, Engines, Lease, RouteError, read_body};
 
 /// The most requests of one task that are at an engine at once, whatever its slots.
 const MAX_CONCURRENCY: u32 = 64;
@@ -124,7 +125,7 @@ impl OpenaiRuntime {
 
     /// How many requests the engines of a model work on at once. Waits for one that is away.
     async fn slots(&self, model: &str) -> Result<u32, RunError> {
-        drop(take(&self.engines, model, true).await?);
+        found(&self.engines, model).await?;
         let offers = self.engines.offers();
         Ok(offers.iter().find(|offer| offer.id == model).map_or(1, |offer| offer.slots))
     }
@@ -229,7 +230,7 @@ impl Batch {
             if again > 0 {
                 tokio::time::sleep(RETRY * 2_u32.pow(again - 1)).await;
             }
-            let Some(lease) = take(&self.engines, &self.model, false).await? else { continue };
+            let lease = take(&self.engines, &self.model).await?;
             match send(&lease, request).await {
                 Ok(answer) if again + 1 < TRIES && matches!(answer.status, 429 | 500..) => {}
                 Ok(answer) => return Ok(Ok(answer)),
@@ -247,39 +248,47 @@ impl Batch {
 }
 
 /// Waits for a slot: as long as it takes while the engine works, and for a while if it is away.
-///
-/// With `look`, the wait is over once the engine is known to be there, whether it has a free slot or not.
-async fn take(engines: &Engines, model: &str, look: bool) -> Result<Option<Lease>, RunError> {
+async fn take(engines: &Engines, model: &str) -> Result<Lease, RunError> {
+    wait(engines, || match engines.acquire(model) {
+        Ok(lease) => Ok(Some(lease)),
+        Err(RouteError::Busy(_)) => Ok(None),
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+/// Waits until an engine is there, whether it has a free slot or not; for a while if it is away.
+async fn found(engines: &Engines, model: &str) -> Result<(), RunError> {
+    wait(engines, || match engines.acquire(model) {
+        Ok(_) | Err(RouteError::Busy(_)) => Ok(Some(())),
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+/// Looks again whenever something changes at the engines, until there is what is looked for, or the engine was away for
+/// too long.
+async fn wait<T>(engines: &Engines, look: impl Fn() -> Result<Option<T>, RouteError>) -> Result<T, RunError> {
     let mut changes = engines.changes();
     let mut away_since = None;
     loop {
         changes.mark_unchanged();
-        let error = match engines.acquire(model) {
-            Ok(lease) => return Ok(Some(lease)),
-            Err(error) => error,
-        };
-        let until = match &error {
-            RouteError::ModelNotFound(_) => {
+        let error = match look() {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {
+                away_since = None;
+                // The sender lives as long as the engines.
+                let _ = changes.changed().await;
+                continue;
+            }
+            Err(error @ RouteError::ModelNotFound(_)) => {
                 return Err(RunError::new(RunCode::ModelNotFound, error.to_string()));
             }
-            RouteError::Busy(_) if look => return Ok(None),
-            RouteError::Busy(_) => {
-                away_since = None;
-                None
-            }
-            RouteError::Unavailable(_) => {
-                Some(*away_since.get_or_insert_with(Instant::now) + engines.absence())
-            }
+            Err(error @ (RouteError::Unavailable(_) | RouteError::Busy(_))) => error,
         };
-        let changed = changes.changed();
-        match until {
-            // The sender lives as long as the engines.
-            None => drop(changed.await),
-            Some(until) => {
-                if tokio::time::timeout_at(until, changed).await.is_err() {
-                    return Err(RunError::new(RunCode::EngineUnavailable, error.to_string()));
-                }
-            }
+        let until = *away_since.get_or_insert_with(Instant::now) + engines.absence();
+        if tokio::time::timeout_at(until, changes.changed()).await.is_err() {
+            return Err(RunError::new(RunCode::EngineUnavailable, error.to_string()));
         }
     }
 }
@@ -295,7 +304,7 @@ enum Failed {
 async fn send(lease: &Lease, request: &Request) -> Result<Answer, Failed> {
     let post = lease.post(request.path).map_err(Failed::Connection)?;
     let post = post.header("content-type", "application/json").body(request.body.clone());
-    let answer = post.send().await.map_err(|error| Failed::Connection(chain(&error)))?;
+    let answer = post.send().await.map_err(|error| Failed::Connection(chain(&error.without_url())))?;
     let status = answer.status().as_u16();
     let request_id = answer.headers().get(rpc::REQUEST_ID_HEADER).and_then(|id| id.to_str().ok());
     let request_id: String = request_id.unwrap_or_default().chars().take(256).collect();
