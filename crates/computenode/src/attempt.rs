@@ -9,6 +9,7 @@ use artifact::{Digest, FetchError, Fetcher, Kept, LocalFile, LocalFolder, Origin
 use taskmarket::{ContentHash, Task};
 use tokio_util::sync::CancellationToken;
 
+use crate::remove::remove_folder;
 use crate::runtime::{
     Context, Gpu, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress,
     RunCode, RunError, Runtime,
@@ -31,7 +32,7 @@ pub(crate) struct Attempt {
     pub(crate) work: PathBuf,
 }
 
-/// A folder that is removed, with all in it, when this is dropped.
+/// A folder that is removed, with all in it, once this is dropped.
 pub(crate) struct WorkFolder(PathBuf);
 
 /// Model and input, on this machine and checked.
@@ -163,13 +164,14 @@ impl Attempt {
         } else {
             Input::File(self.fetcher.fetch_file(&input, input_pin, origin, |_, _| {}).await?)
         };
-        // Such an image is pulled by the container engine, which keeps images by itself.
-        if let (ModelShape::Image, ReferenceKind::Oci { image, digest }) = (shape, model.kind()) {
+        // Such an image is fetched by the runtime if need be: its engine keeps images by itself.
+        if let (ModelShape::Image, ReferenceKind::Oci { digest, .. }) = (shape, model.kind()) {
             if model_pin.is_some_and(|pin| pin != *digest) {
                 let reason = "model_hash: it is not the digest in model_cid";
                 return Err(Failure::new("hash_mismatch", reason));
             }
-            return Ok((ModelFiles::Image(format!("{image}@sha256:{digest}")), *digest, input));
+            let digest = *digest;
+            return Ok((ModelFiles::Image(model), digest, input));
         }
         let (files, model_digest) = match shape {
             ModelShape::File | ModelShape::Image => {
@@ -248,27 +250,34 @@ fn lay_out(folder: &Path, files: &BTreeMap<String, PathBuf>) -> std::io::Result<
 impl WorkFolder {
     /// Makes the folder, empty.
     async fn make(path: PathBuf) -> Result<Self, Failure> {
-        let failed =
-            |error: std::io::Error| Failure::new("internal", format!("cannot make a work folder: {error}"));
-        remove_folder(&path).map_err(failed)?;
-        tokio::fs::create_dir_all(&path).await.map_err(failed)?;
-        Ok(Self(path))
+        let making = tokio::task::spawn_blocking(move || {
+            remove_folder(&path)?;
+            std::fs::create_dir_all(&path)?;
+            Ok::<_, std::io::Error>(Self(path))
+        });
+        let made = making.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        made.map_err(|error| Failure::new("internal", format!("cannot make a work folder: {error}")))
     }
 }
 
 impl Drop for WorkFolder {
     fn drop(&mut self) {
-        if let Err(error) = remove_folder(&self.0) {
+        // Under another name, so that the next attempt can have the folder while this one is being removed. What is left
+        // when the process ends is removed by its next life.
+        let path = self.0.with_file_name(format!("removed-{}", hex::encode(rand::random::<[u8; 8]>())));
+        if let Err(error) = std::fs::rename(&self.0, &path) {
             tracing::error!(path = %self.0.display(), %error, "cannot remove a work folder");
+            return;
         }
-    }
-}
-
-/// Removes a folder with all in it, if it is there.
-pub(crate) fn remove_folder(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+        let removing = move || {
+            if let Err(error) = remove_folder(&path) {
+                tracing::error!(path = %path.display(), %error, "cannot remove a work folder");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(threads) => drop(threads.spawn_blocking(removing)),
+            Err(_) => removing(),
+        }
     }
 }
 

@@ -17,12 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::client::{ask, reachable};
 use crate::config::Config;
 use crate::disk::Space;
+use crate::engines::USUAL_PORTS;
 use crate::node;
-use crate::runtime::container::{ContainerRuntime, ContainerSettings, EngineReport};
-
-/// Where engines with OpenAI's API usually listen on a host.
-const ENGINES: [(&str, u16); 5] =
-    [("vLLM", 8000), ("llama.cpp", 8080), ("Ollama", 11_434), ("SGLang", 30_000), ("LM Studio", 1234)];
+use crate::runtime::container::{ContainerSettings, EngineReport};
 
 /// How long a neighbour on loopback may take to answer.
 const LOOPBACK_PATIENCE: Duration = Duration::from_millis(700);
@@ -170,8 +167,8 @@ async fn containers(config: &Config) -> Finding {
     let Some(settings) = &config.container else {
         return Finding::ok("container", "turned off by --no-container");
     };
-    match ContainerRuntime::detect(settings.clone()).await {
-        Ok(Some(runtime)) => engine_finding(runtime.report(), settings),
+    match EngineReport::of(settings).await {
+        Ok(Some(report)) => engine_finding(&report, settings),
         Ok(None) => {
             let fix = "install podman or docker and let this user use its socket, or say --no-container";
             Finding::warn("container", "no engine answers; no containers are run", fix)
@@ -206,7 +203,8 @@ fn engine_finding(report: &EngineReport, settings: &ContainerSettings) -> Findin
             }
         }
         (true, Some(reason)) if !settings.egress.domains.is_empty() => {
-            let fix = "run the node with that right, or leave --allow-egress out";
+            let fix =
+                "give the node that right (packaging/systemd has a drop-in), or leave --allow-egress out";
             Finding::warn("container", format!("{told}; no way out to domains: {reason}"), fix)
         }
         (true, _) => Finding::ok("container", told),
@@ -291,7 +289,7 @@ fn allowed_folders(config: &Config) -> Vec<Finding> {
 }
 
 async fn engines() -> Finding {
-    let found = join_all(ENGINES.map(async |(name, port)| {
+    let found = join_all(USUAL_PORTS.map(async |(name, port)| {
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let (status, body) = ask(Method::GET, addr, "/v1/models", None, LOOPBACK_PATIENCE).await.ok()?;
         let models: serde_json::Value = serde_json::from_slice(&body).ok()?;

@@ -269,7 +269,7 @@ mod tests {
         let container = parse(&flags).unwrap().container.unwrap();
         assert_eq!(container.cpu_millis, 500);
         assert_eq!(container.egress.domains, ["example.org", "*.example.org"]);
-        assert!(!container.egress.allow_private_addresses && !container.allow_private_registries);
+        assert!(!container.egress.allow_private_addresses);
         let gateways = |flags: &[&str]| parse(flags).unwrap().ipfs_gateways.unwrap();
         assert_eq!(gateways(&["--ipfs-gateway", "none"]), []);
         let two = ["--ipfs-gateway", "http://127.0.0.1:8080", "--ipfs-gateway", "https://a.example"];

@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::attempt::{Attempt, remove_folder};
+use crate::attempt::Attempt;
 use crate::disk::MinFreeDisk;
 use crate::gpus::{Gpus, Held};
 use crate::metrics::Metrics;
+use crate::remove::remove_folder;
 use crate::results::{Ended, Record, Results};
 use crate::runtime::{Limits, Logs, Runtime};
 
@@ -126,8 +127,6 @@ impl Executor {
         results: Results,
         records: Vec<Record>,
     ) -> io::Result<Self> {
-        // What attempts of a former life left: nothing reads it any more.
-        remove_folder(&settings.work)?;
         let mut tasks = HashMap::new();
         for mut record in records {
             if record.ended_at.is_none() {
@@ -233,8 +232,8 @@ impl Executor {
         })
     }
 
-    /// Has each runtime remove what a former life of the node left behind. What cannot be removed is logged: it takes room,
-    /// and harms no task.
+    /// Removes what a former life of the node left behind: what its runtimes started, and then the folders of its attempts,
+    /// into which nothing writes any more. What cannot be removed is logged: it takes room, and harms no task.
     pub(crate) async fn recover(&self) {
         for (name, runtime) in &self.0.runtimes {
             match tokio::time::timeout(RECOVERY_PATIENCE, runtime.recover()).await {
@@ -244,6 +243,10 @@ impl Executor {
                 }
                 Err(_) => tracing::error!(runtime = %name, "clearing up after a former life takes too long"),
             }
+        }
+        let work = self.0.settings.work.clone();
+        if let Err(error) = on_disk(move || remove_folder(&work)).await {
+            tracing::error!(%error, "cannot remove the folders of former attempts");
         }
     }
 

@@ -14,6 +14,7 @@ mod executor;
 mod gpus;
 mod metrics;
 mod node;
+mod remove;
 mod results;
 pub mod runtime;
 mod service;

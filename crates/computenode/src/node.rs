@@ -150,13 +150,17 @@ impl Node {
             listener.local_addr().map_err(|source| ListenError::Bind { addr: config.listen, source })?;
         let grace = config.grace;
         // Files, drivers and compilers all block.
-        let folder = config.data.clone();
-        let (lock, label) = blocking(move || Ok((lock_folder(&folder)?, label(&folder)?))).await?;
+        let theirs = config.clone();
+        let (lock, outside) =
+            blocking(move || Ok((lock_folder(&theirs.data)?, Outside::new(&theirs)?))).await?;
         let containers = match &config.container {
-            Some(settings) => containers(ContainerSettings { node: label, ..settings.clone() }).await?,
+            Some(settings) => {
+                let settings = ContainerSettings { node: outside.label.clone(), ..settings.clone() };
+                containers(settings, outside.fetcher.clone()).await?
+            }
             None => None,
         };
-        let (executor, service, engines) = blocking(move || build(&config, containers)).await?;
+        let (executor, service, engines) = blocking(move || build(&config, outside, containers)).await?;
         executor.recover().await;
         executor.tidy().await;
         Ok(Self { listener, local_addr, executor, service, engines, grace, _lock: lock })
@@ -223,21 +227,39 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
+/// The ways to what is outside this program.
+struct Outside {
+    /// This node's name among those that share a container engine.
+    label: String,
+    tls: rustls::ClientConfig,
+    fetcher: Fetcher,
+}
+
+impl Outside {
+    fn new(config: &Config) -> Result<Self, BuildError> {
+        let label = label(&config.data)?;
+        let artifacts = config.data.join("artifacts");
+        let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
+        let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
+        Ok(Self { label, tls, fetcher })
+    }
+}
+
+fn disk(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
+    let path = path.to_owned();
+    move |source| BuildError::Disk { path, source }
+}
+
 /// What there is before the first request, in a data folder that this process holds.
 fn build(
     config: &Config,
+    outside: Outside,
     containers: Option<ContainerRuntime>,
 ) -> Result<(Executor, Service, Engines), BuildError> {
-    let disk = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BuildError::Disk { path, source }
-    };
+    let Outside { tls, fetcher, .. } = outside;
     let token = token(&config.token_file)?;
-    let artifacts = config.data.join("artifacts");
-    let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
-    let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
     let inventory = inventory(config);
     let results_folder = config.data.join("results");
     let (results, records) = Results::open(results_folder.clone()).map_err(disk(&results_folder))?;
@@ -259,10 +281,13 @@ fn build(
 }
 
 /// The container runtime, where there is an engine that can keep programs in. One that the operator names must be such.
-async fn containers(settings: ContainerSettings) -> Result<Option<ContainerRuntime>, BuildError> {
+async fn containers(
+    settings: ContainerSettings,
+    fetcher: Fetcher,
+) -> Result<Option<ContainerRuntime>, BuildError> {
     let is_named = settings.socket.is_some() || settings.runtime.is_some();
     let allowed = settings.allow_unenforced;
-    let unusable = match ContainerRuntime::detect(settings).await {
+    let unusable = match ContainerRuntime::detect(settings, fetcher).await {
         Ok(None) => {
             tracing::info!("no container engine answers; this node runs no containers");
             return Ok(None);
@@ -376,7 +401,7 @@ fn label(folder: &Path) -> Result<String, BuildError> {
 
 /// Reads the token, and makes one first where there is none.
 fn token(path: &Path) -> Result<Secret, BuildError> {
-    let token: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = hex::encode(rand::random::<[u8; 32]>());
     match private_file::create_new(path, format!("{token}\n").as_bytes()) {
         Ok(()) => tracing::info!(path = %path.display(), "made a token file"),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

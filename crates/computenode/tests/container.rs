@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use artifact::{BlobStore, FetchPolicy, Fetcher};
 use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EgressPolicy, EngineName};
@@ -19,6 +20,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::engines::Engine;
+use crate::images::registry::Registry;
 
 /// No job here takes longer, by far.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -53,18 +55,20 @@ struct Bench {
 
 async fn suite(engine: Engine, name: EngineName) {
     let settings = settings(&engine);
-    let runtime = ContainerRuntime::detect(settings).await.unwrap().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = detect(settings, fetcher(folder.path(), true)).await;
     let report = runtime.report();
     assert_eq!((report.name, report.unenforced.as_slice()), (name, &[][..]));
     let layer = images::busybox_layer();
     let config = images::config(images::architecture(), &[&layer]);
     let image = images::docker_archive(&config, &[&layer], "docker.io/library/stolen:latest");
-    let bench = Bench { engine, runtime: Arc::new(runtime), folder: tempfile::tempdir().unwrap(), image };
+    let bench = Bench { engine, runtime: Arc::new(runtime), folder, image };
 
     programs_come_to_what_they_should(&bench).await;
     the_surroundings_are_bare(&bench).await;
     stubborn_programs_are_ended(&bench).await;
     archives_are_checked(&bench, &layer).await;
+    registries_are_asked_by_the_node_itself(&bench, &layer).await;
     a_dropped_job_leaves_nothing(&bench).await;
     what_a_former_life_left_is_removed(&bench).await;
     domains_are_reached_by_the_proxy_only(&bench).await;
@@ -81,6 +85,16 @@ fn settings(engine: &Engine) -> ContainerSettings {
         grace: Duration::from_millis(300),
         ..ContainerSettings::default()
     }
+}
+
+/// What fetches images: also from this machine, or from public registries only.
+fn fetcher(folder: &Path, allow_private_addresses: bool) -> Fetcher {
+    let store = BlobStore::open(folder.join("blobs")).unwrap();
+    Fetcher::new(FetchPolicy { allow_private_addresses, ..FetchPolicy::default() }, store).unwrap()
+}
+
+async fn detect(settings: ContainerSettings, fetcher: Fetcher) -> ContainerRuntime {
+    ContainerRuntime::detect(settings, fetcher).await.unwrap().unwrap()
 }
 
 impl Bench {
@@ -323,6 +337,44 @@ async fn archives_are_checked(bench: &Bench, layer: &[u8]) {
     assert!(stolen.is_err(), "a name in an archive became a name at the engine");
 }
 
+async fn registries_are_asked_by_the_node_itself(bench: &Bench, layer: &[u8]) {
+    let registry = Registry::start().await;
+    let config = |name: &str| {
+        let mut config = images::config(images::architecture(), &[layer]);
+        config["author"] = name.into();
+        config
+    };
+    let job = |digest: &str| {
+        let (mut job, folder) = bench.job("cat /in/input");
+        job.model = Model { files: ModelFiles::Image(registry.reference(digest)), digest: digest.to_owned() };
+        (job, folder)
+    };
+    let digest = registry.add(&config("one"), layer);
+    for _ in 0..2 {
+        let (job, _folder) = job(&digest);
+        assert_eq!(bench.run(job).await.unwrap(), b"the input");
+        assert_eq!(registry.asked(), 3, "for manifest, configuration and layer, and not again");
+    }
+
+    let (absent, _folder) = job(&"0".repeat(64));
+    assert_eq!(bench.run(absent).await.unwrap_err().code, RunCode::ImageUnavailable);
+    let foreign = registry.add(&images::config("s390x", &[layer]), layer);
+    let (foreign, _folder) = job(&foreign);
+    assert_eq!(bench.run(foreign).await.unwrap_err().code, RunCode::ImageWithoutPlatform);
+    let forged = registry.add(&config("forged"), b"another layer");
+    let (forged, _folder) = job(&forged);
+    assert_eq!(bench.run(forged).await.unwrap_err().code, RunCode::BadModel);
+
+    let other = registry.add(&config("two"), layer);
+    let asked = registry.asked();
+    let guarded = detect(settings(&bench.engine), fetcher(bench.folder.path(), false)).await;
+    let (job, _folder) = job(&other);
+    let error = run(&guarded, job, &Context::default()).await.unwrap_err();
+    assert_eq!(error.code, RunCode::ImageUnavailable, "{error}");
+    assert!(error.message.contains("not a public address"), "{error}");
+    assert_eq!(registry.asked(), asked, "a registry in the operator's network was asked");
+}
+
 async fn a_dropped_job_leaves_nothing(bench: &Bench) {
     let (job, _folder) = bench.job("echo ready; while :; do sleep 1; done");
     let context = Context::default();
@@ -381,7 +433,7 @@ async fn domains_are_reached_by_the_proxy_only(bench: &Bench) {
         ..EgressPolicy::default()
     };
     let settings = ContainerSettings { egress, ..settings(&bench.engine) };
-    let runtime = ContainerRuntime::detect(settings).await.unwrap().unwrap();
+    let runtime = detect(settings, fetcher(bench.folder.path(), false)).await;
     let job = |script: &str, egress: &str| {
         let params = ContainerParams {
             args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),

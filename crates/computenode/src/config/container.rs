@@ -79,7 +79,6 @@ impl ContainerArgs {
             pids: self.container_pids,
             image_bytes: self.max_image_bytes,
             keep_images_bytes: self.keep_images_bytes,
-            allow_private_registries: allow_private_addresses,
             egress: EgressPolicy {
                 domains: self.allow_egress,
                 allow_private_addresses,

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use artifact::Reference;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -60,7 +61,7 @@ pub enum ModelShape {
         /// These are used where they exist.
         optional: &'static [&'static str],
     },
-    /// A container image: one file, or a reference that the container engine pulls by itself.
+    /// A container image: one file, or an image in a registry, which the runtime fetches if its engine lacks it.
     Image,
     /// A name, `model://<id>`, that an engine of this node knows; nothing is fetched.
     Named,
@@ -112,8 +113,8 @@ pub enum ModelFiles {
     File(PathBuf),
     /// The files, by their paths in the model's folder.
     Folder(BTreeMap<String, PathBuf>),
-    /// An image in a registry, by its digest: `<name>@sha256:<digest>`.
-    Image(String),
+    /// An image in a registry, by its digest.
+    Image(Reference),
     /// No files: the id by which an engine knows it.
     Named(String),
 }

@@ -1,5 +1,7 @@
 //! Images for tests, made without a registry: busybox, and archives that are broken in one way each.
 
+pub(crate) mod registry;
+
 use std::io::Write;
 use std::path::Path;
 

@@ -1,13 +1,16 @@
-//! Images as files: `docker save`'s archive or an OCI layout in a tar, checked before an engine sees any of it.
+//! Images as files, checked before an engine sees any of them: `docker save`'s archive or an OCI layout in a tar, or the
+//! parts that came from a registry.
 //!
 //! Only what was checked goes on to the engine, in an archive that is made anew: the configuration, and the layers whose
-//! digests the configuration states. Names, tags, links and other images of the file stay behind.
+//! digests the configuration states. Names, tags, links and other images of a file stay behind.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
+use artifact::LocalImage;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -24,8 +27,8 @@ const MAX_LAYERS: usize = 127;
 /// The largest configuration or manifest, in bytes.
 const MAX_JSON_BYTES: u64 = 4 << 20;
 
-/// How deep an index may lead to other indexes.
-const MAX_INDEXES: usize = 3;
+/// The most indexes, manifests and configurations that are read to find an image in an archive.
+const MAX_DOCUMENTS: usize = 128;
 
 /// How much is read at once.
 const CHUNK: usize = 256 << 10;
@@ -34,16 +37,33 @@ const CHUNK: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Image {
     config: Vec<u8>,
-    layers: Vec<Place>,
+    layers: Vec<Layer>,
     /// The digests of its layers, unpacked, as `sha256:` and hex.
     pub(super) diff_ids: Vec<String>,
 }
 
-/// Where a file of the archive lies in it.
-#[derive(Debug, Clone, Copy)]
+/// A layer that was checked.
+#[derive(Debug)]
+struct Layer {
+    place: Place,
+    /// Its size when unpacked, if it is compressed with zstd, which not all engines unpack.
+    zstd: Option<u64>,
+}
+
+/// Where a part of an image lies in a file.
+#[derive(Debug, Clone)]
 struct Place {
+    file: Arc<Path>,
     offset: u64,
     size: u64,
+}
+
+impl Place {
+    fn open(&self) -> io::Result<io::Take<File>> {
+        let mut file = File::open(&self.file)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        Ok(file.take(self.size))
+    }
 }
 
 /// What an image has to be.
@@ -57,8 +77,7 @@ pub(super) struct Wanted<'a> {
 
 /// Checks the image in the file at `path`. Reads all of it.
 pub(super) fn check(path: &Path, wanted: &Wanted<'_>) -> Result<Image, RunError> {
-    let file = File::open(path).map_err(|error| bad(format!("cannot read the image: {error}")))?;
-    let archive = Archive::list(file, wanted.stop)?;
+    let archive = Archive::list(path, wanted.stop)?;
     let described = if archive.places.contains_key("manifest.json") {
         archive.docker()?
     } else if archive.places.contains_key("index.json") {
@@ -67,11 +86,22 @@ pub(super) fn check(path: &Path, wanted: &Wanted<'_>) -> Result<Image, RunError>
         return Err(bad("it holds neither manifest.json nor index.json: it is no image archive"));
     };
     platform_fits(&described.config()?, wanted)?;
-    archive.check_layers(described, wanted)
+    check_layers(described, wanted)
 }
 
-/// Writes `image`, from the file at `path` that it was checked in, as an archive in which it is called `tag`.
-pub(super) fn write(path: &Path, image: &Image, tag: &str, to: impl Write) -> io::Result<()> {
+/// Checks an image whose parts were fetched, and are what their digests name. Reads all of them.
+pub(super) fn check_parts(image: &LocalImage, wanted: &Wanted<'_>) -> Result<Image, RunError> {
+    let place =
+        |file: &artifact::LocalFile| Place { file: file.path.as_path().into(), offset: 0, size: file.size };
+    let config = read(&place(&image.config), "its configuration")?;
+    let layers = image.layers.iter().map(|layer| (place(layer), None)).collect();
+    let described = Described { config, layers };
+    platform_fits(&described.config()?, wanted)?;
+    check_layers(described, wanted)
+}
+
+/// Writes `image` as an archive in which it is called `tag`.
+pub(super) fn write(image: &Image, tag: &str, to: impl Write) -> io::Result<()> {
     let names: Vec<String> = (0..image.layers.len()).map(|number| format!("{number}.tar")).collect();
     let manifest =
         serde_json::json!([{ "Config": "config.json", "RepoTags": [tag], "Layers": names }]).to_string();
@@ -84,10 +114,12 @@ pub(super) fn write(path: &Path, image: &Image, tag: &str, to: impl Write) -> io
     };
     add("manifest.json", manifest.len() as u64, &mut manifest.as_bytes())?;
     add("config.json", image.config.len() as u64, &mut image.config.as_slice())?;
-    for (name, place) in names.iter().zip(&image.layers) {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(place.offset))?;
-        add(name, place.size, &mut BufReader::with_capacity(CHUNK, file).take(place.size))?;
+    for (name, Layer { place, zstd }) in names.iter().zip(&image.layers) {
+        let mut stored = BufReader::with_capacity(CHUNK, place.open()?);
+        match zstd {
+            None => add(name, place.size, &mut stored)?,
+            Some(size) => add(name, *size, &mut zstd::Decoder::with_buffer(stored)?.take(*size))?,
+        }
     }
     builder.into_inner()?.flush()
 }
@@ -156,13 +188,14 @@ impl Described {
 
 /// The regular files of an archive, by name.
 struct Archive {
-    file: File,
     places: HashMap<String, Place>,
 }
 
 impl Archive {
-    fn list(file: File, stop: &Stop) -> Result<Self, RunError> {
+    fn list(path: &Path, stop: &Stop) -> Result<Self, RunError> {
         let broken = |error: io::Error| bad(format!("it is no tar archive: {error}"));
+        let file = File::open(path).map_err(|error| bad(format!("cannot read the image: {error}")))?;
+        let whole: Arc<Path> = path.into();
         let mut places = HashMap::new();
         let length = file.metadata().map_err(broken)?.len();
         let mut archive = tar::Archive::new(&file);
@@ -177,7 +210,8 @@ impl Archive {
             let kind = entry.header().entry_type();
             let path = entry.path().map_err(broken)?;
             let name = plain_name(&path)?;
-            let place = Place { offset: entry.raw_file_position(), size: entry.size() };
+            let place =
+                Place { file: Arc::clone(&whole), offset: entry.raw_file_position(), size: entry.size() };
             if place.offset.checked_add(place.size).is_none_or(|end| end > length) {
                 return Err(bad(format!("{name} is cut off")));
             }
@@ -193,7 +227,7 @@ impl Archive {
                 return Err(bad(format!("{name} is a link or a device; an image is made of files")));
             }
         }
-        Ok(Self { file, places })
+        Ok(Self { places })
     }
 
     /// The one image of an archive as `docker save` makes it.
@@ -206,116 +240,54 @@ impl Archive {
         };
         let config = self.json(&image.config)?;
         check_name(&image.config, &config)?;
-        let layers = image.layers.iter().map(|name| Ok((self.place(name)?, named_digest(name))));
+        let layers = image.layers.iter().map(|name| self.named_place(name));
         Ok(Described { config, layers: layers.collect::<Result<_, RunError>>()? })
     }
 
-    /// The image of an OCI layout that is made for this machine.
+    /// The one image of an OCI layout that is made for this machine.
     fn oci(&self, wanted: &Wanted<'_>) -> Result<Described, RunError> {
-        let mut images = Vec::new();
-        self.manifests(&self.json("index.json")?, MAX_INDEXES, &mut images)?;
-        let some = !images.is_empty();
-        let mut fitting = Vec::new();
-        for manifest in images {
-            let config = self.blob(&manifest.config.digest)?;
-            let layers = manifest.layers.iter().map(|layer| {
-                Ok((self.place(&blob_name(&layer.digest)?)?, named_digest(&blob_name(&layer.digest)?)))
-            });
-            let described = Described { config, layers: layers.collect::<Result<_, RunError>>()? };
-            if platform_fits(&described.config()?, wanted).is_ok() {
-                fitting.push(described);
-            }
-        }
-        match (fitting.pop(), fitting.len()) {
-            (Some(image), 0) => Ok(image),
-            (Some(_), _) => Err(bad("it holds several images for this machine; a task has one")),
-            (None, _) if some => Err(without_platform("it holds no image", wanted)),
-            (None, _) => Err(bad("it holds no image")),
-        }
-    }
-
-    /// The manifests of the images to which an index leads.
-    fn manifests(&self, index: &[u8], depth: usize, found: &mut Vec<Manifest>) -> Result<(), RunError> {
-        let index: Index = parse(index, "an index")?;
-        for entry in index.manifests {
-            // What was recorded about an image, such as how it was built, hangs below a platform of that name.
-            if entry.platform.is_some_and(|platform| platform.os == "unknown") {
-                continue;
-            }
-            if found.len() >= MAX_LAYERS {
-                return Err(bad("it holds too many images"));
-            }
-            let content = self.blob(&entry.digest)?;
-            if entry.media_type.contains("index") || entry.media_type.contains("manifest.list") {
-                let deeper = depth.checked_sub(1).ok_or_else(|| bad("its indexes lead too deep"))?;
-                self.manifests(&content, deeper, found)?;
-            } else {
-                found.push(parse(&content, "a manifest")?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads all layers, and holds them against their digests.
-    fn check_layers(&self, image: Described, wanted: &Wanted<'_>) -> Result<Image, RunError> {
-        let diff_ids = image.config()?.rootfs.diff_ids;
-        if diff_ids.len() != image.layers.len() || diff_ids.len() > MAX_LAYERS {
-            return Err(bad(format!(
-                "its configuration names {} layers, and it holds {}; at most {MAX_LAYERS} are taken",
-                diff_ids.len(),
-                image.layers.len()
-            )));
-        }
-        let mut room = wanted.bytes;
-        for (number, ((place, stored), diff_id)) in image.layers.iter().zip(&diff_ids).enumerate() {
-            let digests = self.digests(*place, &mut room, wanted)?;
-            let stored_fits = stored.as_ref().is_none_or(|stored| *stored == digests.stored);
-            if !stored_fits || *diff_id != format!("sha256:{}", digests.unpacked) {
-                return Err(bad(format!("layer {number} is not the one that its digest names")));
-            }
-        }
-        let layers = image.layers.into_iter().map(|(place, _)| place).collect();
-        Ok(Image { config: image.config, layers, diff_ids })
-    }
-
-    /// The digests of a layer. What it unpacks to is taken from `room`.
-    fn digests(&self, place: Place, room: &mut u64, wanted: &Wanted<'_>) -> Result<Digests, RunError> {
-        let broken = |error: io::Error| bad(format!("a layer cannot be unpacked: {error}"));
-        let stored = Hashed { inner: self.open(place).map_err(broken)?, hasher: Sha256::new() };
-        let mut stored = BufReader::with_capacity(CHUNK, stored);
-        let magic = io::BufRead::fill_buf(&mut stored).map_err(broken)?;
-        if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            return Err(bad("a layer is compressed with zstd; gzip and plain layers are taken"));
-        }
-        let gzip = magic.starts_with(&[0x1f, 0x8b]);
-        let mut unpacked = Sha256::new();
-        let mut count = |reader: &mut dyn Read| {
-            let mut chunk = vec![0; CHUNK];
-            loop {
+        // What leads to what is a stranger's word: each document is read, used and let go before the next.
+        let mut documents = 0;
+        let (mut some, mut fitting) = (false, None);
+        let mut indexes = Vec::new();
+        let mut next = Some(self.json("index.json")?);
+        while let Some(index) = next {
+            let index: Index = parse(&index, "an index")?;
+            for entry in index.manifests {
                 wanted.stop.check()?;
-                let read = reader.read(&mut chunk).map_err(broken)?;
-                if read == 0 {
-                    return Ok::<(), RunError>(());
+                // What was recorded about an image, such as how it was built, hangs below a platform of that name.
+                if entry.platform.is_some_and(|platform| platform.os == "unknown") {
+                    continue;
                 }
-                *room = room
-                    .checked_sub(read as u64)
-                    .ok_or_else(|| bad(format!("the image unpacks to more than {} bytes", wanted.bytes)))?;
-                unpacked.update(&chunk[..read]);
+                if entry.media_type.contains("index") || entry.media_type.contains("manifest.list") {
+                    indexes.push(entry.digest);
+                    check_count(documents + indexes.len())?;
+                    continue;
+                }
+                some = true;
+                let manifest: Manifest = parse(&self.blob(&entry.digest, &mut documents)?, "a manifest")?;
+                let config = self.blob(&manifest.config.digest, &mut documents)?;
+                let described = Described { config, layers: Vec::new() };
+                if platform_fits(&described.config()?, wanted).is_err() {
+                    continue;
+                }
+                let layers = manifest.layers.iter().map(|layer| self.named_place(&blob_name(&layer.digest)?));
+                let layers = layers.collect::<Result<_, RunError>>()?;
+                if fitting.replace(Described { layers, ..described }).is_some() {
+                    return Err(bad("it holds several images for this machine; a task has one"));
+                }
             }
-        };
-        if gzip {
-            count(&mut flate2::bufread::MultiGzDecoder::new(&mut stored))?;
-        } else {
-            count(&mut stored)?;
+            next = indexes.pop().map(|digest| self.blob(&digest, &mut documents)).transpose()?;
         }
-        // What stands behind the compressed data belongs to the stored digest too.
-        io::copy(&mut stored, &mut io::sink()).map_err(broken)?;
-        let stored = hex::encode(stored.into_inner().hasher.finalize());
-        Ok(Digests { stored, unpacked: hex::encode(unpacked.finalize()) })
+        fitting.ok_or_else(|| {
+            if some { without_platform("it holds no image", wanted) } else { bad("it holds no image") }
+        })
     }
 
     /// A blob of an OCI layout that is JSON, checked against its digest.
-    fn blob(&self, digest: &str) -> Result<Vec<u8>, RunError> {
+    fn blob(&self, digest: &str, documents: &mut usize) -> Result<Vec<u8>, RunError> {
+        *documents += 1;
+        check_count(*documents)?;
         let name = blob_name(digest)?;
         let content = self.json(&name)?;
         check_name(&name, &content)?;
@@ -323,29 +295,100 @@ impl Archive {
     }
 
     fn json(&self, name: &str) -> Result<Vec<u8>, RunError> {
-        let place = self.place(name)?;
-        if place.size > MAX_JSON_BYTES {
-            return Err(bad(format!("{name} is larger than {MAX_JSON_BYTES} bytes")));
-        }
-        let mut content = Vec::new();
-        let read = self.open(place).and_then(|mut reader| reader.read_to_end(&mut content));
-        read.map_err(|error| bad(format!("cannot read {name}: {error}")))?;
-        Ok(content)
+        read(&self.place(name)?, name)
     }
 
     fn place(&self, name: &str) -> Result<Place, RunError> {
-        self.places.get(name).copied().ok_or_else(|| bad(format!("it names the file {name}, and lacks it")))
+        self.places.get(name).cloned().ok_or_else(|| bad(format!("it names the file {name}, and lacks it")))
     }
 
-    fn open(&self, place: Place) -> io::Result<io::Take<&File>> {
-        (&self.file).seek(SeekFrom::Start(place.offset))?;
-        Ok((&self.file).take(place.size))
+    /// A layer, with the digest that its name states.
+    fn named_place(&self, name: &str) -> Result<(Place, Option<String>), RunError> {
+        Ok((self.place(name)?, named_digest(name)))
     }
+}
+
+fn check_count(documents: usize) -> Result<(), RunError> {
+    if documents <= MAX_DOCUMENTS {
+        return Ok(());
+    }
+    Err(bad(format!("it leads to more than {MAX_DOCUMENTS} indexes, manifests and configurations")))
+}
+
+/// Reads a configuration, a manifest or an index.
+fn read(place: &Place, name: &str) -> Result<Vec<u8>, RunError> {
+    if place.size > MAX_JSON_BYTES {
+        return Err(bad(format!("{name} is larger than {MAX_JSON_BYTES} bytes")));
+    }
+    let mut content = Vec::new();
+    let read = place.open().and_then(|mut reader| reader.read_to_end(&mut content));
+    read.map_err(|error| bad(format!("cannot read {name}: {error}")))?;
+    Ok(content)
+}
+
+/// Reads all layers, and holds them against their digests.
+fn check_layers(image: Described, wanted: &Wanted<'_>) -> Result<Image, RunError> {
+    let diff_ids = image.config()?.rootfs.diff_ids;
+    if diff_ids.len() != image.layers.len() || diff_ids.len() > MAX_LAYERS {
+        return Err(bad(format!(
+            "its configuration names {} layers, and it holds {}; at most {MAX_LAYERS} are taken",
+            diff_ids.len(),
+            image.layers.len()
+        )));
+    }
+    let mut room = wanted.bytes;
+    let mut layers = Vec::new();
+    for (number, ((place, stored), diff_id)) in image.layers.into_iter().zip(&diff_ids).enumerate() {
+        let before = room;
+        let digests = digests(&place, &mut room, wanted)?;
+        let stored_fits = stored.is_none_or(|stored| stored == digests.stored);
+        if !stored_fits || *diff_id != format!("sha256:{}", digests.unpacked) {
+            return Err(bad(format!("layer {number} is not the one that its digest names")));
+        }
+        layers.push(Layer { place, zstd: digests.zstd.then_some(before - room) });
+    }
+    Ok(Image { config: image.config, layers, diff_ids })
+}
+
+/// The digests of a layer. What it unpacks to is taken from `room`.
+fn digests(place: &Place, room: &mut u64, wanted: &Wanted<'_>) -> Result<Digests, RunError> {
+    let broken = |error: io::Error| bad(format!("a layer cannot be unpacked: {error}"));
+    let stored = Hashed { inner: place.open().map_err(broken)?, hasher: Sha256::new() };
+    let mut stored = BufReader::with_capacity(CHUNK, stored);
+    let magic = io::BufRead::fill_buf(&mut stored).map_err(broken)?;
+    let (zstd, gzip) = (magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), magic.starts_with(&[0x1f, 0x8b]));
+    let mut unpacked = Sha256::new();
+    let mut count = |reader: &mut dyn Read| {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            wanted.stop.check()?;
+            let read = reader.read(&mut chunk).map_err(broken)?;
+            if read == 0 {
+                return Ok::<(), RunError>(());
+            }
+            *room = room
+                .checked_sub(read as u64)
+                .ok_or_else(|| bad(format!("the image unpacks to more than {} bytes", wanted.bytes)))?;
+            unpacked.update(&chunk[..read]);
+        }
+    };
+    if zstd {
+        count(&mut zstd::Decoder::with_buffer(&mut stored).map_err(broken)?)?;
+    } else if gzip {
+        count(&mut flate2::bufread::MultiGzDecoder::new(&mut stored))?;
+    } else {
+        count(&mut stored)?;
+    }
+    // What stands behind the compressed data belongs to the stored digest too.
+    io::copy(&mut stored, &mut io::sink()).map_err(broken)?;
+    let stored = hex::encode(stored.into_inner().hasher.finalize());
+    Ok(Digests { stored, unpacked: hex::encode(unpacked.finalize()), zstd })
 }
 
 struct Digests {
     stored: String,
     unpacked: String,
+    zstd: bool,
 }
 
 /// A reader that hashes what is read.
@@ -425,3 +468,6 @@ fn check_name(name: &str, content: &[u8]) -> Result<(), RunError> {
         Some(_) | None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

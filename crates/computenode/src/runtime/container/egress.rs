@@ -5,27 +5,30 @@
 //! misused: neither the host's own services nor its networks are within reach. A second container, in which nothing runs but a program
 //! that waits, holds the namespace, so that the proxy is there before the task's program starts.
 //!
-//! To enter a namespace this node needs the right to (`CAP_SYS_ADMIN`) and has to see the engine's processes. A runtime with a
-//! network of its own, such as gVisor, does not show that loopback.
+//! To enter a namespace this node needs the right to (`CAP_SYS_ADMIN`), and to look at a process of another user
+//! (`CAP_SYS_PTRACE`), which it has to see. A runtime with a network of its own, such as gVisor, does not show that
+//! loopback.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+use bollard::errors::Error;
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::engine::in_time;
 use super::keeper::Container;
-use super::{ContainerRuntime, ContainerSettings, internal, name, proxy, refused, spec};
+use super::{ContainerRuntime, ContainerSettings, internal, name, proxy, spec};
 use crate::runtime::{RunCode, RunError, blocking};
 
 /// Where the proxy listens, in the container.
 const PROXY_PORT: u16 = 3128;
 
-/// The right to enter namespaces, as its number among the capabilities.
-const CAP_SYS_ADMIN: u32 = 21;
+/// The rights to enter namespaces and to look at others' processes, by their names and numbers.
+const RIGHTS: [(&str, u32); 2] = [("CAP_SYS_ADMIN", 21), ("CAP_SYS_PTRACE", 19)];
 
 /// The memory of the container that holds the namespace, in bytes.
 const HOLDER_MEMORY: i64 = 16 << 20;
@@ -163,10 +166,8 @@ pub(super) fn why_unavailable(settings: &ContainerSettings, rootless: bool) -> O
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let rights = rights.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or_default();
-    if rights >> CAP_SYS_ADMIN & 1 == 0 {
-        return Some("this node may not enter a container's network; it needs CAP_SYS_ADMIN".to_owned());
-    }
-    None
+    let missing = RIGHTS.iter().find(|(_, number)| rights >> number & 1 == 0);
+    missing.map(|(name, _)| format!("this node may not enter a container's network; it needs {name}"))
 }
 
 /// Opens a way out to `domains`.
@@ -186,11 +187,12 @@ pub(super) async fn open(
         host_config: Some(HostConfig { pids_limit: Some(1), ..spec::confined(settings, HOLDER_MEMORY, 0) }),
         ..ContainerCreateBody::default()
     };
-    let container = runtime.keeper.create(name(label), body).await.map_err(|error| refused(&error))?;
-    let started = runtime.docker.start_container(container.name(), None).await;
-    started.map_err(|error| refused(&error))?;
-    let state = runtime.docker.inspect_container(container.name(), None).await;
-    let state = state.map_err(|error| refused(&error))?.state;
+    // Whatever goes wrong here is not the task's doing: the image is this node's own.
+    let failed = |error: Error| internal(format!("cannot hold a network for the task: {error}"));
+    let container = runtime.keeper.create(name(label), body).await.map_err(failed)?;
+    in_time(runtime.docker.start_container(container.name(), None)).await.map_err(failed)?;
+    let state = in_time(runtime.docker.inspect_container(container.name(), None)).await;
+    let state = state.map_err(failed)?.state;
     let pid = state.and_then(|state| state.pid).filter(|pid| *pid > 0);
     let pid = pid.ok_or_else(|| internal("the engine does not tell a container's process"))?;
     let listener = blocking(move || listen_in(pid)).await?;
@@ -232,18 +234,13 @@ async fn holder_image(runtime: &ContainerRuntime) -> Result<String, RunError> {
     };
     let (archive, id) = holder_archive(&runtime.report.architecture).map_err(|error| failed(&error))?;
     let tag = format!("localhost/zorai-holder:{id}");
-    if runtime.docker.inspect_image(&tag).await.is_ok() {
+    if in_time(runtime.docker.inspect_image(&tag)).await.is_ok() {
         return Ok(tag);
     }
     let body = futures_util::stream::once(async { Ok::<_, std::io::Error>(archive) });
     let options = bollard::query_parameters::ImportImageOptionsBuilder::default().quiet(true).build();
-    let answers: Vec<_> = runtime
-        .docker
-        .import_image_stream(options, body, None)
-        .try_collect()
-        .await
-        .map_err(|error| failed(&error))?;
-    drop(answers);
+    let loading = runtime.docker.import_image_stream(options, body, None).try_collect::<Vec<_>>();
+    in_time(loading).await.map_err(|error| failed(&error))?;
     Ok(tag)
 }
 

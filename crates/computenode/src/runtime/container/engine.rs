@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::Docker;
+use bollard::errors::Error;
 use bollard::models::{SystemInfo, SystemInfoCgroupVersionEnum, SystemVersion};
 
 use super::{ContainerSettings, egress};
 
 /// How long an engine may take for an answer that costs it nothing.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// How long an engine may take for what is neither making a container, loading an image nor waiting for a program.
+pub(super) const ENGINE_TIME: Duration = Duration::from_secs(30);
 
 /// How long one request may take at most, in seconds: a large image is loaded by one. Shorter deadlines are ours.
 const REQUEST_SECONDS: u64 = 4 * 3600;
@@ -58,6 +62,16 @@ pub struct EngineReport {
     pub egress_unavailable: Option<String>,
 }
 
+impl EngineReport {
+    /// What the engine is that [`super::ContainerRuntime::detect`] would find.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn of(settings: &ContainerSettings) -> Result<Option<Self>, DetectError> {
+        Ok(find(settings).await?.map(|(_, report)| report))
+    }
+}
+
 /// A limit that an engine cannot enforce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unenforced {
@@ -92,17 +106,27 @@ pub enum DetectError {
     Thread(#[from] std::io::Error),
 }
 
+/// Ends a request that takes longer than [`ENGINE_TIME`].
+pub(super) async fn in_time<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(ENGINE_TIME, request).await.unwrap_or(Err(Error::RequestTimeoutError))
+}
+
 /// Looks for an engine: the one that is named, or the first that answers.
 pub(super) async fn find(
     settings: &ContainerSettings,
 ) -> Result<Option<(Docker, EngineReport)>, DetectError> {
     if let Some(socket) = &settings.socket {
         let found = ask(socket, settings).await;
-        return found.map(Some).map_err(|reason| DetectError::NoAnswer { socket: socket.clone(), reason });
+        let found = found.map_err(|reason| DetectError::NoAnswer { socket: socket.clone(), reason })?;
+        check_runtime(&found.0, settings).await?;
+        return Ok(Some(found));
     }
     for socket in usual_sockets() {
         match ask(&socket, settings).await {
-            Ok(found) => return Ok(Some(found)),
+            Ok(found) => {
+                check_runtime(&found.0, settings).await?;
+                return Ok(Some(found));
+            }
             Err(reason) => {
                 tracing::debug!(socket = %socket.display(), reason, "no container engine answers");
             }
@@ -112,10 +136,10 @@ pub(super) async fn find(
 }
 
 /// Whether the engine has the OCI runtime that the settings name.
-pub(super) async fn check_runtime(docker: &Docker, settings: &ContainerSettings) -> Result<(), DetectError> {
+async fn check_runtime(docker: &Docker, settings: &ContainerSettings) -> Result<(), DetectError> {
     let Some(name) = &settings.runtime else { return Ok(()) };
     let missing = || DetectError::NoRuntime(name.clone());
-    let info = docker.info().await.map_err(|_| missing())?;
+    let info = in_time(docker.info()).await.map_err(|_| missing())?;
     let known = info.runtimes.unwrap_or_default().remove(name).ok_or_else(missing)?;
     // Podman lists every runtime that it has heard of, installed or not.
     let path = known.path.unwrap_or_default();

@@ -1,26 +1,26 @@
 //! Images: brought to the engine, kept within their room, removed when others need it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use artifact::AddressClass;
+use artifact::{
+    ContentError, Digest, FetchError, Fetcher, Kept, LocalImage, Platform, Reference, ReferenceKind,
+};
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::{
-    CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder,
-    RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    ImportImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use tokio::sync::mpsc;
 
 use super::archive::{self, Wanted};
-use super::engine;
+use super::engine::{self, in_time};
 use crate::runtime::{Context, Model, ModelFiles, RunCode, RunError, Stop, blocking};
 
 /// What this node calls the images that it brought here; the tag is a digest.
@@ -32,8 +32,11 @@ const PIECES: usize = 4;
 /// The size of a piece, in bytes.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// How long the name of a registry may take to be resolved.
-const RESOLVE_TIME: Duration = Duration::from_secs(10);
+/// How often an image is fetched whose parts are removed again, to make room, before they can be used.
+const FETCHES: usize = 3;
+
+/// How long a job may wait for images to be removed after it.
+const TRIM_TIME: Duration = Duration::from_secs(60);
 
 /// The images of one engine.
 pub(super) struct Images {
@@ -43,7 +46,8 @@ pub(super) struct Images {
     image_bytes: u64,
     /// The most bytes of all images that nothing runs from.
     kept_bytes: u64,
-    allow_private_registries: bool,
+    /// Fetches what registries have: an engine would follow a registry's word into the operator's network.
+    fetcher: Fetcher,
     known: Arc<Mutex<Known>>,
 }
 
@@ -80,10 +84,10 @@ impl Images {
         architecture: String,
         image_bytes: u64,
         kept_bytes: u64,
-        allow_private_registries: bool,
+        fetcher: Fetcher,
     ) -> Self {
         let known = Arc::default();
-        Self { docker, architecture, image_bytes, kept_bytes, allow_private_registries, known }
+        Self { docker, architecture, image_bytes, kept_bytes, fetcher, known }
     }
 
     /// The image of a job, brought to the engine if it is not there.
@@ -100,7 +104,7 @@ impl Images {
         let name = format!("{REPOSITORY}:{tag}");
         let image = match &model.files {
             ModelFiles::File(path) => self.load(path, &name, stop).await?,
-            ModelFiles::Image(reference) => self.pull(reference, &name, context).await?,
+            ModelFiles::Image(reference) => self.pull(reference, &name, context, stop).await?,
             ModelFiles::Folder(_) | ModelFiles::Named(_) => {
                 return Err(RunError::new(RunCode::BadModel, "the model is a folder; an image is one file"));
             }
@@ -118,7 +122,7 @@ impl Images {
     pub(super) async fn recover(&self) -> Result<(), Error> {
         let filters = HashMap::from([("reference".to_owned(), vec![REPOSITORY.to_owned()])]);
         let options = ListImagesOptionsBuilder::default().filters(&filters).build();
-        for image in self.docker.list_images(Some(options)).await? {
+        for image in in_time(self.docker.list_images(Some(options))).await? {
             let bytes = u64::try_from(image.size).unwrap_or_default();
             for name in image.repo_tags {
                 if let Some(tag) = name.strip_prefix(REPOSITORY).and_then(|rest| rest.strip_prefix(':')) {
@@ -129,19 +133,29 @@ impl Images {
         Ok(())
     }
 
-    /// Removes the images that were used longest ago until the others fit into their room.
+    /// Removes the images that were used longest ago until the others fit into their room. What cannot be removed now is
+    /// tried again the next time.
     pub(super) async fn trim(&self) {
-        loop {
-            let Some((tag, turn)) = self.oldest_beyond_room() else { return };
-            let _turn = turn.lock_owned().await;
-            if self.known().images.get(&tag).is_none_or(|entry| entry.users > 0) {
-                continue;
+        let trimming = async {
+            let mut stuck = HashSet::new();
+            while let Some((tag, turn)) = self.oldest_beyond_room(&stuck) {
+                let _turn = turn.lock_owned().await;
+                if self.known().images.get(&tag).is_none_or(|entry| entry.users > 0) {
+                    continue;
+                }
+                if let Err(error) = self.remove(&format!("{REPOSITORY}:{tag}")).await {
+                    tracing::error!(image = tag, %error, "cannot remove an image");
+                    stuck.insert(tag);
+                    continue;
+                }
+                let mut known = self.known();
+                if known.images.get(&tag).is_some_and(|entry| entry.users == 0) {
+                    known.images.remove(&tag);
+                }
             }
-            self.remove(&format!("{REPOSITORY}:{tag}")).await;
-            let mut known = self.known();
-            if known.images.get(&tag).is_some_and(|entry| entry.users == 0) {
-                known.images.remove(&tag);
-            }
+        };
+        if tokio::time::timeout(TRIM_TIME, trimming).await.is_err() {
+            tracing::warn!("removing images takes too long; it goes on after the next task");
         }
     }
 
@@ -153,29 +167,86 @@ impl Images {
         {
             return Ok(image);
         }
-        let (architecture, bytes, file, stop) =
-            (self.architecture.clone(), self.image_bytes, path.to_owned(), stop.clone());
-        let image = blocking(move || {
-            archive::check(&file, &Wanted { architecture: &architecture, bytes, stop: &stop })
-        })
-        .await?;
+        let path = path.to_owned();
+        let image = self.checked(stop, move |wanted| archive::check(&path, wanted)).await?;
+        self.bring(image, name).await
+    }
+
+    /// Loads an image from its registry, unless that was done before, or the operator has brought it to the engine.
+    async fn pull(
+        &self,
+        reference: &Reference,
+        name: &str,
+        context: &Context,
+        stop: &Stop,
+    ) -> Result<ImageInspect, RunError> {
+        let ReferenceKind::Oci { image, digest } = reference.kind() else {
+            return Err(RunError::new(RunCode::BadModel, "the image is not named by its digest"));
+        };
+        if let Some(image) = self.inspect(name).await? {
+            return Ok(image);
+        }
+        if let Some(image) = self.inspect(&format!("{}@sha256:{digest}", full_name(image))).await? {
+            return self.fitting(image, digest);
+        }
+        let (parts, kept) = self.fetch(reference, context).await?;
+        let image = self.checked(stop, move |wanted| archive::check_parts(&parts, wanted)).await?;
+        let loaded = self.bring(image, name).await?;
+        drop(kept);
+        Ok(loaded)
+    }
+
+    /// Fetches an image's parts, which stay on the disk as long as what comes with them.
+    async fn fetch(&self, reference: &Reference, context: &Context) -> Result<(LocalImage, Kept), RunError> {
+        let platform = Platform { os: "linux".to_owned(), architecture: self.architecture.clone() };
+        let report = |done: u64, total: Option<u64>| {
+            if let Some(total) = total.filter(|total| *total > 0) {
+                context.progress.report(u8::try_from(done.saturating_mul(100) / total).unwrap_or(100));
+            }
+        };
+        for _ in 0..FETCHES {
+            let fetching = Box::pin(self.fetcher.fetch_image(reference, &platform, report));
+            let image = fetching.await.map_err(|error| not_fetched(&error))?;
+            let files: Vec<_> = image.files().map(|file| file.path.clone()).collect();
+            let kept = self.fetcher.store().keep(&files).await;
+            let kept = kept.map_err(|error| internal(format!("cannot keep the image's parts: {error}")))?;
+            if let Some(kept) = kept {
+                return Ok((image, kept));
+            }
+        }
+        Err(internal("there is no room for the image's parts"))
+    }
+
+    async fn checked(
+        &self,
+        stop: &Stop,
+        check: impl FnOnce(&Wanted<'_>) -> Result<archive::Image, RunError> + Send + 'static,
+    ) -> Result<archive::Image, RunError> {
+        let (architecture, bytes, stop) = (self.architecture.clone(), self.image_bytes, stop.clone());
+        blocking(move || check(&Wanted { architecture: &architecture, bytes, stop: &stop })).await
+    }
+
+    /// Gives the engine an image that was checked.
+    async fn bring(&self, image: archive::Image, name: &str) -> Result<ImageInspect, RunError> {
         let diff_ids = image.diff_ids.clone();
-        self.import(path.to_owned(), image, name.to_owned()).await?;
+        self.import(image, name.to_owned()).await?;
         let loaded = self.inspect(name).await?;
         let loaded = loaded.ok_or_else(|| internal("the engine loaded an image and does not have it"))?;
         let layers = loaded.root_fs.as_ref().and_then(|root| root.layers.clone()).unwrap_or_default();
         if layers != diff_ids {
-            self.remove(name).await;
+            if let Err(error) = self.remove(name).await {
+                tracing::error!(image = name, %error, "cannot remove an image");
+            }
             return Err(internal("the engine made another image of the one that it was given"));
         }
         Ok(loaded)
     }
 
-    async fn import(&self, path: PathBuf, image: archive::Image, name: String) -> Result<(), RunError> {
+    async fn import(&self, image: archive::Image, name: String) -> Result<(), RunError> {
         let (pieces, queue) = mpsc::channel::<io::Result<Bytes>>(PIECES);
         let writing = tokio::task::spawn_blocking(move || {
             let to = Pieces { pieces: pieces.clone(), open: Vec::with_capacity(PIECE_BYTES) };
-            if let Err(error) = archive::write(&path, &image, &name, to) {
+            if let Err(error) = archive::write(&image, &name, to) {
                 // Where nobody reads any more, that is why.
                 let _ = pieces.blocking_send(Err(error));
             }
@@ -198,54 +269,12 @@ impl Images {
         }
     }
 
-    /// Pulls an image by its digest, unless the engine has it.
-    async fn pull(&self, reference: &str, name: &str, context: &Context) -> Result<ImageInspect, RunError> {
-        let (repository, digest) = reference
-            .split_once('@')
-            .ok_or_else(|| RunError::new(RunCode::BadModel, "the image is not named by its digest"))?;
-        let full = format!("{}@{digest}", full_name(repository));
-        if let Some(image) = self.inspect(&full).await? {
-            return self.fitting(image, digest);
-        }
-        self.check_registry(&full).await?;
-        let unavailable = |error: &dyn std::fmt::Display| {
-            let text = error.to_string();
-            let platform =
-                text.contains("no matching manifest") || text.contains("no image found in manifest");
-            let code = if platform { RunCode::ImageWithoutPlatform } else { RunCode::ImageUnavailable };
-            RunError::new(code, format!("cannot pull {full}: {text}"))
-        };
-        let options = CreateImageOptionsBuilder::default().from_image(&full).build();
-        let mut answers = self.docker.create_image(Some(options), None, None);
-        let mut layers: HashMap<String, (i64, i64)> = HashMap::new();
-        while let Some(answer) = answers.next().await {
-            let answer = answer.map_err(|error| unavailable(&error))?;
-            if let (Some(id), Some(detail)) = (answer.id, answer.progress_detail)
-                && let (Some(current), Some(total)) = (detail.current, detail.total)
-            {
-                layers.insert(id, (current, total));
-                let (done, all) = layers.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-                if u64::try_from(all).is_ok_and(|all| all > self.image_bytes) {
-                    return Err(self.too_large());
-                }
-                context.progress.report(u8::try_from(done * 100 / all.max(1)).unwrap_or_default());
-            }
-        }
-        let image = self.inspect(&full).await?.ok_or_else(|| unavailable(&"the engine does not have it"))?;
-        let image = self.fitting(image, digest)?;
-        // The tag says that this node brought it here, and may remove it.
-        let (repo, tag) = name.split_once(':').unwrap_or((name, "latest"));
-        let options = TagImageOptionsBuilder::default().repo(repo).tag(tag).build();
-        let tagged = self.docker.tag_image(&full, Some(options)).await;
-        tagged.map_err(|error| internal(format!("cannot tag an image: {error}")))?;
-        Ok(image)
-    }
-
     /// Whether an image that the engine has is the one that `digest` names, and one for this machine.
-    fn fitting(&self, image: ImageInspect, digest: &str) -> Result<ImageInspect, RunError> {
+    fn fitting(&self, image: ImageInspect, digest: &Digest) -> Result<ImageInspect, RunError> {
+        let digest = format!("sha256:{digest}");
         let digests = image.repo_digests.iter().flatten();
         let same = digests.into_iter().any(|of| of.split_once('@').is_some_and(|(_, of)| of == digest));
-        if !same && image.id.as_deref() != Some(digest) {
+        if !same && image.id.as_deref() != Some(digest.as_str()) {
             let reason = format!("the engine's image does not have the digest {digest}");
             return Err(RunError::new(RunCode::ImageUnavailable, reason));
         }
@@ -255,59 +284,36 @@ impl Images {
             return Err(RunError::new(RunCode::ImageWithoutPlatform, reason));
         }
         if image.size.is_some_and(|size| u64::try_from(size).is_ok_and(|size| size > self.image_bytes)) {
-            return Err(self.too_large());
+            let reason = format!("the image is larger than {} bytes", self.image_bytes);
+            return Err(RunError::new(RunCode::BadModel, reason));
         }
         Ok(image)
     }
 
-    /// Refuses a registry inside the operator's network: a stranger's task names it.
-    async fn check_registry(&self, full: &str) -> Result<(), RunError> {
-        if self.allow_private_registries {
-            return Ok(());
-        }
-        let registry = full.split('/').next().unwrap_or_default();
-        let host = match registry {
-            // Its name leads to a website; images lie elsewhere.
-            "docker.io" => "registry-1.docker.io:443".to_owned(),
-            with_port if with_port.contains(':') => with_port.to_owned(),
-            host => format!("{host}:443"),
-        };
-        let refused = |reason: String| {
-            RunError::new(RunCode::ImageUnavailable, format!("the registry {registry}: {reason}"))
-        };
-        let found = tokio::time::timeout(RESOLVE_TIME, tokio::net::lookup_host(&host)).await;
-        let found = found.map_err(|error| refused(error.to_string()))?;
-        let addresses: Vec<IpAddr> =
-            found.map_err(|error| refused(error.to_string()))?.map(|address| address.ip()).collect();
-        if addresses.is_empty() || addresses.iter().any(|ip| AddressClass::of(*ip) != AddressClass::Public) {
-            return Err(refused("it is not on the public internet".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn too_large(&self) -> RunError {
-        RunError::new(RunCode::BadModel, format!("the image is larger than {} bytes", self.image_bytes))
-    }
-
     async fn inspect(&self, name: &str) -> Result<Option<ImageInspect>, RunError> {
-        match self.docker.inspect_image(name).await {
+        match in_time(self.docker.inspect_image(name)).await {
             Ok(image) => Ok(Some(image)),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
             Err(error) => Err(internal(format!("cannot look at an image: {error}"))),
         }
     }
 
-    /// Removes an image, or only this node's name for it where somebody else has given it another.
-    async fn remove(&self, name: &str) {
-        let Ok(Some(image)) = self.inspect(name).await else { return };
-        let others = image.repo_tags.iter().flatten().any(|tag| !tag.starts_with(REPOSITORY));
+    /// Removes an image, or only this name where it has others: an operator's, or this node's for another way to it.
+    async fn remove(&self, name: &str) -> Result<(), Error> {
+        let gone = |error: &Error| matches!(error, Error::DockerResponseServerError { status_code: 404, .. });
+        let image = match in_time(self.docker.inspect_image(name)).await {
+            Err(error) if gone(&error) => return Ok(()),
+            inspected => inspected?,
+        };
+        let others = image.repo_tags.iter().flatten().any(|tag| tag != name);
         let what = if others { name.to_owned() } else { image.id.unwrap_or_else(|| name.to_owned()) };
         let options = RemoveImageOptionsBuilder::default().force(!others).build();
-        match self.docker.remove_image(&what, Some(options), None).await {
-            Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+        match in_time(self.docker.remove_image(&what, Some(options), None)).await {
+            Err(error) if !gone(&error) => Err(error),
+            Ok(_) | Err(_) => {
                 tracing::info!(image = name, "image removed: no more room");
+                Ok(())
             }
-            Err(error) => tracing::error!(image = name, %error, "cannot remove an image"),
         }
     }
 
@@ -322,14 +328,15 @@ impl Images {
         ImageInUse { id: String::new(), volumes: Vec::new(), tag: tag.to_owned(), known }
     }
 
-    fn oldest_beyond_room(&self) -> Option<(String, Arc<tokio::sync::Mutex<()>>)> {
+    fn oldest_beyond_room(&self, without: &HashSet<String>) -> Option<(String, Arc<tokio::sync::Mutex<()>>)> {
         let known = self.known();
         let unused = || known.images.iter().filter(|(_, entry)| entry.users == 0);
         let total = unused().fold(0u64, |total, (_, entry)| total.saturating_add(entry.bytes));
         if total <= self.kept_bytes {
             return None;
         }
-        let (tag, entry) = unused().min_by_key(|(_, entry)| entry.last_use)?;
+        let candidates = unused().filter(|(tag, _)| !without.contains(*tag));
+        let (tag, entry) = candidates.min_by_key(|(_, entry)| entry.last_use)?;
         Some((tag.clone(), Arc::clone(&entry.turn)))
     }
 
@@ -381,6 +388,29 @@ fn internal(message: impl Into<String>) -> RunError {
     RunError::new(RunCode::Internal, message)
 }
 
+/// What it means that an image cannot be fetched.
+fn not_fetched(error: &FetchError) -> RunError {
+    let code = match error {
+        FetchError::BadManifest { source: ContentError::NoPlatform { .. }, .. } => {
+            RunCode::ImageWithoutPlatform
+        }
+        FetchError::BadReference { .. }
+        | FetchError::UnsupportedScheme { .. }
+        | FetchError::TooLarge { .. }
+        | FetchError::HashMismatch { .. }
+        | FetchError::BadManifest { .. } => RunCode::BadModel,
+        FetchError::NotAllowed { .. }
+        | FetchError::ForbiddenAddress { .. }
+        | FetchError::NotFound { .. }
+        | FetchError::Unauthorized { .. }
+        | FetchError::TimedOut { .. }
+        | FetchError::TooManyRedirects { .. }
+        | FetchError::Unreachable { .. } => RunCode::ImageUnavailable,
+        FetchError::Io { .. } => RunCode::Internal,
+    };
+    RunError::new(code, format!("cannot fetch the image: {error}"))
+}
+
 /// An image's name with its registry, so that no engine looks for it in places of its own choice.
 fn full_name(name: &str) -> String {
     match name.split_once('/') {
@@ -392,6 +422,11 @@ fn full_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use artifact::{BlobStore, FetchPolicy};
+
+    use super::super::fake::FakeEngine;
     use super::*;
 
     #[test]
@@ -405,5 +440,37 @@ mod tests {
         ] {
             assert_eq!(full_name(name), full);
         }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_cannot_be_removed_is_tried_again() {
+        let in_use = Arc::new(AtomicBool::new(true));
+        let stuck = Arc::clone(&in_use);
+        let engine = FakeEngine::start(move |request| match request {
+            "GET /images/localhost/zorai-image:old/json" => (200, r#"{"Id":"old"}"#),
+            "GET /images/localhost/zorai-image:new/json" => (200, r#"{"Id":"new"}"#),
+            "DELETE /images/old" if stuck.load(Ordering::Relaxed) => (409, r#"{"message":"in use"}"#),
+            "DELETE /images/old" | "DELETE /images/new" => (200, "[]"),
+            _ => (500, r#"{"message":"not expected"}"#),
+        })
+        .await;
+        let place = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(place.path().join("blobs")).unwrap();
+        let fetcher = Fetcher::new(FetchPolicy::default(), store).unwrap();
+        let images = Images::new(engine.docker.clone(), "amd64".to_owned(), 100, 15, fetcher);
+        for tag in ["old", "new"] {
+            let used = images.begin_use(tag);
+            images.known().images.get_mut(tag).unwrap().bytes = 10;
+            drop(used);
+        }
+        images.trim().await;
+        let left = || images.known().images.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(left(), ["old"], "the next one makes room");
+        images.known().images.get_mut("old").unwrap().bytes = 20;
+        images.trim().await;
+        assert_eq!(left(), ["old"], "it still takes room");
+        in_use.store(false, Ordering::Relaxed);
+        images.trim().await;
+        assert_eq!(left(), Vec::<String>::new());
     }
 }

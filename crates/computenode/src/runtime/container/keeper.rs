@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::LIFE_LABEL;
-use super::NODE_LABEL;
+use super::engine::ENGINE_TIME;
+use super::{LIFE_LABEL, NODE_LABEL};
 
 /// How often a removal is tried, and the pause between two tries.
 const REMOVALS: u32 = 50;
@@ -32,10 +32,13 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
 /// The longest list of containers that is read, in bytes.
 const MAX_LIST_BYTES: usize = 16 << 20;
 
-/// How long one try to remove a container may take.
-const REMOVAL_TIME: Duration = Duration::from_secs(30);
+/// How long an engine may take to make a container: some copy all layers of an image for its first one.
+const MAKE_TIME: Duration = Duration::from_secs(600);
 
-/// Starts and ends the lives of containers. Each job has at most two commands in its queue.
+/// How long after a failure to make a container it is removed once more, in case the engine was at it still.
+const LATE: Duration = Duration::from_secs(60);
+
+/// Starts and ends the lives of containers. A job has two containers at most, and so a few commands in its queue.
 pub(super) struct Keeper {
     commands: mpsc::UnboundedSender<Command>,
 }
@@ -80,13 +83,14 @@ impl Container {
         &self.name
     }
 
-    /// Ends it, and removes it with all that it had.
+    /// Ends it, and removes it with all that it had. Goes on without being waited for where the engine takes too long.
     pub(super) async fn remove(mut self) {
         self.gone = true;
         let (removed, done) = oneshot::channel();
-        if self.commands.send(Command::Remove { name: self.name.clone(), removed: Some(removed) }).is_ok() {
-            // Without an answer the thread has ended with the process.
-            let _ = done.await;
+        let command = Command::Remove { name: self.name.clone(), removed: Some(removed) };
+        // Without an answer the thread has ended with the process.
+        if self.commands.send(command).is_ok() && tokio::time::timeout(ENGINE_TIME, done).await.is_err() {
+            tracing::error!(container = self.name, "the engine takes long to end a container");
         }
     }
 }
@@ -166,9 +170,18 @@ async fn carry_out(docker: Docker, command: Command) {
     match command {
         Command::Create { name, body, created } => {
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
-            let result = docker.create_container(Some(options), *body).await.map(drop);
+            let creating = docker.create_container(Some(options), *body);
+            let created_or_not = tokio::time::timeout(MAKE_TIME, creating).await;
+            let result = created_or_not.unwrap_or(Err(Error::RequestTimeoutError)).map(drop);
+            // Whatever came back, or did not: the engine may have made it.
+            let (failed, refused) =
+                (result.is_err(), matches!(result, Err(Error::DockerResponseServerError { .. })));
             let unwanted = created.send(result).is_err();
-            if unwanted {
+            if failed || unwanted {
+                remove(&docker, &name).await;
+            }
+            if failed && !refused {
+                tokio::time::sleep(LATE).await;
                 remove(&docker, &name).await;
             }
         }
@@ -188,9 +201,9 @@ async fn remove(docker: &Docker, name: &str) {
     for _ in 0..REMOVALS {
         let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
         // Engines give a container time to end by itself unless it has ended already. It may have.
-        let _ = tokio::time::timeout(REMOVAL_TIME, docker.kill_container(name, Some(kill))).await;
+        let _ = tokio::time::timeout(ENGINE_TIME, docker.kill_container(name, Some(kill))).await;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match tokio::time::timeout(REMOVAL_TIME, docker.remove_container(name, Some(options))).await {
+        match tokio::time::timeout(ENGINE_TIME, docker.remove_container(name, Some(options))).await {
             Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => return,
             Ok(Err(error)) => last = error.to_string(),
             Err(error) => last = error.to_string(),
@@ -198,4 +211,28 @@ async fn remove(docker: &Docker, name: &str) {
         tokio::time::sleep(REMOVAL_PAUSE).await;
     }
     tracing::error!(container = name, error = last, "cannot remove a container");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeEngine;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_container_whose_making_was_not_answered_is_removed() {
+        let engine = FakeEngine::start(|request| match request {
+            "POST /containers/create" => (201, "not what engines say"),
+            "DELETE /containers/name" => (204, ""),
+            _ => (404, r#"{"message":"no such container"}"#),
+        })
+        .await;
+        let keeper = Keeper::start(engine.docker.clone()).unwrap();
+        assert!(keeper.create("name".to_owned(), ContainerCreateBody::default()).await.is_err());
+        let removed = async {
+            while !engine.asked.lock().unwrap().iter().any(|asked| asked == "DELETE /containers/name") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), removed).await.expect("it is never removed");
+    }
 }

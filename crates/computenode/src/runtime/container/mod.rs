@@ -1,7 +1,9 @@
 //! Containers: the input at `/in`, the result from `/out`, by the Docker Engine API of Docker or Podman.
 //!
 //! ```ignore
-//! pub async fn ContainerRuntime::detect(settings: ContainerSettings) -> Result<Option<ContainerRuntime>, DetectError>;
+//! pub async fn ContainerRuntime::detect(settings: ContainerSettings, fetcher: Fetcher)
+//!     -> Result<Option<ContainerRuntime>, DetectError>;
+//! pub async fn EngineReport::of(settings: &ContainerSettings) -> Result<Option<EngineReport>, DetectError>;
 //! pub fn ContainerRuntime::report(&self) -> &EngineReport;
 //! ```
 //!
@@ -18,12 +20,18 @@
 //! **Who it is.** The user 65532 where this node runs as root. Elsewhere the node's own user, without any of its groups, so that
 //! the node can remove what the program leaves; rootless Podman maps that user.
 //!
+//! **Where its image comes from.** A file, or a registry, asked by this node itself and never by the engine: so a registry's name,
+//! its redirects and its token server cannot lead into the operator's network. The engine is given what was checked.
+//!
 //! **What it can reach.** Nothing, unless the task asks for domains and the operator grants each of them: then a proxy on the
 //! container's loopback, which leads to those domains only. See [`EgressPolicy`].
 
 mod archive;
 mod egress;
 mod engine;
+mod failure;
+#[cfg(test)]
+mod fake;
 mod images;
 mod keeper;
 mod output;
@@ -38,6 +46,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use artifact::Fetcher;
 use bollard::Docker;
 use bollard::container::AttachContainerResults;
 use bollard::errors::Error;
@@ -49,6 +58,8 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::engine::in_time;
+use self::failure::{failure, refused};
 use self::images::{ImageInUse, Images};
 use self::keeper::{Container, Keeper};
 use self::spec::{Bounds, Spec};
@@ -63,13 +74,8 @@ const LIFE_LABEL: &str = "zorai.life";
 /// How long the streams may take to end after their container.
 const STREAMS_TIME: Duration = Duration::from_secs(10);
 
-/// How long an engine may take to start a container, to attach to it, or to send it a signal.
-const ENGINE_TIME: Duration = Duration::from_secs(120);
-
-/// What a program's exit status is after a signal that cannot be ignored.
-const KILLED: i64 = 128 + 9;
-/// And after the signal for a file that grows beyond its bound.
-const FILE_TOO_LARGE: i64 = 128 + 25;
+/// How long an engine may take to start a container and to attach to it: a stronger runtime boots a machine for it.
+const START_TIME: Duration = Duration::from_secs(120);
 
 /// The user that jobs have where this node is root.
 const NOBODY: (u32, u32) = (65_532, 65_532);
@@ -102,8 +108,6 @@ pub struct ContainerSettings {
     pub image_bytes: u64,
     /// How much room images may take between jobs, in bytes; what was used longest ago goes first.
     pub keep_images_bytes: u64,
-    /// Whether images may come from registries on loopback and private addresses.
-    pub allow_private_registries: bool,
     /// What jobs may be let out to.
     pub egress: EgressPolicy,
     /// Whether jobs run although the engine cannot enforce all limits.
@@ -125,7 +129,6 @@ impl Default for ContainerSettings {
             image_time: Duration::from_secs(1_800),
             image_bytes: 32 << 30,
             keep_images_bytes: 64 << 30,
-            allow_private_registries: false,
             egress: EgressPolicy::default(),
             allow_unenforced: false,
         }
@@ -145,19 +148,19 @@ pub struct ContainerRuntime {
 }
 
 impl ContainerRuntime {
-    /// Finds an engine, and asks it what it can do. `None` if none was named and none answers.
+    /// Finds an engine, and asks it what it can do. `None` if none was named and none answers. Images that lie in registries
+    /// are fetched by `fetcher`.
     ///
     /// # Errors
     /// The engine that the settings name does not answer, or lacks the OCI runtime that they name.
-    pub async fn detect(settings: ContainerSettings) -> Result<Option<Self>, DetectError> {
+    pub async fn detect(settings: ContainerSettings, fetcher: Fetcher) -> Result<Option<Self>, DetectError> {
         let Some((docker, report)) = engine::find(&settings).await? else { return Ok(None) };
-        engine::check_runtime(&docker, &settings).await?;
         let images = Images::new(
             docker.clone(),
             report.architecture.clone(),
             settings.image_bytes,
             settings.keep_images_bytes,
-            settings.allow_private_registries,
+            fetcher,
         );
         let keeper = Keeper::start(docker.clone())?;
         let user = settings.user.unwrap_or_else(default_user);
@@ -229,7 +232,7 @@ impl ContainerRuntime {
         if matches!(job.model.files, ModelFiles::Folder(_) | ModelFiles::Named(_)) {
             return Err(RunError::new(RunCode::BadModel, "the model is a folder; an image is one file"));
         }
-        let places = Places::make(job)?;
+        let places = Places::make(job).await?;
         let image = self.image(job, context).await?;
         let (stop, _ends_with_this_future) = Stop::guarded(job.limits.wall, context);
         let way = if domains.is_empty() {
@@ -353,7 +356,7 @@ impl ContainerRuntime {
             self.docker.start_container(name, None).await.map_err(|error| refused(&error))?;
             Ok(attached)
         };
-        let started = tokio::time::timeout(ENGINE_TIME, starting).await;
+        let started = tokio::time::timeout(START_TIME, starting).await;
         started.unwrap_or_else(|_| Err(internal("the engine did not start the container in time")))
     }
 
@@ -372,41 +375,43 @@ impl ContainerRuntime {
     async fn ask_to_end(&self, name: &str) {
         let options = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
         // It may have ended; and whatever happens, it is killed next.
-        let _ = tokio::time::timeout(ENGINE_TIME, self.docker.kill_container(name, Some(options))).await;
+        let _ = in_time(self.docker.kill_container(name, Some(options))).await;
     }
 
     /// Whether the engine says that the kernel ended the container for its memory. Not all engines know of children.
     async fn was_killed_for_memory(&self, container: &Container) -> bool {
-        let inspecting = self.docker.inspect_container(container.name(), None);
-        let state = tokio::time::timeout(ENGINE_TIME, inspecting).await;
-        let state = state.ok().and_then(Result::ok).and_then(|container| container.state);
+        let state = in_time(self.docker.inspect_container(container.name(), None)).await;
+        let state = state.ok().and_then(|container| container.state);
         state.and_then(|state| state.oom_killed) == Some(true)
     }
 }
 
 impl Places {
-    fn make(job: &Job) -> Result<Self, RunError> {
+    async fn make(job: &Job) -> Result<Self, RunError> {
+        let (folder, input) = (job.folder.clone(), job.input.clone());
+        blocking(move || Self::make_now(&folder, input)).await
+    }
+
+    /// Blocks on the disk.
+    fn make_now(folder: &Path, input: PathBuf) -> Result<Self, RunError> {
         let failed = |error: std::io::Error| internal(format!("cannot make a job's folder: {error}"));
         let bad = |error: std::io::Error| {
             RunError::new(RunCode::BadInput, format!("cannot read the input: {error}"))
         };
-        let input = std::fs::metadata(&job.input).map_err(bad)?;
-        let output = job.folder.join("out");
-        crate::attempt::remove_folder(&output).map_err(failed)?;
+        let given = std::fs::metadata(&input).map_err(bad)?;
+        let output = folder.join("out");
+        crate::remove::remove_folder(&output).map_err(failed)?;
         std::fs::create_dir_all(&output).map_err(failed)?;
         // The job's user is another one, and only it has a way to this folder, which lies in one of the node's own.
         std::fs::set_permissions(&output, std::fs::Permissions::from_mode(0o777)).map_err(failed)?;
-        let mut places = Self {
-            output,
-            stdout: job.folder.join("stdout"),
-            archive: job.folder.join("out.tar"),
-            input: job.input.clone(),
-        };
-        if input.is_file() && input.mode() & 0o004 == 0 {
-            places.input = job.folder.join("in");
-            std::fs::copy(&job.input, &places.input).map_err(bad)?;
+        let mut places =
+            Self { output, stdout: folder.join("stdout"), archive: folder.join("out.tar"), input };
+        if given.is_file() && given.mode() & 0o004 == 0 {
+            let copy = folder.join("in");
+            std::fs::copy(&places.input, &copy).map_err(bad)?;
             let readable = std::fs::Permissions::from_mode(0o444);
-            std::fs::set_permissions(&places.input, readable).map_err(failed)?;
+            std::fs::set_permissions(&copy, readable).map_err(failed)?;
+            places.input = copy;
         }
         Ok(places)
     }
@@ -435,35 +440,6 @@ async fn take(places: Places, written: Written, limit: u64, disk: u64) -> Result
         Some(error) => Err(internal(format!("cannot keep standard output: {error}"))),
         None => Ok(Output::File(written.stdout)),
     }
-}
-
-/// What an exit status other than zero means.
-fn failure(status: i64, killed_for_memory: bool, written: &Written, bounds: &Bounds) -> RunError {
-    let tail = String::from_utf8_lossy(&written.stderr);
-    let last = tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
-    let separator = if last.is_empty() { "" } else { ": " };
-    // Nobody but the kernel kills a container that this node did not end, and it does so for memory.
-    if killed_for_memory || status == KILLED {
-        let reason = format!("the program was killed; its memory is {} bytes", bounds.memory_bytes);
-        return RunError::new(RunCode::OutOfMemory, format!("{reason}{separator}{last}"));
-    }
-    if status == FILE_TOO_LARGE {
-        let reason = format!("the program wrote a file of more than {} bytes", bounds.disk_bytes);
-        return RunError::new(RunCode::OutOfDisk, format!("{reason}{separator}{last}"));
-    }
-    RunError::new(RunCode::ExitNonzero, format!("exit status {status}{separator}{last}"))
-}
-
-/// What it means that the engine does not make or start a container.
-fn refused(error: &Error) -> RunError {
-    let text = error.to_string();
-    let missing =
-        ["executable file not found", "no such file or directory", "permission denied", "no command"];
-    let lower = text.to_lowercase();
-    if missing.iter().any(|sign| lower.contains(sign)) {
-        return RunError::new(RunCode::BadModel, format!("the image's program cannot be started: {text}"));
-    }
-    internal(format!("the engine does not start the container: {text}"))
 }
 
 /// A container's name: no two are the same.

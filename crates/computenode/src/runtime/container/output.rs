@@ -37,10 +37,10 @@ pub(super) fn check(folder: &Path, bytes: u64) -> Result<(), RunError> {
     let (mut used, mut entries) = (0u64, 0u64);
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        // What a running program removes meanwhile takes no room.
-        let Ok(list) = fs::read_dir(&folder) else { continue };
-        for entry in list.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
+        let Some(list) = there(fs::read_dir(&folder))? else { continue };
+        for entry in list {
+            let Some(entry) = there(entry)? else { continue };
+            let Some(metadata) = there(entry.metadata())? else { continue };
             // What is allocated, so that holes are no bytes.
             used = used.saturating_add(metadata.blocks().saturating_mul(512));
             entries += 1;
@@ -58,6 +58,24 @@ pub(super) fn check(folder: &Path, bytes: u64) -> Result<(), RunError> {
         }
     }
     Ok(())
+}
+
+/// What was looked at, unless a running program has removed it meanwhile: then it takes no room. A program that hides
+/// what it writes, by modes or by paths that are too long, could write without a bound.
+fn there<T>(looked: io::Result<T>) -> Result<Option<T>, RunError> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidFilename) =>
+        {
+            let reason = format!("a folder in /out cannot be looked into: {error}");
+            Err(RunError::new(RunCode::BadOutput, reason))
+        }
+        Err(error) => Err(RunError::new(RunCode::Internal, format!("cannot look into /out: {error}"))),
+    }
 }
 
 /// The result in `folder`, which nobody writes into any more: its one file, or a tar of several, made at `archive`.
@@ -208,6 +226,35 @@ mod tests {
         fs::remove_file(out.join("x")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(out.join("x")).unwrap();
         assert_eq!(code(collect(&out, &archive, 1 << 20).unwrap_err()), RunCode::BadOutput);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_into_is_no_result() {
+        let place = tempfile::tempdir().unwrap();
+        let hidden = place.path().join("hidden");
+        let code = |mode: u32| {
+            fs::create_dir(&hidden).unwrap();
+            fs::write(hidden.join("file"), "content").unwrap();
+            fs::set_permissions(&hidden, fs::Permissions::from_mode(mode)).unwrap();
+            let place = place.path().to_owned();
+            // Without root's rights, which belong to each thread by itself.
+            let looking = std::thread::spawn(move || {
+                let none = rustix::thread::CapabilitySet::empty();
+                let sets =
+                    rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+                rustix::thread::set_capabilities(None, sets).unwrap();
+                check(&place, 1 << 20)
+            });
+            let looked = looking.join().unwrap();
+            fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
+            fs::remove_dir_all(&hidden).unwrap();
+            looked.map_err(|error| error.code)
+        };
+        assert_eq!(code(0o700), Ok(()));
+        for mode in [0o300, 0o600, 0o000] {
+            assert_eq!(code(mode), Err(RunCode::BadOutput), "{mode:o}");
+        }
+        check(&place.path().join("gone"), 1).unwrap();
     }
 
     #[test]

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use artifact::AddressClass;
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, UPGRADE,
-};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use daemon::hop_by_hop;
+use futures_util::StreamExt;
+use http::header::HOST;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -34,7 +34,8 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 /// How much is copied at once.
 const CHUNK: usize = 64 << 10;
 
-type Body = BoxBody<Bytes, hyper::Error>;
+type Body = BoxBody<Bytes, BodyError>;
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where the proxy leads, and how far.
 pub(super) struct Rules {
@@ -211,7 +212,7 @@ async fn forward(
     let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
     let host = HeaderValue::from_str(&authority)
         .map_err(|_| Refused(StatusCode::BAD_REQUEST, "the host has no name"))?;
-    strip(request.headers_mut());
+    hop_by_hop::strip(request.headers_mut());
     // The name that was checked, whatever the request says.
     request.headers_mut().insert(HOST, host);
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -219,42 +220,18 @@ async fn forward(
         path.parse().map_err(|_| Refused(StatusCode::BAD_REQUEST, "the address has no path"))?;
     let request = request.map(|body| counted(body, Arc::clone(&rules)));
     let mut response = sender.send_request(request).await.map_err(failed)?;
-    strip(response.headers_mut());
+    hop_by_hop::strip(response.headers_mut());
     Ok(response.map(|body| counted(body, rules)))
 }
 
-/// A body that ends when the task has sent and received all that it may.
+/// A body that fails when the task has sent and received all that it may: what is cut off must not look whole.
 fn counted(body: Incoming, rules: Arc<Rules>) -> Body {
-    let stream = futures_util::stream::unfold(Some(body), move |body| {
-        let rules = Arc::clone(&rules);
-        async move {
-            let mut body = body?;
-            let frame = body.frame().await?;
-            let spent = frame
-                .as_ref()
-                .ok()
-                .and_then(|frame| frame.data_ref())
-                .map_or(Ok(()), |data| rules.spend(data.len()));
-            spent.is_ok().then_some((frame, Some(body)))
-        }
-    });
-    http_body_util::StreamBody::new(stream).boxed()
-}
-
-/// Removes what concerns one connection only.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    let fixed = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, UPGRADE];
-    let other = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
-    for name in named.into_iter().chain(fixed).chain(other) {
-        headers.remove(name);
-    }
+    let counting = move |frame: Frame<Bytes>| {
+        frame.data_ref().map_or(Ok(()), |data| rules.spend(data.len()))?;
+        Ok(frame)
+    };
+    let frames = BodyStream::new(body).map(move |frame| counting(frame.map_err(BodyError::from)?));
+    BodyExt::boxed(StreamBody::new(frames))
 }
 
 fn target(uri: &Uri, port: Option<u16>) -> Result<(String, u16), Refused> {
@@ -262,4 +239,124 @@ fn target(uri: &Uri, port: Option<u16>) -> Result<(String, u16), Refused> {
     let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(nowhere)?;
     let port = uri.port_u16().or(port).ok_or_else(nowhere)?;
     Ok((host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+
+    /// A proxy to `localhost` at `port`, through which so many bytes may go.
+    struct Proxy {
+        addr: SocketAddr,
+        closed: CancellationToken,
+    }
+
+    impl Proxy {
+        fn start(port: u16, max_bytes: u64) -> Self {
+            let policy = EgressPolicy {
+                domains: Vec::new(),
+                ports: vec![port],
+                allow_private_addresses: true,
+                max_bytes,
+                ..EgressPolicy::default()
+            };
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let (addr, closed) = (listener.local_addr().unwrap(), CancellationToken::new());
+            let domains = vec![Domain::Exactly("localhost".to_owned())];
+            spawn(listener, Rules::new(&policy, domains), closed.clone()).unwrap();
+            Self { addr, closed }
+        }
+
+        fn client(&self, tls: rustls::ClientConfig) -> reqwest::Client {
+            let proxy = reqwest::Proxy::all(format!("http://{}", self.addr)).unwrap();
+            reqwest::Client::builder().proxy(proxy).tls_backend_preconfigured(tls).build().unwrap()
+        }
+    }
+
+    impl Drop for Proxy {
+        fn drop(&mut self) {
+            self.closed.cancel();
+        }
+    }
+
+    /// Answers each connection with `body` once a request's head has come.
+    async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, body: &[u8]) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+        let text = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+        let chunk = format!("{:x}\r\n", body.len());
+        // A client that was cut off reads no more.
+        let _ = stream.write_all(&[text.as_bytes(), chunk.as_bytes(), body, b"\r\n0\r\n\r\n"].concat()).await;
+        let _ = stream.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn tls_goes_through_a_tunnel_as_it_is() {
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![key.cert.der().clone()],
+                PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into(),
+            )
+            .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(key.cert.der().clone()).unwrap();
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let serving = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    answer(stream, b"through the tunnel").await;
+                }
+            }
+        });
+        let proxy = Proxy::start(port, 1 << 20);
+        let url = format!("https://localhost:{port}/");
+        let response = proxy.client(tls.clone()).get(&url).send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "through the tunnel");
+
+        let small = Proxy::start(port, 1000);
+        assert!(small.client(tls.clone()).get(&url).send().await.is_err(), "more went through than may");
+        let other = Proxy::start(port, 1 << 20);
+        for refused in [format!("https://127.0.0.1:{port}/"), "https://localhost:1/".to_owned()] {
+            assert!(other.client(tls.clone()).get(&refused).send().await.is_err(), "{refused}");
+        }
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_cut_off_does_not_look_whole() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async { answer(stream, &vec![b'x'; 100_000]).await });
+            }
+        });
+        let url = format!("http://localhost:{port}/");
+        let tls = daemon::tls::client_config(None).unwrap();
+        let proxy = Proxy::start(port, 150_000);
+        let client = proxy.client(tls);
+        let whole = client.get(&url).send().await.unwrap().bytes().await.unwrap();
+        assert_eq!(whole.len(), 100_000);
+        let cut = match client.get(&url).send().await {
+            Ok(response) => response.bytes().await.map(|bytes| bytes.len()),
+            Err(error) => Err(error),
+        };
+        assert!(cut.is_err(), "{cut:?}");
+        serving.abort();
+    }
 }
