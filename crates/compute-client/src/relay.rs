@@ -301,7 +301,7 @@ impl Relay {
         let later = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if later && tries_left > 0 {
             let pause = retry_after(response.headers());
-            self.ui.say(format_args!("the relay is busy; trying again in {} s", pause.as_secs()));
+            self.ui.say(format_args!("the relay says: later; trying again in {} s", pause.as_secs()));
             tokio::time::sleep(pause).await;
             return Ok(None);
         }

@@ -140,8 +140,9 @@ async fn check_evidence(evidence: &Evidence, result: Option<&Path>, ui: &Ui) -> 
 
 fn read(path: &Path, not_an_id: &taskmarket::ParseError) -> Outcome<Document> {
     let metadata = std::fs::metadata(path).map_err(|error| {
-        Failure::usage(format_args!("{}: {error}", path.display()))
-            .hint(format_args!("give a task id ({not_an_id}) or a file with evidence or a history"))
+        Failure::usage(format_args!("{}: {error}", path.display())).hint(format_args!(
+            "give a task id ({not_an_id}) or a file with evidence, a history or a receipt"
+        ))
     })?;
     if metadata.len() > MAX_FILE_BYTES {
         return Err(Failure::usage(format_args!("{} is too large for a history", path.display())));
