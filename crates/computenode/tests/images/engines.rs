@@ -60,6 +60,8 @@ impl Engine {
         {
             command.env_remove(name);
         }
+        // Where it leaves notes of its own, such as conmon's on memory.
+        command.current_dir(folder.path());
         let process = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn();
         let engine = Self { socket, process: process.unwrap(), folder };
         let started = Instant::now();
