@@ -101,7 +101,7 @@ fn every_message_has_vectors_in_both_domains_and_no_two_digests_are_alike() {
     for vector in &vectors {
         domains.entry(&vector.r#type).or_default().insert(vector.domain.is_settled());
     }
-    assert_eq!(domains.len(), 11);
+    assert_eq!(domains.len(), 12);
     assert!(domains.values().all(|both| both.len() == 2), "{domains:?}");
     assert!(vectors.iter().any(|vector| vector.domain == Domain::UNSETTLED));
     let digests: BTreeSet<_> = vectors.iter().map(|vector| vector.digest).collect();
