@@ -145,6 +145,8 @@ pub(crate) enum Command {
     Models(commands::models::Args),
     /// List the providers that are online
     Providers(commands::providers::Args),
+    /// Decide disputes, from evidence
+    Arbiter(commands::arbiter::Args),
     /// Store files at the relay, and fetch them
     Artifact(commands::artifact::Args),
     /// Show or make your key

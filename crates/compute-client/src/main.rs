@@ -10,6 +10,7 @@ mod failure;
 mod follow;
 mod inference;
 mod key;
+mod node_check;
 mod plain;
 mod proof;
 mod receipt;

@@ -218,7 +218,7 @@ impl Watcher {
                     return Err(ChainError::Rpc(error).into());
                 }
                 Ok(_) | Err(WatchError::Chain(ChainError::Rpc(_))) => {
-                    self.range = ((to - from + 1) / 2).max(1);
+                    self.range = (to - from).div_ceil(2).max(1);
                     to = from + self.range - 1;
                     tracing::debug!(from, to, "fewer blocks are asked for at once");
                 }

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod approve;
+pub(crate) mod arbiter;
 pub(crate) mod artifact;
 pub(crate) mod cancel;
 pub(crate) mod chat;
@@ -43,6 +44,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Outcome {
         Command::Chat(args) => Box::pin(chat::run(global, args, &ui)).await,
         Command::Models(args) => models::run(global, &args, &ui).await,
         Command::Providers(args) => providers::run(global, &args, &ui).await,
+        Command::Arbiter(args) => arbiter::run(global, args, &ui).await,
         Command::Artifact(args) => artifact::run(global, &args, &ui).await,
         Command::Wallet(args) => wallet::run(global, &args, &ui).await,
         Command::Doctor(args) => Box::pin(doctor::run(global, &args, &ui)).await,

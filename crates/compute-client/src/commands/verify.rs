@@ -10,11 +10,13 @@ use rpc::evidence::{self, Evidence, EvidenceEvent};
 use rpc::tasks::{Entry, TaskHistory, TaskView};
 use serde_json::json;
 use taskmarket::{Recorded, TaskId, TaskRecord, Word, apply, replay};
+use url::Url;
 
 use crate::cli::Global;
 use crate::content::hash_of;
 use crate::failure::{Context as _, Failure, Outcome};
 use crate::follow::{describe, has_result, whose};
+use crate::node_check;
 use crate::proof;
 use crate::rerun::{Agreement, rerun};
 use crate::ui::{Ui, clean};
@@ -30,6 +32,7 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
     zorai-compute events 0xTASK --json > history.json\n  \
     zorai-compute verify history.json --result result.bin     (offline)\n  \
     zorai-compute verify evidence.json                        (offline)\n  \
+    zorai-compute verify evidence.json --rpc-url https://…    (the chain's part, with a node)\n  \
     zorai-compute verify --receipt REQUEST_ID                 (of a model's answer)\n  \
     zorai-compute verify receipt.json --request request.json --response response.bin    (offline)\n\n\
     A model's answers are saved to the byte, with their receipts, by chat --save-exchange DIR.\n\
@@ -46,6 +49,9 @@ pub(crate) struct Args {
     /// Run the task again on this machine, and compare: wasm gives the same bytes everywhere, embed nearly the same numbers
     #[arg(long, conflicts_with = "result")]
     rerun: bool,
+    /// Find what evidence says of the chain on the chain itself, at this JSON-RPC endpoint; repeat it for several
+    #[arg(long = "rpc-url", value_name = "URL", conflicts_with = "rerun")]
+    rpc_urls: Vec<Url>,
 }
 
 /// Verifies a task.
@@ -63,10 +69,15 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
         Err(error) => match read(Path::new(subject), error)? {
             Document::History(history) => *history,
             Document::Evidence(evidence) => {
-                return check_evidence(&evidence, args.result.as_deref(), ui).await;
+                return check_evidence(global, &evidence, args, ui).await;
             }
         },
     };
+    if !args.rpc_urls.is_empty() {
+        return Err(Failure::usage(
+            "--rpc-url checks evidence: give a file with it, in place of a task's id",
+        ));
+    }
     let asked = online.as_ref().copied().unwrap_or(history.task_id);
     let (record, recorded) = replayed(&history, asked)?;
     let mut agreement = None;
@@ -104,7 +115,8 @@ enum Document {
 }
 
 /// Checks a file with evidence, and says what it states and whose word each statement is.
-async fn check_evidence(evidence: &Evidence, result: Option<&Path>, ui: &Ui) -> Outcome {
+async fn check_evidence(global: &Global, evidence: &Evidence, args: &Args, ui: &Ui) -> Outcome {
+    let result = args.result.as_deref();
     let report = evidence::verify(evidence)
         .map_err(|error| Failure::unverified(format_args!("the evidence: {error}")))?;
     if let Some(file) = result {
@@ -112,14 +124,23 @@ async fn check_evidence(evidence: &Evidence, result: Option<&Path>, ui: &Ui) -> 
         let record = replay(&recorded).map_err(Failure::unverified)?;
         check_file(&record, file).await?;
     }
+    let node = match args.rpc_urls.as_slice() {
+        [] => None,
+        urls => Some(node_check::check(evidence, urls, global.ca_file.as_deref()).await?),
+    };
     if ui.json {
-        return ui.print_json(&json!({
+        let mut told = json!({
             "task_id": report.task_id,
             "verified": true,
             "status": report.status,
+            "settlement": evidence.settlement,
             "result_checked": result.is_some(),
             "statements": report.statements,
-        }));
+        });
+        if let Some(node) = &node {
+            told["chain"] = json!(node);
+        }
+        return ui.print_json(&told);
     }
     for statement in &report.statements {
         let whose = match (statement.word, statement.signer) {
@@ -127,11 +148,18 @@ async fn check_evidence(evidence: &Evidence, result: Option<&Path>, ui: &Ui) -> 
             (Word::Signature, None) => "signed".to_owned(),
             (Word::Time, _) => "by the dates that were signed, and the relay's clock".to_owned(),
             (Word::Relay, _) => "the relay's word alone".to_owned(),
+            (Word::Chain, _) if node.is_some() => "the chain's word, found there".to_owned(),
             (Word::Chain, _) => "the chain's word, by the relay's account".to_owned(),
         };
         ui.print(format_args!("{}  {}  [{whose}]", statement.at, clean(&statement.text)))?;
     }
     let bytes = if result.is_some() { "; these are the bytes of its result" } else { "" };
+    if let Some(node) = &node {
+        ui.print(format_args!(
+            "the chain has all {} that the evidence says of it; the money is {} now",
+            node.facts, node.settlement_now
+        ))?;
+    }
     ui.print(format_args!(
         "every signature and every step holds: task {} is {}{bytes}",
         report.task_id, report.status

@@ -69,7 +69,7 @@ pub(crate) async fn follow(
             }
         }
     };
-    stopping.run_until_cancelled(work).await;
+    stopping.run_until_cancelled(Box::pin(work)).await;
 }
 
 struct Follower {

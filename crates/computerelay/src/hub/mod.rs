@@ -329,6 +329,10 @@ impl Hub {
     /// Releases an attempt and looks at what became of the task. `false` if the store failed.
     async fn release(&self, task_id: TaskId, attempt: u32, reason: ReleaseReason) -> bool {
         match self.market.release(task_id, attempt, reason).await {
+            Ok(record) if record.is_bound() && record.attempts == attempt => {
+                tracing::debug!(%task_id, attempt, "the chain has bound the attempt: only it releases it");
+                true
+            }
             Ok(_) => {
                 tracing::info!(%task_id, attempt, reason = reason.as_str(), "attempt released");
                 self.look_again(task_id).await;

@@ -91,7 +91,10 @@ impl World {
     /// Has a call mined in a block of its own. The error is what the contract says, or the node.
     pub(crate) async fn send(&self, from: usize, call: &Call) -> Result<B256, String> {
         let value = format!("{:#x}", call.value);
-        let call = json!([{ "from": ACCOUNTS[from], "to": call.to, "value": value, "data": call.data }]);
+        // With a limit given, what the contract refuses is mined as well, at the second that was set for it.
+        let call = json!([{
+            "from": ACCOUNTS[from], "to": call.to, "value": value, "data": call.data, "gas": "0xf4240",
+        }]);
         let rpc = self.chain.rpc();
         let tx: B256 = rpc.request("eth_sendTransaction", call).await.map_err(|error| error.to_string())?;
         let receipt = receipt(rpc, tx).await;
@@ -197,10 +200,20 @@ impl World {
     }
 
     pub(crate) fn complaint(&self, task: &Task, now: u64) -> Signed<DisputeTask> {
+        self.complaint_about(task, self.address(PROVIDER), 1, now)
+    }
+
+    pub(crate) fn complaint_about(
+        &self,
+        task: &Task,
+        provider: Address,
+        attempt: u32,
+        now: u64,
+    ) -> Signed<DisputeTask> {
         let complaint = DisputeTask {
             task_id: self.id(task),
-            provider: self.address(PROVIDER),
-            attempt: 1,
+            provider,
+            attempt,
             result_hash: result_hash(),
             reason: "it is not what was asked".to_owned(),
             evidence: String::new(),

@@ -12,6 +12,7 @@ use crate::relay::{CONFIRMATIONS, Relay};
 async fn a_host_is_asked_once_funded_is_final_and_then_bound_by_its_own_acceptance() {
     let Some(world) = world().await else { return };
     let relay = Relay::start(&world).await;
+    relay.opens().await;
     let host = Script { wallet: Arc::new(world.wallet(PROVIDER)), ..Script::new() }
         .answers(Answer::Accept { lease_secs: 500 })
         .connect(&relay.connect_url())

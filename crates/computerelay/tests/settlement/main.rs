@@ -8,6 +8,7 @@
 mod agent;
 mod chain;
 mod dispatch;
+mod mirror;
 mod money;
 mod relay;
 mod trouble;

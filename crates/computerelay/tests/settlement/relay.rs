@@ -65,6 +65,15 @@ impl Relay {
         format!("{}/v1/provider/connect", self.url.replace("http://", "ws://")).parse().unwrap()
     }
 
+    /// Waits until providers are let in.
+    pub(crate) async fn opens(&self) {
+        eventually("providers are let in", || async {
+            let (status, _) = self.ask(Method::GET, "/v1/provider/connect", None).await;
+            (status != StatusCode::SERVICE_UNAVAILABLE).then_some(())
+        })
+        .await;
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> (StatusCode, Vec<u8>) {
         let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(KEY);
         if let Some(body) = body {
