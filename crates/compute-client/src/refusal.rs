@@ -28,10 +28,8 @@ impl Refusal {
     pub(crate) fn of_error(error: &Value) -> Self {
         let text =
             |name: &str| error.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).map(clean);
-        let message = text("message").unwrap_or_else(|| match error {
-            Value::String(text) => clean(text),
-            other => clean(&other.to_string()),
-        });
+        let bare = || error.as_str().map_or_else(|| clean(&error.to_string()), clean);
+        let message = text("message").unwrap_or_else(bare);
         Self { message, code: text("code").or_else(|| text("type")) }
     }
 

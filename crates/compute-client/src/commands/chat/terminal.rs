@@ -53,7 +53,13 @@ pub(super) async fn converse(mut chat: Chat, mut conversation: Conversation) -> 
                     }
                 }
             }
-            entry => {
+            entry @ (Entry::Nothing
+            | Entry::Model(_)
+            | Entry::System(_)
+            | Entry::Reset
+            | Entry::Save(_)
+            | Entry::Help
+            | Entry::Unknown(_)) => {
                 if let Err(failure) = obey(entry, &mut chat, &mut conversation).await {
                     ui.failure(&failure);
                 }
