@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daemon::quote;
+use daemon::{chain, quote};
 use reqwest::StatusCode;
 use rpc::error::ErrorBody;
 use rustls::ClientConfig;
@@ -32,7 +32,7 @@ pub(crate) fn client(tls: &ClientConfig) -> Result<reqwest::Client, ClientError>
 /// Reads a body of at most [`MAX_ANSWER_BYTES`].
 pub(crate) async fn body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error.without_url()))? {
         if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(format!("an answer of more than {MAX_ANSWER_BYTES} bytes"));
         }
