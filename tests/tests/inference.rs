@@ -1,5 +1,7 @@
 //! The official OpenAI SDK against relay, agent, node and a real engine that the node starts itself.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
 use std::path::PathBuf;
 
 use serde_json::json;

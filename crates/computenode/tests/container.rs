@@ -4,6 +4,8 @@
 #[path = "images/engines.rs"]
 mod engines;
 mod images;
+#[path = "images/registry.rs"]
+mod registry;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,7 +22,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::engines::Engine;
-use crate::images::registry::Registry;
+use crate::registry::Registry;
 
 /// No job here takes longer, by far.
 const PATIENCE: Duration = Duration::from_secs(100);

@@ -1,7 +1,5 @@
 //! Images for tests, made without a registry: busybox, and archives that are broken in one way each.
 
-pub(crate) mod registry;
-
 use std::io::Write;
 use std::path::Path;
 
@@ -127,7 +125,7 @@ pub(crate) fn digest(content: &[u8]) -> String {
     hex::encode(Sha256::digest(content))
 }
 
-fn sha256(content: &[u8]) -> String {
+pub(crate) fn sha256(content: &[u8]) -> String {
     format!("sha256:{}", digest(content))
 }
 

@@ -12,7 +12,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{digest, sha256};
+use super::images::{digest, sha256};
 
 /// What it has, by digests, and how often it was asked.
 #[derive(Default)]
