@@ -95,6 +95,7 @@ fn offer(number: u64, kinds: u64) -> Offer {
         slots: 1 + (number % 8) as u32,
         busy: 0,
         warm: vec![model(number % MODELS)],
+        served: Vec::new(),
         accepting: true,
     }
 }

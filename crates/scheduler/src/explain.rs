@@ -16,6 +16,11 @@ pub enum Exclusion {
         /// The task's.
         wanted: Runtime,
     },
+    /// None of its engines serves the model.
+    NotServed {
+        /// The model's name.
+        model: String,
+    },
     /// None of its devices is a GPU of the type.
     NoGpu {
         /// The type, empty for any.
@@ -52,6 +57,7 @@ impl fmt::Display for Exclusion {
             Self::NotOffered => f.write_str("is not offered this task again"),
             Self::NotAccepting => f.write_str("takes no tasks now"),
             Self::Runtime { wanted } => write!(f, "does not run {wanted} tasks"),
+            Self::NotServed { model } => write!(f, "no engine of it serves {model}"),
             Self::NoGpu { wanted } if wanted.is_empty() => f.write_str("has no GPU"),
             Self::NoGpu { wanted } => write!(f, "has no GPU named {wanted}"),
             Self::TooFewGpus { wanted, found } => write!(f, "has {found} of {wanted} such GPUs"),

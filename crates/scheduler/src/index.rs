@@ -24,6 +24,8 @@ pub struct Index {
     free: Pool,
     /// Free hosts by each model that they have loaded.
     warm: HashMap<ContentHash, Pool>,
+    /// Free hosts by each model that their engines serve.
+    served: HashMap<String, Pool>,
     totals: Totals,
     next_id: u64,
     /// Counts reservations, to tell who was given a task the longest ago.
@@ -60,6 +62,8 @@ struct Node {
     /// Those of them that the last report cannot know of.
     fresh: u32,
     warm: Vec<ContentHash>,
+    /// Sorted, each once.
+    served: Vec<String>,
     given: u64,
 }
 
@@ -76,6 +80,10 @@ impl Node {
         // The used share of the slots, in units of 2^-32: as an integer it orders totally, and equal shares are equal.
         let load = (u64::from(self.busy()) << 32) / u64::from(self.slots.max(1));
         Rank { load, given: self.given, key }
+    }
+
+    fn serves(&self, need: &Need) -> bool {
+        need.served.as_ref().is_none_or(|model| self.served.binary_search(model).is_ok())
     }
 
     fn set_warm(&mut self, warm: Vec<ContentHash>) {
@@ -107,9 +115,12 @@ impl Index {
             reserved: before.as_ref().map_or(0, |node| node.reserved),
             fresh: 0,
             warm: Vec::new(),
+            served: offer.served,
             given: before.as_ref().map_or(0, |node| node.given),
         };
         node.set_warm(offer.warm);
+        node.served.sort_unstable();
+        node.served.dedup();
         self.put_in(offer.key, node);
         // Joined before it is left, so that a class does not go and come when a host only refreshes its offer.
         if let Some(before) = before {
@@ -172,6 +183,10 @@ impl Index {
     /// It takes one look at each family of hosts that may fit, and one at each host that would come before the choice but is excluded,
     /// or the first of a class with too little memory.
     pub fn pick(&self, need: &Need, excluded: impl Fn(&NodeKey) -> bool) -> Option<NodeKey> {
+        if let Some(model) = need.served() {
+            // An engine that serves it has it loaded, so that none of them is warmer than others.
+            return self.choose(need, self.served.get(model).into_iter().flatten(), &excluded);
+        }
         let warm = need.model.and_then(|model| self.warm.get(&model)).into_iter().flatten();
         let best = self.choose(need, warm, &excluded);
         best.or_else(|| self.choose(need, self.candidates(need), &excluded))
@@ -181,7 +196,7 @@ impl Index {
     pub fn fitting(&self, provider: Address, need: &Need) -> impl Iterator<Item = NodeKey> {
         let first = NodeKey { provider, node_id: Bytes32(B256::ZERO) };
         let last = NodeKey { provider, node_id: Bytes32(B256::repeat_byte(0xff)) };
-        self.nodes.range(first..=last).filter(|(_, node)| self.class_fits(node, need)).map(|(key, _)| *key)
+        self.nodes.range(first..=last).filter(|(_, node)| self.fits(node, need)).map(|(key, _)| *key)
     }
 
     /// What stands between a task and each of the first `limit` hosts, in the order of their keys. Nothing, for those that could have it now.
@@ -201,6 +216,9 @@ impl Index {
             }
             if let Some(class) = self.classes.get(&node.class) {
                 exclusions.extend(class.capability.exclusions(need));
+            }
+            if let Some(model) = need.served().filter(|_| !node.serves(need)) {
+                exclusions.push(Exclusion::NotServed { model: model.to_owned() });
             }
             if node.busy() >= node.slots {
                 exclusions.push(Exclusion::NoFreeSlot { slots: node.slots });
@@ -257,16 +275,16 @@ impl Index {
         best.map(|(_, rank)| rank.key)
     }
 
-    fn class_fits(&self, node: &Node, need: &Need) -> bool {
-        self.classes.get(&node.class).is_some_and(|class| class.capability.fits(need))
+    fn fits(&self, node: &Node, need: &Need) -> bool {
+        node.serves(need) && self.classes.get(&node.class).is_some_and(|class| class.capability.fits(need))
     }
 
     fn change(&mut self, key: &NodeKey, change: impl FnOnce(&mut Node)) {
         let Some(node) = self.nodes.get_mut(key) else { return };
         count_out(&mut self.totals, node);
-        remove_free(&mut self.free, &mut self.warm, *key, node);
+        remove_free(&mut self.free, &mut self.warm, &mut self.served, *key, node);
         change(node);
-        insert_free(&mut self.free, &mut self.warm, *key, node);
+        insert_free(&mut self.free, &mut self.warm, &mut self.served, *key, node);
         count_in(&mut self.totals, node);
     }
 
@@ -274,13 +292,13 @@ impl Index {
     fn take_out(&mut self, key: &NodeKey) -> Option<Node> {
         let node = self.nodes.remove(key)?;
         count_out(&mut self.totals, &node);
-        remove_free(&mut self.free, &mut self.warm, *key, &node);
+        remove_free(&mut self.free, &mut self.warm, &mut self.served, *key, &node);
         Some(node)
     }
 
     /// The reverse of [`Self::take_out`].
     fn put_in(&mut self, key: NodeKey, node: Node) {
-        insert_free(&mut self.free, &mut self.warm, key, &node);
+        insert_free(&mut self.free, &mut self.warm, &mut self.served, key, &node);
         count_in(&mut self.totals, &node);
         self.nodes.insert(key, node);
     }
@@ -365,7 +383,13 @@ fn count_out(totals: &mut Totals, node: &Node) {
 }
 
 /// Adds a host to those that can be chosen, if it is free.
-fn insert_free(all: &mut Pool, warm: &mut HashMap<ContentHash, Pool>, key: NodeKey, node: &Node) {
+fn insert_free(
+    all: &mut Pool,
+    warm: &mut HashMap<ContentHash, Pool>,
+    served: &mut HashMap<String, Pool>,
+    key: NodeKey,
+    node: &Node,
+) {
     if !node.is_free() {
         return;
     }
@@ -374,10 +398,19 @@ fn insert_free(all: &mut Pool, warm: &mut HashMap<ContentHash, Pool>, key: NodeK
     for model in &node.warm {
         free::insert(warm.entry(*model).or_default(), node.family, node.class, rank);
     }
+    for model in &node.served {
+        free::insert(served.entry(model.clone()).or_default(), node.family, node.class, rank);
+    }
 }
 
 /// Removes a host from those that can be chosen, if it is free.
-fn remove_free(all: &mut Pool, warm: &mut HashMap<ContentHash, Pool>, key: NodeKey, node: &Node) {
+fn remove_free(
+    all: &mut Pool,
+    warm: &mut HashMap<ContentHash, Pool>,
+    served: &mut HashMap<String, Pool>,
+    key: NodeKey,
+    node: &Node,
+) {
     if !node.is_free() {
         return;
     }
@@ -388,6 +421,13 @@ fn remove_free(all: &mut Pool, warm: &mut HashMap<ContentHash, Pool>, key: NodeK
         free::remove(pool, node.family, node.class, &rank);
         if pool.is_empty() {
             warm.remove(model);
+        }
+    }
+    for model in &node.served {
+        let Some(pool) = served.get_mut(model) else { continue };
+        free::remove(pool, node.family, node.class, &rank);
+        if pool.is_empty() {
+            served.remove(model);
         }
     }
 }

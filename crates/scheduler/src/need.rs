@@ -11,6 +11,7 @@ pub struct Need {
     pub(crate) gpu_count: u32,
     pub(crate) min_vram_mb: u64,
     pub(crate) model: Option<ContentHash>,
+    pub(crate) served: Option<String>,
 }
 
 impl Need {
@@ -24,8 +25,19 @@ impl Need {
             gpu_count: config.gpu_count,
             min_vram_mb: config.min_vram,
             model: task.model_hash.is_pinned().then_some(task.model_hash),
+            served: served(task.model_cid.as_str()).map(str::to_owned),
         }
     }
+
+    /// The model that an engine of the host must serve, where the task names one: `x` of `model://x`.
+    pub fn served(&self) -> Option<&str> {
+        self.served.as_deref()
+    }
+}
+
+/// The name in a reference to a model that engines serve.
+fn served(reference: &str) -> Option<&str> {
+    reference.strip_prefix("model://")
 }
 
 /// The words of a device's name: runs of letters and digits, in lower case, each once, sorted.
@@ -43,6 +55,12 @@ pub(crate) fn words(name: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn references_may_name_what_an_engine_serves() {
+        assert_eq!(served("model://meta/llama-3"), Some("meta/llama-3"));
+        assert_eq!(served("https://a.example/model://x"), None);
+    }
 
     #[test]
     fn names_split_into_words() {

@@ -39,6 +39,8 @@ pub struct Offer {
     pub busy: u32,
     /// The models that it has loaded.
     pub warm: Vec<ContentHash>,
+    /// The models that its engines serve, by their names.
+    pub served: Vec<String>,
     /// Whether it takes tasks.
     pub accepting: bool,
 }

@@ -27,6 +27,7 @@ fn offer(key: NodeKey, devices: Vec<Device>) -> Offer {
         slots: 2,
         busy: 0,
         warm: vec![],
+        served: vec![],
         accepting: true,
     }
 }
@@ -48,6 +49,21 @@ fn need_with_model(gpu_type: &str, gpu_count: u32, min_vram: u64, model: Content
     );
     let task: Task = serde_json::from_str(&task).unwrap();
     Need::of(&task)
+}
+
+/// What a task needs whose model an engine has to serve.
+fn need_served(model: &str) -> Need {
+    let zero = Address::ZERO.to_string();
+    let task = format!(
+        r#"{{"requester":"{zero}","model_cid":"model://{model}","model_hash":"{unpinned}","input_cid":"https://a.example/i",
+        "input_hash":"{unpinned}","config":{{"runtime":"embed","params":"{{}}","gpu_type":"","gpu_count":0,
+        "min_vram":0,"max_duration":60,"max_attempts":3}},"token":"{zero}","budget":"0","provider_stake":"0",
+        "dispute_bond":"0","deadline":"2030-01-01T00:00:00Z","dispute_window":0,"arbiter_window":0,"arbiter":"{zero}",
+        "salt":"0x{salt}"}}"#,
+        unpinned = ContentHash::UNPINNED,
+        salt = "00".repeat(32),
+    );
+    Need::of(&serde_json::from_str(&task).unwrap())
 }
 
 fn pick(index: &Index, need: &Need) -> Option<NodeKey> {
@@ -205,4 +221,37 @@ fn hosts_that_stop_or_go_are_not_chosen() {
     assert!(!index.remove(&key(1, 1)));
     assert!(index.remove(&key(1, 2)));
     assert_eq!(index.totals(), scheduler::Totals::default());
+}
+
+#[test]
+fn a_model_of_engines_goes_to_hosts_that_serve_it() {
+    let mut index = Index::new();
+    let serving = |number, models: &[&str]| Offer {
+        served: models.iter().map(|model| (*model).to_owned()).collect(),
+        ..offer(key(number, 1), vec![cpu()])
+    };
+    index.upsert(serving(1, &[]));
+    index.upsert(serving(2, &["other", "tiny", "tiny"]));
+    let tiny = need_served("tiny");
+    assert_eq!(tiny.served(), Some("tiny"));
+    assert_eq!(pick(&index, &tiny), Some(key(2, 1)));
+    assert_eq!(pick(&index, &need_served("tinier")), None);
+    assert!(
+        index.explain(&tiny, |_| false, 10).iter().any(|(host, why)| *host == key(2, 1) && why.is_empty())
+    );
+    assert!(words_of(&index, &tiny).contains(&"no engine of it serves tiny".to_owned()));
+    assert_eq!(index.fitting(Address::repeat_byte(1), &tiny).next(), None);
+    assert_eq!(index.fitting(Address::repeat_byte(2), &tiny).next(), Some(key(2, 1)));
+
+    // A busy host is none for it, and one that stopped serving it neither.
+    assert!(index.reserve(&key(2, 1)) && index.reserve(&key(2, 1)));
+    assert_eq!(pick(&index, &tiny), None);
+    index.release(&key(2, 1));
+    assert_eq!(pick(&index, &tiny), Some(key(2, 1)));
+    index.upsert(serving(2, &["other"]));
+    assert_eq!(pick(&index, &tiny), None);
+    index.upsert(serving(1, &["tiny"]));
+    assert_eq!(pick(&index, &tiny), Some(key(1, 1)));
+    index.remove(&key(1, 1));
+    assert_eq!(pick(&index, &tiny), None);
 }

@@ -36,7 +36,13 @@ impl Host {
                 && device.vram_mb >= config.min_vram
                 && split(&config.gpu_type).iter().all(|word| split(&device.name).contains(word))
         });
-        self.offer.runtimes.contains(&config.runtime) && gpus.count() >= config.gpu_count as usize
+        let is_served = match task.model_cid.as_str().strip_prefix("model://") {
+            Some(model) => self.offer.served.iter().any(|served| served == model),
+            None => true,
+        };
+        is_served
+            && self.offer.runtimes.contains(&config.runtime)
+            && gpus.count() >= config.gpu_count as usize
     }
 }
 
@@ -56,7 +62,9 @@ impl Model {
             host.is_free() && host.fits(task) && !excluded.contains(&host.offer.key.provider.0[0])
         };
         let order = |host: &&Host| {
-            let warm = task.model_hash.is_pinned() && host.offer.warm.contains(&task.model_hash);
+            let is_engines = task.model_cid.as_str().starts_with("model://");
+            let warm =
+                !is_engines && task.model_hash.is_pinned() && host.offer.warm.contains(&task.model_hash);
             let wastes = task.config.gpu_count == 0 && host.offer.devices.iter().any(|device| device.is_gpu);
             // Slots divide 12 each, so that the shares compare as integers.
             let load = host.busy() * 12 / host.offer.slots;
@@ -103,15 +111,17 @@ fn devices() -> impl Strategy<Value = Device> {
 
 fn offers() -> impl Strategy<Value = Offer> {
     let runtimes = vec(select(Runtime::ALL.to_vec()), 0..3);
-    let rest = (slots(), 0_u32..4, vec(models(), 0..3), prop::bool::weighted(0.8));
+    let served = vec(select(vec!["a".to_owned(), "b".to_owned()]), 0..3);
+    let rest = (slots(), 0_u32..4, vec(models(), 0..3), served, prop::bool::weighted(0.8));
     (keys(), vec(devices(), 0..4), runtimes, rest).prop_map(
-        |(key, devices, runtimes, (slots, busy, warm, accepting))| Offer {
+        |(key, devices, runtimes, (slots, busy, warm, served, accepting))| Offer {
             key,
             devices,
             runtimes,
             slots,
             busy,
             warm,
+            served,
             accepting,
         },
     )
@@ -119,9 +129,11 @@ fn offers() -> impl Strategy<Value = Offer> {
 
 fn tasks() -> impl Strategy<Value = Task> {
     let kinds = select(vec!["", "A100", "a10", "nvidia", "MI300 amd", "H100"]);
-    (select(Runtime::ALL.to_vec()), kinds, 0_u32..3, select(vec![0, 24, 40, 41]), models()).prop_map(
-        |(runtime, gpu_type, gpu_count, min_vram, model)| {
+    let places = select(vec!["https://a.example/m", "https://a.example/m", "model://a", "model://b"]);
+    (select(Runtime::ALL.to_vec()), kinds, 0_u32..3, select(vec![0, 24, 40, 41]), (models(), places))
+        .prop_map(|(runtime, gpu_type, gpu_count, min_vram, (model, place))| {
             let mut task = base_task();
+            task.model_cid = place.parse().unwrap();
             task.config.runtime = runtime;
             task.config.gpu_count = gpu_count;
             task.model_hash = model;
@@ -130,8 +142,7 @@ fn tasks() -> impl Strategy<Value = Task> {
                 task.config.min_vram = min_vram;
             }
             task
-        },
-    )
+        })
 }
 
 fn base_task() -> Task {

@@ -113,6 +113,7 @@ fn offer(index: usize, dice: &mut Dice) -> (Key, Offer) {
         slots: dice.pick(1..=3) as u32,
         busy: 0,
         warm: Vec::new(),
+        served: Vec::new(),
         accepting: true,
     };
     (provider, offer)

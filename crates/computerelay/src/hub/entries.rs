@@ -34,16 +34,19 @@ pub(super) struct Kind {
     pub(super) gpu_type: String,
     pub(super) gpu_count: u32,
     pub(super) min_vram: u64,
+    /// The model that an engine of the host must serve.
+    pub(super) served: Option<String>,
 }
 
 impl Kind {
-    pub(super) fn of(task: &Task) -> Self {
+    pub(super) fn of(task: &Task, need: &Need) -> Self {
         let config = &task.config;
         Self {
             runtime: config.runtime,
             gpu_type: config.gpu_type.clone(),
             gpu_count: config.gpu_count,
             min_vram: config.min_vram,
+            served: need.served().map(str::to_owned),
         }
     }
 }

@@ -190,6 +190,7 @@ impl Floor {
             busy: beat.busy,
             slots: beat.slots,
             warm: beat.warm_models.clone(),
+            served: beat.models.iter().map(|offer| offer.id.clone()).collect(),
             unhealthy: beat.unhealthy.clone(),
         };
         let room = |node: &Node| {
@@ -204,11 +205,12 @@ impl Floor {
             return Heard::default();
         };
         let before = room(node);
+        let serves_others = node.report.as_ref().is_some_and(|before| before.served != report.served);
         let is_new = node.report.as_ref() != Some(&report);
         if is_new {
             node.report = Some(report);
         }
-        let mut heard = Heard { freed: room(node) > before, ..Heard::default() };
+        let mut heard = Heard { freed: serves_others || room(node) > before, ..Heard::default() };
         if is_new {
             self.enlist(&live.key);
         }
@@ -370,7 +372,7 @@ impl Floor {
         let known = known.map(|waiting| waiting.tries);
         let tries = tries.or(known).unwrap_or_else(|| Tries::of(record, self.backoff.failed, now));
         let need = Need::of(&record.task);
-        let kind = Kind::of(&record.task);
+        let kind = Kind::of(&record.task, &need);
         let is_trial = is_trial(record);
         let waiting = Waiting {
             version: record.version,

@@ -37,6 +37,8 @@ pub(super) struct Report {
     pub(super) busy: u32,
     pub(super) slots: u32,
     pub(super) warm: Vec<ContentHash>,
+    /// The models that its engines serve.
+    pub(super) served: Vec<String>,
     pub(super) unhealthy: Option<String>,
 }
 
@@ -98,6 +100,7 @@ impl Node {
             slots: self.slots(),
             busy: self.busy(),
             warm: self.warm(scores),
+            served: self.report.as_ref().map(|report| report.served.clone()).unwrap_or_default(),
             accepting: self.closed_for().is_none(),
         }
     }
