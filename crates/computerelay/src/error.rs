@@ -79,6 +79,11 @@ impl ApiError {
         Self { code, message: message.into(), param: None, status: None, header: None }
     }
 
+    /// Its stable code.
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.code
+    }
+
     /// Names the field, header or path part that was wrong.
     #[must_use]
     pub(crate) fn with_param(mut self, param: impl Into<String>) -> Self {

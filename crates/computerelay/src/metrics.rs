@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use rpc::relay::{ChainStatus, MarketStats};
 use taskmarket::ChainHead;
 
+use crate::gateway::Counts;
 use crate::hub::HubTotals;
 
 /// Upper bounds of the request-time buckets, in seconds: from a lookup to a request's deadline.
@@ -71,8 +72,8 @@ struct Tasks {
 }
 
 impl Metrics {
-    /// All of them at zero, but for the commits, which the market counts.
-    pub(crate) fn new(commits: &Commits) -> Self {
+    /// All of them at zero, but for the commits, which the market counts, and inference, which the gateway counts.
+    pub(crate) fn new(commits: &Commits, inference: &Counts) -> Self {
         let mut registry = Registry::with_prefix("zorai_relay");
         let requests = Family::default();
         registry.register("http_requests", "HTTP requests answered", requests.clone());
@@ -83,6 +84,7 @@ impl Metrics {
             seconds.clone(),
         );
         registry.register("commits", "Events committed to tasks", commits.0.clone());
+        inference.register(&mut registry);
         let tasks = Family::default();
         registry.register("tasks", "Tasks by status", tasks.clone());
         let mut gauge = |name: &str, help: &str| {

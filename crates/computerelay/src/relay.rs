@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{App, Attempts, BodyLimits, LogReaders, Shared, router};
+use crate::api::{App, Attempts, BodyLimits, ChatTasks, LogReaders, Shared, router};
 use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::chain::{self, ChainView, EscrowConfig};
@@ -33,6 +33,8 @@ use crate::webhooks::Webhooks;
 
 /// How long connections that were dropped may take to notice, before the relay ends without them.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
+/// How long streams whose providers were told to leave may take to say so to their clients.
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A relay whose store is open and whose addresses are bound, and which serves once it runs.
 pub struct Relay {
@@ -102,13 +104,14 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         relay_id: config.relay_id,
         access,
         requests: TaskTracker::new(),
-        metrics: Metrics::new(market.commits()),
+        metrics: Metrics::new(market.commits(), gateway.counts()),
         market,
         hub,
         gateway,
         webhooks,
         attempts: Attempts::new(config.max_artifact_bytes),
         logs: LogReaders::default(),
+        chat_tasks: ChatTasks::default(),
         limits: BodyLimits {
             max_body_bytes: config.max_body_bytes,
             max_artifact_bytes: config.max_artifact_bytes,
@@ -226,8 +229,8 @@ impl Relay {
         self.tls.as_ref().map(|tls| tls.local_addr)
     }
 
-    /// Serves until `shutdown` is cancelled; then accepts nothing more, lets requests finish for a while, closes the providers'
-    /// sessions and the store.
+    /// Serves until `shutdown` is cancelled; then accepts nothing more, lets requests finish for a while, and after them closes the
+    /// providers' sessions and the store.
     ///
     /// # Errors
     /// The part that looks after providers and time ended by itself, which it must not.
@@ -259,18 +262,18 @@ impl Relay {
         // Records are kept until the last request has ended.
         let served = CancellationToken::new();
         let records = tokio::spawn(Arc::clone(&self.app.gateway).run(served.clone()));
-        let hub = Arc::clone(&self.app.hub);
-        let mut hub = tokio::spawn({
-            let stopping = stopping.clone();
-            async move { hub.run(stopping).await }
-        });
+        // Providers stay connected while their answers pass.
+        let leaving = CancellationToken::new();
+        let mut hub = tokio::spawn(Arc::clone(&self.app.hub).run(stopping.clone(), leaving.clone()));
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
             ended = &mut hub => Some(ended),
         };
         stopping.cancel();
         server.tasks.close();
-        if daemon::drain("connections", self.drain, server.tasks.wait()).await.is_none() {
+        let drained = daemon::drain("connections", self.drain, server.tasks.wait()).await.is_some();
+        leaving.cancel();
+        if !drained && daemon::drain("cut streams", FAREWELL_DEADLINE, server.tasks.wait()).await.is_none() {
             server.dropping.cancel();
             daemon::drain("dropped connections", DROP_DEADLINE, server.tasks.wait()).await;
         }

@@ -116,6 +116,8 @@ codes! {
     InvalidField = "invalid_field", 400, -32602;
     /// A signature is malformed or not of the party that the message names.
     InvalidSignature = "invalid_signature", 400, -32602;
+    /// The task in a chat request has no signature; `typed_data` is what to sign.
+    SignatureRequired = "signature_required", 400, -32602;
     /// The task is signed for a domain that this relay does not serve.
     UnknownDomain = "unknown_domain", 400, -32602;
     /// The bytes do not have the hash that they were sent under.
@@ -160,12 +162,16 @@ codes! {
     Internal = "internal", 500, -32603;
     /// The host's answer broke off after it had begun. It stands in the stream, for its status was sent.
     ProviderFailed = "provider_failed", 502, -32052;
+    /// All attempts of a task failed, or it was cancelled.
+    TaskFailed = "task_failed", 502, -32052;
     /// The relay cannot serve this now; wait as `Retry-After` says.
     Unavailable = "unavailable", 503, -32053;
     /// No host can serve this model now, or those that were asked failed; wait as `Retry-After` says.
     NoProviderAvailable = "no_provider_available", 503, -32053;
     /// The request took longer than its deadline.
     DeadlineExceeded = "deadline_exceeded", 504, -32054;
+    /// A task's deadline passed without a result.
+    TaskExpired = "task_expired", 504, -32054;
 }
 
 impl ErrorCode {

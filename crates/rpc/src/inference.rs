@@ -223,6 +223,31 @@ pub enum UsageSource {
     Deltas,
 }
 
+/// What an engine says that an answer used: its `usage` block. Chat and completions name the counts one way, responses another, and
+/// some engines both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct EngineUsage {
+    /// Tokens in, as chat and completions say it.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens in, as responses say it.
+    pub input_tokens: Option<u64>,
+    /// Tokens out, as chat and completions say it.
+    pub completion_tokens: Option<u64>,
+    /// Tokens out, as responses say it.
+    pub output_tokens: Option<u64>,
+}
+
+impl EngineUsage {
+    /// Tokens in and out; `None` where it says neither.
+    pub fn tokens(self) -> Option<(u64, u64)> {
+        let prompt = self.prompt_tokens.or(self.input_tokens);
+        let completion = self.completion_tokens.or(self.output_tokens);
+        (prompt.is_some() || completion.is_some())
+            .then(|| (prompt.unwrap_or_default(), completion.unwrap_or_default()))
+    }
+}
+
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -8,9 +8,11 @@
 //! - [`evidence`]: a task's history as a document for others, and its check.
 //! - [`keys`]: API keys and their use.
 //! - [`inference`]: the models that hosts serve, and receipts.
+//! - [`chat_task`]: tasks on the chat endpoint.
 //! - [`error`]: the one shape of an error.
 //! - [`failure`]: why attempts fail, by whose making, and what helps.
 
+pub mod chat_task;
 pub mod error;
 pub mod evidence;
 pub mod failure;

@@ -4,6 +4,7 @@
 //! which carries at least one token. Other answers say it in `usage`; of a long one the beginning and the end are kept,
 //! since it stands in one of them. Nothing here grows with the answer.
 
+use rpc::inference::EngineUsage;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -25,19 +26,10 @@ enum Reader {
     Whole { head: Vec<u8>, tail: Vec<u8>, cut: bool },
 }
 
-/// Chat and completions call them one way, responses another.
-#[derive(Deserialize)]
-struct Told {
-    #[serde(alias = "input_tokens")]
-    prompt_tokens: u64,
-    #[serde(alias = "output_tokens", default)]
-    completion_tokens: u64,
-}
-
 #[derive(Deserialize)]
 struct Event {
     #[serde(default)]
-    usage: Option<Told>,
+    usage: Option<EngineUsage>,
     #[serde(default)]
     choices: Vec<Choice>,
     /// Of the responses endpoint: `response.output_text.delta` and others.
@@ -51,7 +43,7 @@ struct Event {
 #[derive(Deserialize)]
 struct Inner {
     #[serde(default)]
-    usage: Option<Told>,
+    usage: Option<EngineUsage>,
 }
 
 #[derive(Deserialize)]
@@ -66,8 +58,10 @@ struct Choice {
 struct Delta {
     #[serde(default)]
     content: Option<String>,
-    #[serde(default, alias = "reasoning")]
+    #[serde(default)]
     reasoning_content: Option<String>,
+    #[serde(default)]
+    reasoning: Option<String>,
     #[serde(default)]
     tool_calls: Option<IgnoredAny>,
 }
@@ -115,7 +109,7 @@ impl Usage {
                     head.append(tail);
                     serde_json::from_slice::<Inner>(head).ok().and_then(|answer| answer.usage)
                 };
-                self.told = told.map(|told| (told.prompt_tokens, told.completion_tokens));
+                self.told = told.and_then(EngineUsage::tokens);
                 Vec::new()
             }
         };
@@ -145,14 +139,15 @@ impl Usage {
         let Some(data) = line.strip_prefix(b"data:") else { return };
         let Ok(event) = serde_json::from_slice::<Event>(data) else { return };
         let told = event.usage.or_else(|| event.response.and_then(|response| response.usage));
-        if let Some(told) = told {
-            self.told = Some((told.prompt_tokens, told.completion_tokens));
-        }
+        self.told = told.and_then(EngineUsage::tokens).or(self.told);
         let says = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let counts = |choice: &Choice| {
             says(&choice.text)
                 || choice.delta.as_ref().is_some_and(|delta| {
-                    says(&delta.content) || says(&delta.reasoning_content) || delta.tool_calls.is_some()
+                    says(&delta.content)
+                        || says(&delta.reasoning_content)
+                        || says(&delta.reasoning)
+                        || delta.tool_calls.is_some()
                 })
         };
         let of_response = event.kind.is_some_and(|kind| kind.ends_with(".delta"));
@@ -162,7 +157,7 @@ impl Usage {
 }
 
 /// The last `usage` of a part of an answer. Inside a text of the answer its quotes would be escaped.
-fn last_usage(part: &[u8]) -> Option<Told> {
+fn last_usage(part: &[u8]) -> Option<EngineUsage> {
     const KEY: &[u8] = b"\"usage\"";
     let place = part.windows(KEY.len()).rposition(|window| window == KEY)?;
     let rest = part[place + KEY.len()..].trim_ascii_start().strip_prefix(b":")?;
@@ -213,5 +208,19 @@ mod tests {
             assert_eq!(tokens(false, &format!("{{{usage},{padding},{decoy}}}"), 1000), (5, 6), "{size}");
         }
         assert_eq!(tokens(false, "not json", 3), (0, 0));
+    }
+
+    #[test]
+    fn counts_may_go_by_both_names() {
+        let both = r#""usage":{"prompt_tokens":5,"input_tokens":5,"completion_tokens":6,"output_tokens":6}"#;
+        assert_eq!(tokens(false, &format!("{{{both}}}"), 3), (5, 6));
+        assert_eq!(tokens(true, &format!("data: {{{both}}}\n\n"), 3), (5, 6));
+        assert_eq!(
+            tokens(true, "data: {\"usage\":{\"input_tokens\":null,\"output_tokens\":6}}\n\n", 3),
+            (0, 6)
+        );
+        // What says nothing is no word: the deltas count.
+        let delta = "data: {\"choices\":[{\"delta\":{\"reasoning\":\"a\",\"reasoning_content\":\"a\"}}],\"usage\":{}}\n\n";
+        assert_eq!(tokens(true, delta, 3), (0, 1));
     }
 }

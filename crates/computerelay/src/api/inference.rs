@@ -12,9 +12,10 @@ use rpc::keys::ModelUsage;
 use store::{KeyId, Scope, Usage, UsageFilter};
 
 use super::App;
-use super::extract::{AnyKey, check_content_type, path_part, read, require_scope};
+use super::chat_task;
+use super::extract::{AnyKey, check_content_type, declared_length, path_part, read, require_scope};
 use crate::error::ApiError;
-use crate::gateway;
+use crate::gateway::{self, Content};
 use crate::keys::Caller;
 
 /// Models of keys and days that are read for a page of usage at most.
@@ -82,12 +83,18 @@ async fn serve(
 ) -> Result<Response, ApiError> {
     check_content_type(request.headers())?;
     let (parts, body) = request.into_parts();
+    let room = app.gateway.room(declared_length(&parts.headers)).await?;
     let body = read(&parts.headers, body, app.gateway.max_body_bytes()).await?;
+    if kind == InferenceKind::Chat && chat_task::is_task(&body) {
+        let patience = app.gateway.patience(&parts.headers)?;
+        drop(room);
+        return chat_task::serve(&app, &caller, &body, patience).await;
+    }
     let request_id = parts.headers.get(rpc::REQUEST_ID_HEADER).cloned();
     let request_id = request_id.ok_or_else(|| ApiError::internal(&"a request has no id"))?;
-    let request =
-        gateway::Request { caller, kind, request_id, headers: parts.headers, body, at: app.market.now() };
-    app.gateway.serve(request).await
+    let content = Content::new(body, room);
+    let (headers, at) = (parts.headers, app.market.now());
+    app.gateway.serve(gateway::Request { caller, kind, request_id, headers, content, at }).await
 }
 
 /// `GET /v1/models`

@@ -3,6 +3,7 @@
 mod artifacts;
 mod attempts;
 mod blob;
+mod chat_task;
 mod events;
 mod evidence;
 mod extract;
@@ -44,6 +45,7 @@ use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::webhooks::Webhooks;
 pub(crate) use attempts::Attempts;
+pub(crate) use chat_task::ChatTasks;
 pub(crate) use extract::read;
 pub(crate) use logs::LogReaders;
 pub(crate) use observe::guarded;
@@ -77,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) attempts: Attempts,
     /// Who reads logs now.
     pub(crate) logs: LogReaders,
+    /// Chat requests that wait for their tasks.
+    pub(crate) chat_tasks: ChatTasks,
     /// What is counted.
     pub(crate) metrics: Metrics,
     /// The largest bodies.

@@ -70,6 +70,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiEr
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
     let hub = app.hub.totals();
     let stats = market_stats(&app, &hub).await?;
+    app.gateway.counts().show(&app.gateway.totals());
     let chain = app.market.chain().map(|chain| chain.status(app.market.now()));
     let text = app.metrics.text(&stats, &hub, chain.as_ref()).map_err(|error| ApiError::internal(&error))?;
     Ok(([(CONTENT_TYPE, OPENMETRICS)], text).into_response())

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use rpc::error::ErrorCode;
 use rpc::tasks::{Explanation, PublishTask, PublishedTask, TaskPage, TaskQuery, TaskView};
 use store::{StoredTask, TaskFilter};
-use taskmarket::{Domain, Signed, TaskId};
+use taskmarket::{Address, Domain, Signed, TaskId};
 
 use super::extract::{Json, Key, Query, TaskPath};
 use super::reader::Reader;
@@ -53,14 +53,22 @@ pub(super) async fn take_in(
     key: &Caller,
     body: PublishTask,
 ) -> Result<(StoredTask, bool), ApiError> {
-    let domains = app.market.domains();
-    let domain = domains.iter().find(|domain| domain.verifying_contract == body.verifying_contract);
-    let Some(domain) = domain else {
-        let asked = Domain { verifying_contract: body.verifying_contract, ..Domain::UNSETTLED };
-        return Err(MarketError::UnknownDomain { asked, takes: domains.to_vec() }.into());
-    };
-    let task = Signed { message: body.task, signature: body.signature }.verify(domain)?;
+    let domain = domain_of(app, body.verifying_contract)?;
+    let task = Signed { message: body.task, signature: body.signature }.verify(&domain)?;
     Ok(app.market.publish(task, key.id.clone()).await?)
+}
+
+/// The domain of a contract.
+///
+/// # Errors
+/// This relay serves none of it.
+pub(super) fn domain_of(app: &App, verifying_contract: Address) -> Result<Domain, ApiError> {
+    let domains = app.market.domains();
+    let domain = domains.iter().find(|domain| domain.verifying_contract == verifying_contract);
+    domain.copied().ok_or_else(|| {
+        let asked = Domain { verifying_contract, ..Domain::UNSETTLED };
+        MarketError::UnknownDomain { asked, takes: domains.to_vec() }.into()
+    })
 }
 
 /// `GET /v1/tasks`

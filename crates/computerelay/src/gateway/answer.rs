@@ -11,7 +11,7 @@ use std::time::Instant;
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body, Frame};
 use rpc::error::{ErrorBody, ErrorCode};
@@ -27,7 +27,8 @@ use super::route::{Call, Opened, deadline_exceeded, receipt_in};
 use super::tally::{Rest, Tally};
 use crate::error::ApiError;
 
-type Opening = BoxFuture<'static, Result<Opened, ApiError>>;
+/// A request on its way to a host.
+pub(super) type Opening = BoxFuture<'static, Result<Opened, ApiError>>;
 
 /// Keeps a stream alive while nothing came; clients ignore it.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
@@ -45,6 +46,8 @@ pub(super) fn answer(gateway: &Arc<Gateway>, call: &Arc<Call>, opened: Opened) -
     if let Some(form) = &opened.content_type {
         headers.insert(CONTENT_TYPE, form.clone());
     }
+    // What a host says of its bytes is all that anybody is to make of them.
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if opened.meter.form() == Form::Events {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     }

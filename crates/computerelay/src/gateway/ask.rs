@@ -33,7 +33,6 @@ pub(super) struct Ask {
     pub(super) preferences: Preferences,
     /// Tells conversations apart by how they begin.
     pub(super) beginning: Option<u64>,
-    body: Bytes,
     /// Where in the body the model's name is, quotes included.
     named: Option<(usize, usize)>,
 }
@@ -61,10 +60,10 @@ impl Ask {
     ///
     /// # Errors
     /// 400, which names the field.
-    pub(super) fn read(body: Bytes) -> Result<Self, ApiError> {
-        let parsed: Body<'_> = match serde_json::from_slice(&body) {
+    pub(super) fn read(body: &[u8]) -> Result<Self, ApiError> {
+        let parsed: Body<'_> = match serde_json::from_slice(body) {
             Ok(parsed) => parsed,
-            Err(error) => return Err(explain(&body, &error)),
+            Err(error) => return Err(explain(body, &error)),
         };
         let (mut models, mut named) = (Vec::new(), None);
         if let Some(raw) = parsed.model.filter(|raw| raw.get() != "null") {
@@ -93,21 +92,20 @@ impl Ask {
             preferences: parsed.provider.unwrap_or_default(),
             beginning: beginnings.into_iter().find_map(|beginning| beginning.0),
             named,
-            body,
         })
     }
 
-    /// The body as the engine of this model is to get it: as it came, unless it names another model.
-    pub(super) fn body_for(&self, model: &str) -> Bytes {
+    /// The body that was read, as the engine of this model is to get it: as it came, unless it names another model.
+    pub(super) fn body_for(&self, body: &Bytes, model: &str) -> Bytes {
         if self.named.is_some() && self.models.first().is_some_and(|first| first == model) {
-            return self.body.clone();
+            return body.clone();
         }
         let name = serde_json::Value::from(model).to_string();
         let (before, name, after) = match self.named {
-            Some((start, end)) => (&self.body[..start], name, &self.body[end..]),
+            Some((start, end)) => (&body[..start], name, &body[end..]),
             None => {
-                let brace = self.body.iter().position(|byte| *byte == b'{').map_or(0, |place| place + 1);
-                (&self.body[..brace], format!("\"model\":{name},"), &self.body[brace..])
+                let brace = body.iter().position(|byte| *byte == b'{').map_or(0, |place| place + 1);
+                (&body[..brace], format!("\"model\":{name},"), &body[brace..])
             }
         };
         [before, name.as_bytes(), after].concat().into()
@@ -276,7 +274,7 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Ask {
-        Ask::read(Bytes::copy_from_slice(body.as_bytes())).unwrap_or_else(|error| panic!("{body}: {error:?}"))
+        Ask::read(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error:?}"))
     }
 
     #[test]
@@ -284,10 +282,10 @@ mod tests {
         let body = r#" {"odd" : [1,{"model":"no"}], "model" : "a\"b" ,"stream":true,"models":["c","a\"b"],"x":null}"#;
         let ask = read(body);
         assert_eq!((ask.models.clone(), ask.stream), (vec!["a\"b".to_owned(), "c".to_owned()], true));
-        assert_eq!(ask.body_for("a\"b"), body);
-        assert_eq!(ask.body_for("c"), body.replacen(r#""a\"b""#, r#""c""#, 1));
-        let nameless = read(r#"{"models":["c/\"d"]}"#);
-        assert_eq!(nameless.body_for("c/\"d"), r#"{"model":"c/\"d","models":["c/\"d"]}"#);
+        assert_eq!(ask.body_for(&body.into(), "a\"b"), body);
+        assert_eq!(ask.body_for(&body.into(), "c"), body.replacen(r#""a\"b""#, r#""c""#, 1));
+        let body = r#"{"models":["c/\"d"]}"#;
+        assert_eq!(read(body).body_for(&body.into(), "c/\"d"), r#"{"model":"c/\"d","models":["c/\"d"]}"#);
     }
 
     #[test]
@@ -323,7 +321,7 @@ mod tests {
             ("[]", None),
             ("\u{0}", None),
         ] {
-            let error = Ask::read(Bytes::copy_from_slice(body.as_bytes())).unwrap_err();
+            let error = Ask::read(body.as_bytes()).unwrap_err();
             let error = rpc::error::ErrorBody::from(error).error;
             let is_meant =
                 param.is_none_or(|param| error.param.as_deref().is_some_and(|at| at.starts_with(param)));

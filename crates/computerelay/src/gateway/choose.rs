@@ -71,14 +71,17 @@ pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> R
             Some(_) => {}
         }
     }
-    if let Some(favourite) = fit.iter().find(|listing| Some(listing.key) == want.favourite) {
-        return Ok(favourite);
-    }
     let Preferences { order, sort, preferred_max_latency, .. } = want.preferences;
+    let favourite = |of: &[&'a Listing]| of.iter().copied().find(|one| Some(one.key) == want.favourite);
+    // What the request says itself comes before where its conversation was.
     for provider in order {
-        if let Some(first) = best(fit.iter().filter(|one| one.key.provider == provider.0).copied()) {
+        let theirs: Vec<_> = fit.iter().filter(|one| one.key.provider == provider.0).copied().collect();
+        if let Some(first) = favourite(&theirs).or_else(|| best(theirs.into_iter())) {
             return Ok(first);
         }
+    }
+    if let Some(favourite) = favourite(&fit).filter(|_| sort.is_none()) {
+        return Ok(favourite);
     }
     if let Some(most) = preferred_max_latency {
         let is_slow = |one: &&Listing| one.load.pace().first_byte.is_some_and(|secs| secs > *most);

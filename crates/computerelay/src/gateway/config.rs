@@ -9,6 +9,9 @@ const MAX_SECS: u64 = 86_400;
 /// The largest body of a request that can be allowed, in bytes: bodies are held in memory.
 const MAX_BODY_BYTES: u64 = 1 << 30;
 
+/// The most that bodies can be allowed to take together, in bytes.
+const MAX_BODIES_BYTES: u64 = 1 << 40;
+
 /// What can be said of inference on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct GatewayArgs {
@@ -21,6 +24,17 @@ pub struct GatewayArgs {
         value_parser = RangedU64ValueParser::<u64>::new().range(1024..=MAX_BODY_BYTES)
     )]
     pub max_inference_body: u64,
+
+    /// What the bodies of inference requests may take of the memory together until their answers begin, in bytes. Those of 64 KiB and
+    /// less do not count.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_MAX_INFERENCE_BODIES",
+        default_value_t = 1 << 30,
+        value_name = "BYTES",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1024..=MAX_BODIES_BYTES)
+    )]
+    pub max_inference_bodies: u64,
 
     /// The longest answer to an inference request, in bytes. A host that sends more is cut off.
     #[arg(
@@ -89,6 +103,8 @@ pub struct GatewayArgs {
 pub struct GatewayConfig {
     /// The largest body of a request, in bytes.
     pub max_body_bytes: usize,
+    /// What all bodies that are held may take together, in bytes.
+    pub max_bodies_bytes: u64,
     /// The longest answer, in bytes.
     pub max_answer_bytes: u64,
     /// How long a host may take until the first byte of a streamed answer.
@@ -115,6 +131,7 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             max_body_bytes: 32 << 20,
+            max_bodies_bytes: 1 << 30,
             max_answer_bytes: 256 << 20,
             first_byte: Duration::from_secs(60),
             between_tokens: Duration::from_secs(60),
@@ -133,6 +150,7 @@ impl From<&GatewayArgs> for GatewayConfig {
     fn from(args: &GatewayArgs) -> Self {
         Self {
             max_body_bytes: usize::try_from(args.max_inference_body).unwrap_or(usize::MAX),
+            max_bodies_bytes: args.max_inference_bodies,
             max_answer_bytes: args.max_inference_answer,
             first_byte: Duration::from_secs(args.first_byte_timeout),
             between_tokens: Duration::from_secs(args.token_timeout),

@@ -118,9 +118,22 @@ impl Health {
     }
 
     /// A request that began then failed.
-    pub(super) fn failed(&self, failure: Failure, begun: Instant) {
-        self.breaker().failed(failure, begun, Instant::now(), rand::random());
+    fn failed(&self, failure: Failure, tries: bool, begun: Instant) {
+        self.breaker().failed(failure, tries, begun, Instant::now(), rand::random());
     }
+}
+
+/// The directory in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// Slots of all models of all hosts.
+    pub(super) slots: u64,
+    /// Requests that this relay has at hosts that are connected.
+    pub(super) under_way: u64,
+    /// Breakers that are open.
+    pub(super) open: u64,
+    /// Breakers that one request tries.
+    pub(super) trying: u64,
 }
 
 /// A place at a host for one request. However the request ends, it is given up.
@@ -129,20 +142,27 @@ pub(super) struct Lease {
     pub(super) listing: Listing,
     pub(super) begun: Instant,
     freed: Arc<Notify>,
+    /// Whether it is the one request by which a breaker tries its host.
+    tries: bool,
     is_judged: bool,
 }
 
 impl Lease {
+    /// The request's answer began.
+    pub(super) fn answered(&self) {
+        self.listing.health.breaker().answered(self.tries);
+    }
+
     /// The request was served.
     pub(super) fn succeeded(&mut self) {
         self.is_judged = true;
-        self.listing.health.breaker().succeeded();
+        self.listing.health.breaker().succeeded(self.tries);
     }
 
     /// The host failed the request.
     pub(super) fn failed(&mut self, failure: Failure) {
         self.is_judged = true;
-        self.listing.health.failed(failure, self.begun);
+        self.listing.health.failed(failure, self.tries, self.begun);
     }
 }
 
@@ -150,7 +170,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.listing.load.ours.fetch_sub(1, Ordering::Relaxed);
         if !self.is_judged {
-            self.listing.health.breaker().abandoned(Instant::now());
+            self.listing.health.breaker().abandoned(self.tries, Instant::now());
         }
         self.freed.notify_one();
     }
@@ -220,13 +240,29 @@ impl Directory {
         let found = state.models.get(model).ok_or(NoChoice::Unknown)?;
         let listing = pick(&found.hosts, want, now)?.clone();
         listing.load.ours.fetch_add(1, Ordering::Relaxed);
-        listing.health.breaker().begin();
-        Ok(Lease { listing, begun: now, freed: Arc::clone(&found.freed), is_judged: false })
+        let tries = listing.health.breaker().begin(now);
+        Ok(Lease { listing, begun: now, freed: Arc::clone(&found.freed), tries, is_judged: false })
     }
 
     /// Told whenever a place of a model may be free.
     pub(super) fn freed(&self, model: &str) -> Option<Arc<Notify>> {
         self.lock().models.get(model).map(|model| Arc::clone(&model.freed))
+    }
+
+    /// All of it in numbers.
+    pub(super) fn totals(&self) -> Totals {
+        let state = self.lock();
+        let mut totals = Totals::default();
+        for listing in state.models.values().flat_map(|model| &model.hosts) {
+            totals.slots += u64::from(listing.offer.slots);
+            totals.under_way += u64::from(listing.load.ours.load(Ordering::Relaxed));
+        }
+        for health in state.health.values() {
+            let breaker = health.breaker();
+            totals.open += u64::from(breaker.is_open() && !breaker.is_trying());
+            totals.trying += u64::from(breaker.is_trying());
+        }
+        totals
     }
 
     /// The names that are nearest to one that is not known.

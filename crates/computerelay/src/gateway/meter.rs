@@ -5,7 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr, memchr_iter, memmem, memrchr};
-use rpc::inference::{InferenceKind, UsageSource};
+use rpc::inference::{EngineUsage, InferenceKind, UsageSource};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -58,19 +58,10 @@ pub(super) struct Count {
     pub(super) source: UsageSource,
 }
 
-/// An engine's `usage` block; `/v1/responses` has names of its own.
-#[derive(Debug, Clone, Copy, Deserialize)]
-struct Usage {
-    #[serde(default, alias = "input_tokens")]
-    prompt_tokens: u64,
-    #[serde(default, alias = "output_tokens")]
-    completion_tokens: u64,
-}
-
 #[derive(Deserialize)]
 struct Carrier {
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Option<EngineUsage>,
     #[serde(default)]
     response: Option<Inner>,
 }
@@ -78,7 +69,7 @@ struct Carrier {
 #[derive(Deserialize)]
 struct Inner {
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Option<EngineUsage>,
 }
 
 /// See the module.
@@ -92,7 +83,9 @@ pub(super) struct Meter {
     /// The line that is not whole yet; of another form than events, the last bytes.
     tail: BytesMut,
     deltas: u64,
-    usage: Option<Usage>,
+    /// Tokens in and out, by the engine's word.
+    usage: Option<(u64, u64)>,
+    has_begun: bool,
     is_done: bool,
     /// Whether what was passed on ends with an event's end.
     at_boundary: bool,
@@ -110,6 +103,7 @@ impl Meter {
             tail: BytesMut::new(),
             deltas: 0,
             usage: None,
+            has_begun: false,
             is_done: false,
             at_boundary: true,
         }
@@ -148,7 +142,8 @@ impl Meter {
                     self.line(&rest)?;
                     self.at_boundary = false;
                 }
-                let needs_end = matches!(self.kind, InferenceKind::Chat | InferenceKind::Completions);
+                // Embeddings are not streamed: what such a stream would end with, nobody says.
+                let needs_end = self.kind != InferenceKind::Embeddings;
                 if needs_end && !self.is_done { Err(Fault::Unfinished) } else { Ok(rest) }
             }
         }
@@ -164,9 +159,9 @@ impl Meter {
     /// What was used, so far.
     pub(super) fn count(&self) -> Count {
         match self.usage {
-            Some(usage) => Count {
-                prompt: usage.prompt_tokens.min(MAX_TOKENS),
-                completion: usage.completion_tokens.min(MAX_TOKENS),
+            Some((prompt, completion)) => Count {
+                prompt: prompt.min(MAX_TOKENS),
+                completion: completion.min(MAX_TOKENS),
                 source: UsageSource::Usage,
             },
             None => Count { prompt: 0, completion: self.deltas, source: UsageSource::Deltas },
@@ -176,6 +171,11 @@ impl Meter {
     /// SHA-256 of all that came.
     pub(super) fn hash(&self) -> [u8; 32] {
         self.hash.clone().finalize().into()
+    }
+
+    /// Whether an event with data came: what is no more than a comment begins no answer.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Whether an event of the relay's own can follow at once.
@@ -219,6 +219,7 @@ impl Meter {
     }
 
     fn data(&mut self, data: &[u8]) -> Result<(), Fault> {
+        self.has_begun = true;
         if data == b"[DONE]" {
             self.is_done = true;
             return Ok(());
@@ -227,7 +228,8 @@ impl Meter {
             return Err(Fault::Malformed);
         }
         // An engine's own error ends its stream.
-        self.is_done |= data.starts_with(b"{\"error\"");
+        self.is_done |=
+            data.starts_with(b"{\"error\"") || (self.kind == InferenceKind::Responses && is_last(data));
         if has_usage(data) {
             self.usage = usage_in(data).or(self.usage);
         }
@@ -262,15 +264,28 @@ fn has_usage(data: &[u8]) -> bool {
     memmem::find(data, b"\"usage\":").is_some_and(|at| data[at + 8..].trim_ascii_start().starts_with(b"{"))
 }
 
-fn usage_in(json: &[u8]) -> Option<Usage> {
+/// Whether this event ends a stream of `/v1/responses`; in a text its quotes would be escaped.
+fn is_last(data: &[u8]) -> bool {
+    let ends = [
+        &b"\"response.completed\""[..],
+        b"\"response.incomplete\"",
+        b"\"response.failed\"",
+        b"\"type\":\"error\"",
+        b"\"type\": \"error\"",
+    ];
+    ends.iter().any(|end| memmem::find(data, end).is_some())
+}
+
+fn usage_in(json: &[u8]) -> Option<(u64, u64)> {
     let carrier: Carrier = serde_json::from_slice(json).ok()?;
-    carrier.usage.or(carrier.response.and_then(|inner| inner.usage))
+    carrier.usage.or(carrier.response.and_then(|inner| inner.usage)).and_then(EngineUsage::tokens)
 }
 
 /// The last `usage` block of a part of an answer.
-fn usage_at(part: &[u8]) -> Option<Usage> {
+fn usage_at(part: &[u8]) -> Option<(u64, u64)> {
     let at = memmem::rfind(part, b"\"usage\":")? + 8;
-    serde_json::Deserializer::from_slice(&part[at..]).into_iter().next()?.ok()
+    let usage = serde_json::Deserializer::from_slice(&part[at..]).into_iter::<EngineUsage>().next()?;
+    usage.ok()?.tokens()
 }
 
 /// Whether an event carries a piece of the answer: as a rule, a token.
@@ -351,6 +366,10 @@ mod tests {
         assert_eq!(of(InferenceKind::Chat, chat), (7, 9, UsageSource::Usage));
         let responses = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":2}}}\n\n";
         assert_eq!(of(InferenceKind::Responses, responses), (1, 2, UsageSource::Usage));
+        let both = "data: {\"usage\":{\"prompt_tokens\":3,\"input_tokens\":3,\"completion_tokens\":4,\"output_tokens\":4}}\n\n";
+        assert_eq!(of(InferenceKind::Chat, both), (3, 4, UsageSource::Usage));
+        let nothing = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}],\"usage\":{}}\n\n";
+        assert_eq!(of(InferenceKind::Chat, nothing), (0, 1, UsageSource::Deltas));
         let text = "data: {\"choices\":[{\"text\":\"x\"}]}\n\n";
         assert_eq!(of(InferenceKind::Completions, text), (0, 1, UsageSource::Deltas));
 
@@ -386,6 +405,20 @@ mod tests {
         assert_eq!(long, Some(Fault::LongLine));
         let mut meter = Meter::new(Form::Whole, InferenceKind::Chat, 10);
         assert_eq!(meter.take(piece), Err(Fault::TooLong(10)));
+    }
+
+    #[test]
+    fn comments_begin_no_answer_and_responses_end_by_their_own_events() {
+        let mut meter = events(InferenceKind::Responses);
+        meter.take(": processing\n\nevent: response.created\n".into()).unwrap();
+        assert!(!meter.has_begun());
+        meter.take("data: {\"type\":\"response.created\"}\n\n".into()).unwrap();
+        assert!(meter.has_begun());
+        assert_eq!(meter.end(), Err(Fault::Unfinished));
+        meter.take("data: {\"text\":\"\\\"response.completed\\\"\"}\n\n".into()).unwrap();
+        assert_eq!(meter.end(), Err(Fault::Unfinished), "it is only spoken of");
+        meter.take("data: {\"type\":\"response.completed\"}\n\n".into()).unwrap();
+        assert!(meter.end().is_ok());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! - [`ask`] reads of a request what routing needs, and nothing else of it.
 //! - [`route`] brings it to a host that answers, past those that fail before their first byte.
 //! - [`answer`] passes the answer on as it comes; [`meter`] counts it, and [`tally`] draws the line below it.
-//! - [`records`] keeps what was served, with the providers' receipts.
+//! - [`records`] keeps what was served, with the providers' receipts; [`counts`] counts it for Prometheus.
+//! - [`room`] bounds what bodies take of the memory.
 
 mod affinity;
 mod answer;
@@ -12,9 +13,11 @@ mod ask;
 mod breaker;
 mod choose;
 mod config;
+mod counts;
 mod directory;
 mod meter;
 mod records;
+mod room;
 mod route;
 mod tally;
 
@@ -22,24 +25,27 @@ use std::hash::RandomState;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use rpc::inference::{InferenceKind, ModelView};
 use store::{KeyId, Store};
 use taskmarket::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{GatewayArgs, GatewayConfig};
+pub(crate) use counts::{Counts, GatewayTotals};
 pub(crate) use directory::Directory;
+pub(crate) use room::Content;
 
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::limits::Buckets;
 use affinity::Affinity;
 use ask::{Ask, Patience};
+use directory::Totals;
 use records::{Keeper, Records};
+use room::Room;
 use route::Call;
 
 /// See the module.
@@ -52,6 +58,8 @@ pub(crate) struct Gateway {
     hasher: RandomState,
     /// Places for requests that wait for a host.
     queue: Semaphore,
+    room: Room,
+    counts: Arc<Counts>,
     tokens: Buckets<KeyId>,
     records: Records,
     keeper: Mutex<Option<Keeper>>,
@@ -74,7 +82,7 @@ pub(crate) struct Request {
     /// The request's headers.
     pub(crate) headers: HeaderMap,
     /// Its body.
-    pub(crate) body: Bytes,
+    pub(crate) content: Content,
     /// The time.
     pub(crate) at: Timestamp,
 }
@@ -94,6 +102,8 @@ impl Gateway {
             affinity: Affinity::default(),
             hasher: RandomState::new(),
             queue: Semaphore::new(config.max_queued),
+            room: Room::new(config.max_bodies_bytes, config.max_body_bytes),
+            counts: Arc::default(),
             tokens: Buckets::default(),
             records,
             keeper: Mutex::new(Some(keeper)),
@@ -104,6 +114,35 @@ impl Gateway {
     /// The largest body of a request, in bytes.
     pub(crate) fn max_body_bytes(&self) -> usize {
         self.config.max_body_bytes
+    }
+
+    /// Takes room for a body, whose length the client may have said.
+    ///
+    /// # Errors
+    /// 503 where there is none.
+    pub(crate) async fn room(&self, declared: Option<u64>) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        let most = self.config.max_body_bytes as u64;
+        self.room.take(declared.unwrap_or(most).min(most)).await
+    }
+
+    /// How long a request may take in all, by its headers.
+    ///
+    /// # Errors
+    /// 400 where a header is no number.
+    pub(crate) fn patience(&self, headers: &HeaderMap) -> Result<Duration, ApiError> {
+        Ok(Patience::read(headers, false, &self.config)?.total)
+    }
+
+    /// What is counted.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// All of it in numbers, as it is now.
+    pub(crate) fn totals(&self) -> GatewayTotals {
+        let Totals { slots, under_way, open, trying } = self.directory.totals();
+        let waiting = self.config.max_queued.saturating_sub(self.queue.available_permits()) as u64;
+        GatewayTotals { waiting, under_way, slots, open, trying }
     }
 
     /// How long records are kept.
@@ -127,14 +166,14 @@ impl Gateway {
         self: &Arc<Self>,
         request: Request,
     ) -> Result<axum::response::Response, ApiError> {
-        let Request { caller, kind, request_id, headers, body, at } = request;
+        let Request { caller, kind, request_id, headers, content, at } = request;
         let begun = Instant::now();
         self.check_tokens(&caller)?;
-        let ask = Ask::read(body)?;
+        let ask = Ask::read(&content.body)?;
         let patience = Patience::read(&headers, ask.stream, &self.config)?;
         let is_stream = ask.stream;
         let call = Arc::new(Call { caller, kind, request_id, ask, patience, at, begun });
-        let mut opening = Box::pin(Arc::clone(self).open(Arc::clone(&call)));
+        let mut opening: answer::Opening = Box::pin(self.counted(Arc::clone(&call), content));
         if !is_stream {
             return Ok(answer::answer(self, &call, opening.await?));
         }
@@ -142,6 +181,16 @@ impl Gateway {
             Ok(opened) => Ok(answer::answer(self, &call, opened?)),
             Err(_) => Ok(answer::answer_early(self, &call, opening)),
         }
+    }
+
+    /// Opens a request, and counts it where that fails.
+    fn counted(
+        self: &Arc<Self>,
+        call: Arc<Call>,
+        content: Content,
+    ) -> impl Future<Output = Result<route::Opened, ApiError>> + Send + use<> {
+        let (counts, opening) = (Arc::clone(&self.counts), Arc::clone(self).open(call, content));
+        async move { opening.await.inspect_err(|error| counts.refused(error.code())) }
     }
 
     /// The models that hosts serve, by name.

@@ -11,11 +11,12 @@ use rpc::tasks::SignedMutation;
 use store::{KeyId, Store, StoreError};
 use taskmarket::{ContentHash, Domain, InferenceReceipt, Signed};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::meter::MAX_TOKENS;
+use super::tally::RequestHash;
 
 /// How long records are gathered that are then committed together.
 const GATHER: Duration = Duration::from_millis(300);
@@ -40,13 +41,6 @@ pub(super) struct Record {
     pub(super) relay_id: Arc<str>,
     pub(super) request_hash: RequestHash,
     pub(super) response_hash: [u8; 32],
-}
-
-/// SHA-256 of a request's body, which takes a while where that is large.
-#[derive(Debug)]
-pub(super) enum RequestHash {
-    Known([u8; 32]),
-    Pending(JoinHandle<[u8; 32]>),
 }
 
 enum Message {
@@ -130,6 +124,7 @@ impl Keeper {
             let request_hash = match &mut record.request_hash {
                 RequestHash::Known(hash) => Some(*hash),
                 RequestHash::Pending(hash) => hash.await.ok(),
+                RequestHash::Taken => None,
             };
             (record, request_hash)
         });

@@ -21,6 +21,8 @@ use super::breaker::Failure;
 use super::choose::{NoChoice, Want};
 use super::directory::Lease;
 use super::meter::{Fault, Form, Meter};
+use super::room::Content;
+use super::tally::{RequestHash, hash};
 use crate::error::ApiError;
 use crate::keys::Caller;
 
@@ -29,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// As much of an answer that is not a stream is held back until it is whole, in bytes: until then, another host can take over, and
 /// its cost can stand in a header.
 const HELD_BYTES: usize = 1 << 20;
+/// As much of a stream's comments is held back until its first event, in bytes: until then, another host can take over.
+const HELD_COMMENTS: usize = 64 * 1024;
 /// How long clients are asked to wait where nobody can serve them, in seconds.
 const RETRY_SECS: u16 = 5;
 
@@ -64,8 +68,8 @@ pub(super) struct Opened {
     /// The rest, unless there is none.
     pub(super) body: Option<ResponseBody>,
     pub(super) receipt: Option<HeaderValue>,
-    /// The body that was sent.
-    pub(super) sent: Bytes,
+    /// Of the body that was sent.
+    pub(super) request_hash: RequestHash,
     pub(super) attempts: u32,
     pub(super) queued: Duration,
     /// From when the host was asked.
@@ -75,20 +79,26 @@ pub(super) struct Opened {
 /// Why a host did not serve a request.
 #[derive(Debug)]
 struct Failed {
+    /// In a word, of which there are few.
+    word: &'static str,
     why: String,
     /// How bad that is, if it is the host's fault.
     failure: Option<Failure>,
 }
 
 impl Failed {
-    fn plain(why: impl Into<String>) -> Self {
-        Self { why: why.into(), failure: Some(Failure::Plain) }
+    fn plain(word: &'static str, why: impl Into<String>) -> Self {
+        Self { word, why: why.into(), failure: Some(Failure::Plain) }
+    }
+
+    fn unasked(why: impl Into<String>) -> Self {
+        Self { word: "unreachable", why: why.into(), failure: None }
     }
 }
 
 impl Gateway {
     /// Brings a request to a host that answers.
-    pub(super) async fn open(self: Arc<Self>, call: Arc<Call>) -> Result<Opened, ApiError> {
+    pub(super) async fn open(self: Arc<Self>, call: Arc<Call>, content: Content) -> Result<Opened, ApiError> {
         let mut tried = Vec::new();
         let mut queued = Duration::ZERO;
         let mut last = None;
@@ -98,13 +108,16 @@ impl Gateway {
             let leased = timeout_at(call.deadline().into(), leased).await;
             let (mut lease, model) = leased.map_err(|_| too_late())??;
             let key = lease.listing.key;
-            match self.attempt(&call, &lease, &model).await {
+            match self.attempt(&call, &content, &lease, &model).await {
                 Ok(answer) => {
+                    lease.answered();
                     if let Some(conversation) = self.conversation(&call, &model) {
                         self.affinity.note(conversation, key);
                     }
                     let Answer { status, content_type, first, meter, body, receipt, sent } = answer;
                     let first_byte = lease.begun.elapsed();
+                    // From here no other host takes over: the request's body is let go as soon as it is hashed.
+                    let request_hash = hash(sent, content);
                     return Ok(Opened {
                         lease,
                         model,
@@ -114,13 +127,14 @@ impl Gateway {
                         meter,
                         body,
                         receipt,
-                        sent,
+                        request_hash,
                         attempts,
                         queued,
                         first_byte,
                     });
                 }
-                Err(Failed { why, failure }) => {
+                Err(Failed { word, why, failure }) => {
+                    self.counts.failed(word);
                     tracing::info!(provider = %key.provider, node_id = %key.node_id, model, why, "a host failed an inference request");
                     if let Some(failure) = failure {
                         lease.failed(failure);
@@ -237,14 +251,20 @@ impl Gateway {
     }
 
     /// Asks one host, until its answer has begun.
-    async fn attempt(&self, call: &Call, lease: &Lease, model: &str) -> Result<Answer, Failed> {
-        let sent = call.ask.body_for(model);
+    async fn attempt(
+        &self,
+        call: &Call,
+        content: &Content,
+        lease: &Lease,
+        model: &str,
+    ) -> Result<Answer, Failed> {
+        let sent = call.ask.body_for(&content.body, model);
         let listing = &lease.listing;
         let model = HeaderValue::from_bytes(model.as_bytes())
-            .map_err(|_| Failed { why: "serves a model whose name cannot be sent".into(), failure: None })?;
+            .map_err(|_| Failed::unasked("serves a model whose name cannot be sent"))?;
         let mut request = Request::post(call.kind.path())
             .body(Full::new(sent.clone()))
-            .map_err(|error| Failed { why: format!("could not be asked: {error}"), failure: None })?;
+            .map_err(|error| Failed::unasked(format!("could not be asked: {error}")))?;
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(rpc::REQUEST_ID_HEADER, call.request_id.clone());
@@ -259,6 +279,7 @@ impl Gateway {
             Ok(answer) => answer.map(|answer| Answer { sent, ..answer }),
             // Who is in more of a hurry than the relay says nothing of the host.
             Err(_) => Err(Failed {
+                word: "silent",
                 why: format!("sent nothing for {} ms", patience.as_millis()),
                 failure: (patience >= self.config.first_byte).then_some(Failure::Plain),
             }),
@@ -279,7 +300,7 @@ struct Answer {
 
 fn unsent(error: RequestError) -> Failed {
     let failure = error.may_have_been_sent().then_some(Failure::Plain);
-    Failed { why: format!("could not be asked: {error}"), failure }
+    Failed { word: "unreachable", why: format!("could not be asked: {error}"), failure }
 }
 
 /// Reads an answer's beginning: of a stream its first whole lines, of anything else all of it, or as much as is held back.
@@ -287,22 +308,29 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
     let (head, mut body) = response.into_parts();
     let status = head.status;
     if status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(Failed { why: "is busy".into(), failure: None });
+        return Err(Failed { word: "busy", why: "is busy".into(), failure: None });
     }
     // Of what a client can be told to have done wrong, these are the host's own.
     let is_own = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408);
     if is_own || !(status.is_success() || status.is_client_error()) {
-        return Err(Failed::plain(format!("answered {}", status.as_u16())));
+        let why = format!("answered {}", status.as_u16());
+        // What an engine does not offer says nothing of what it does: others may go on asking for that.
+        let is_unoffered = matches!(status.as_u16(), 404 | 405 | 501);
+        return Err(Failed { word: "refused", why, failure: (!is_unoffered).then_some(Failure::Plain) });
     }
     let content_type = head.headers.get(CONTENT_TYPE).cloned();
-    let is_stream =
-        content_type.as_ref().is_some_and(|form| form.as_bytes().starts_with(b"text/event-stream"));
+    let is_stream = content_type
+        .as_ref()
+        .is_some_and(|form| form.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
     let form = if is_stream { Form::Events } else { Form::Whole };
     let mut meter = Meter::new(form, call.kind, max);
     let mut held = BytesMut::new();
-    let broken = |why: &dyn std::fmt::Display| Failed::plain(format!("broke off: {why}"));
-    let grave =
-        |fault: Fault| Failed { why: format!("was cut off: {fault}"), failure: Some(fault.failure()) };
+    let broken = |why: &dyn std::fmt::Display| Failed::plain("broken_off", format!("broke off: {why}"));
+    let grave = |fault: Fault| Failed {
+        word: "cut_off",
+        why: format!("was cut off: {fault}"),
+        failure: Some(fault.failure()),
+    };
     let mut receipt = None;
     let answer = |first, meter, body, receipt| Answer {
         status,
@@ -318,14 +346,16 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(piece) => {
                     let out = meter.take(piece).map_err(grave)?;
-                    match form {
-                        Form::Events if !out.is_empty() => {
-                            return Ok(answer(out, meter, Some(body), receipt));
-                        }
-                        Form::Events => {}
-                        Form::Whole => held.extend_from_slice(&out),
+                    let is_first = held.is_empty();
+                    if form == Form::Events && is_first && meter.has_begun() {
+                        return Ok(answer(out, meter, Some(body), receipt));
                     }
-                    if held.len() > HELD_BYTES {
+                    held.extend_from_slice(&out);
+                    let has_begun = match form {
+                        Form::Events => meter.has_begun() || held.len() > HELD_COMMENTS,
+                        Form::Whole => held.len() > HELD_BYTES,
+                    };
+                    if has_begun {
                         return Ok(answer(held.freeze(), meter, Some(body), receipt));
                     }
                 }

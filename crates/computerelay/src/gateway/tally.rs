@@ -8,13 +8,14 @@ use http::{HeaderValue, StatusCode};
 use rpc::inference::{Outcome, ReceiptView};
 use sha2::{Digest as _, Sha256};
 use taskmarket::Amount;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Gateway;
 use super::breaker::Failure;
 use super::directory::Lease;
 use super::meter::{Count, Meter};
-use super::records::{Record, RequestHash};
+use super::records::Record;
+use super::room::Content;
 use super::route::{Call, Opened};
 
 /// Bodies that are larger are hashed on a thread of their own, in bytes.
@@ -32,16 +33,25 @@ pub(super) struct Tally {
     status: StatusCode,
     pub(super) meter: Meter,
     pub(super) receipt: Option<HeaderValue>,
-    sent: Bytes,
+    request_hash: RequestHash,
     attempts: u32,
     first_byte: Duration,
     is_finished: bool,
 }
 
+/// SHA-256 of a request's body, which takes a while where that is large.
+#[derive(Debug)]
+pub(super) enum RequestHash {
+    Known([u8; 32]),
+    Pending(JoinHandle<[u8; 32]>),
+    /// The record has it.
+    Taken,
+}
+
 impl Tally {
     /// Takes what of an answer is to be tallied; the rest is what is to be passed on.
     pub(super) fn of(gateway: &Arc<Gateway>, call: &Arc<Call>, opened: Opened) -> (Self, Rest) {
-        let Opened { lease, model, status, meter, receipt, sent, attempts, first_byte, .. } = opened;
+        let Opened { lease, model, status, meter, receipt, request_hash, attempts, first_byte, .. } = opened;
         let rest = Rest { first: opened.first, body: opened.body };
         let (gateway, call) = (Arc::clone(gateway), Arc::clone(call));
         let tally = Self {
@@ -52,7 +62,7 @@ impl Tally {
             status,
             meter,
             receipt,
-            sent,
+            request_hash,
             attempts,
             first_byte,
             is_finished: false,
@@ -98,6 +108,9 @@ impl Tally {
             return;
         }
         let (count, cost) = self.cost();
+        // An answer that broke off costs nobody anything: its provider signed nothing for it.
+        let cost = if outcome == Outcome::Failed { Amount::ZERO } else { cost };
+        self.gateway.counts.served(&self.model, self.call.kind, outcome, count, self.first_byte);
         self.gateway.charge(&self.call.caller, count.prompt.saturating_add(count.completion));
         let listing = &self.lease.listing;
         let view = ReceiptView {
@@ -125,7 +138,7 @@ impl Tally {
             view,
             receipt: self.receipt.take().map(|receipt| receipt.as_bytes().to_vec()),
             relay_id: Arc::clone(&self.gateway.relay_id),
-            request_hash: hash(std::mem::take(&mut self.sent)),
+            request_hash: std::mem::replace(&mut self.request_hash, RequestHash::Taken),
             response_hash: self.meter.hash(),
         });
     }
@@ -154,13 +167,17 @@ pub(super) struct Rest {
     pub(super) body: Option<link::ResponseBody>,
 }
 
-fn hash(body: Bytes) -> RequestHash {
-    let digest = move |body: &Bytes| -> [u8; 32] { Sha256::digest(body).into() };
-    if body.len() <= LARGE_BODY_BYTES {
-        RequestHash::Known(digest(&body))
-    } else {
-        RequestHash::Pending(spawn_blocking(move || digest(&body)))
+/// Hashes what was sent, and lets it and what came go.
+pub(super) fn hash(sent: Bytes, content: Content) -> RequestHash {
+    let digest = |body: &Bytes| -> [u8; 32] { Sha256::digest(body).into() };
+    if sent.len() <= LARGE_BODY_BYTES {
+        return RequestHash::Known(digest(&sent));
     }
+    RequestHash::Pending(spawn_blocking(move || {
+        let hash = digest(&sent);
+        drop((sent, content));
+        hash
+    }))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -48,7 +48,7 @@ pub(super) async fn run(hub: &Arc<Hub>) {
     };
     // What had no room at the start is searched for like what has none later.
     dispatcher.resync().await;
-    hub.open.store(!hub.stop.is_cancelled(), Ordering::Release);
+    hub.open.store(true, Ordering::Release);
     let mut tick = interval(hub.config.safety_tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut alive = interval_at(Instant::now() + ALIVE_EVERY, ALIVE_EVERY);
@@ -163,6 +163,10 @@ impl Dispatcher<'_> {
 
     /// Offers what can be offered. Says whether tasks had to leave for want of room.
     fn assign(&mut self) -> bool {
+        if self.hub.closing.is_cancelled() {
+            self.wake_at = None;
+            return false;
+        }
         let now = Instant::now();
         let room = self.hub.config.max_offers.saturating_sub(self.offers.len());
         let chain_is_well = self.hub.market.chain().is_some_and(|chain| chain.trouble().is_none());

@@ -80,6 +80,9 @@ pub(crate) struct Hub {
     sessions: TaskTracker,
     /// Whether [`Hub::run`] has set up what sessions need.
     open: AtomicBool,
+    /// Cancelled when nobody new is let in, and nothing is offered any more.
+    closing: CancellationToken,
+    /// Cancelled when all sessions are to end.
     stop: CancellationToken,
 }
 
@@ -120,17 +123,20 @@ impl Hub {
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sessions: TaskTracker::new(),
             open: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             stop: CancellationToken::new(),
             config,
         })
     }
 
-    /// Works until `token` is cancelled. Then it stops offering, closes all sessions so that their hosts connect again, here later
-    /// or elsewhere, and waits for that, [`HubConfig::drain`] at most. Attempts that are held stay with their hosts.
-    pub(crate) async fn run(self: Arc<Self>, token: CancellationToken) {
+    /// Works until `stopping` is cancelled. Then it lets nobody in any more and stops offering; the sessions there are go on, for
+    /// answers of theirs are on their way. When `leaving` is cancelled it closes all sessions so that their hosts connect again, here
+    /// later or elsewhere, and waits for that, [`HubConfig::drain`] at most. Attempts that are held stay with their hosts.
+    pub(crate) async fn run(self: Arc<Self>, stopping: CancellationToken, leaving: CancellationToken) {
         let stop = async {
-            token.cancelled().await;
-            self.open.store(false, Ordering::Release);
+            stopping.cancelled().await;
+            self.closing.cancel();
+            leaving.cancelled().await;
             self.stop.cancel();
             self.sessions.close();
             if timeout(self.config.drain, self.sessions.wait()).await.is_err() {
@@ -146,7 +152,7 @@ impl Hub {
         mut request: Request<axum::body::Body>,
     ) -> axum::response::Response {
         let unavailable = |why| ApiError::new(ErrorCode::Unavailable, why).into_response();
-        if !self.open.load(Ordering::Acquire) {
+        if !self.open.load(Ordering::Acquire) || self.closing.is_cancelled() {
             return unavailable("this relay is starting or stopping");
         }
         if self.floor().places() >= self.config.max_sessions {

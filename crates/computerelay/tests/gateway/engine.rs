@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -38,6 +38,8 @@ pub(crate) enum Play {
     Break(Vec<Bytes>),
     /// It streams these pieces, and then nothing more.
     Stall(Vec<Bytes>),
+    /// It streams these pieces, and the others once it is told to play anything else.
+    Held(Vec<Bytes>, Vec<Bytes>),
     /// It streams this piece again and again.
     Endless(Bytes),
     /// It answers JSON under this status.
@@ -102,6 +104,8 @@ pub(crate) struct Engine {
     pub(crate) seen: mpsc::UnboundedReceiver<Seen>,
     /// Answers that are under way.
     pub(crate) open: Arc<AtomicU32>,
+    /// Bytes of endless answers that were asked for.
+    pub(crate) sent: Arc<AtomicU64>,
     /// When an answer last ended or was cancelled.
     pub(crate) ended: watch::Receiver<Option<Instant>>,
     /// What it says it serves.
@@ -116,6 +120,7 @@ struct Shared {
     node_id: Bytes32,
     seen: mpsc::UnboundedSender<Seen>,
     open: Arc<AtomicU32>,
+    sent: Arc<AtomicU64>,
     ended: watch::Sender<Option<Instant>>,
     offers: watch::Receiver<Vec<ModelOffer>>,
     play: watch::Receiver<Play>,
@@ -167,6 +172,7 @@ impl Engine {
         let (offers, offering) = watch::channel(script.offers.clone());
         let (play, playing) = watch::channel(script.play.clone());
         let (open, wallet) = (Arc::new(AtomicU32::new(0)), Arc::clone(&script.wallet));
+        let sent = Arc::new(AtomicU64::new(0));
         let cut = tokio_util::sync::CancellationToken::new();
         let shared = Arc::new(Shared {
             script,
@@ -174,6 +180,7 @@ impl Engine {
             node_id,
             seen,
             open: Arc::clone(&open),
+            sent: Arc::clone(&sent),
             ended,
             offers: offering,
             play: playing,
@@ -190,7 +197,7 @@ impl Engine {
                 () = cut.cancelled() => {}
             }
         });
-        Self { wallet, seen: seeing, open, ended: ending, offers, play, task }
+        Self { wallet, seen: seeing, open, sent, ended: ending, offers, play, task }
     }
 
     pub(crate) fn provider(&self) -> String {
@@ -290,8 +297,22 @@ impl Shared {
                 let frames = stream::iter(pieces).map(|piece| Ok(Frame::data(piece)));
                 events(keep(frames.chain(stream::pending()), under))
             }
+            Play::Held(pieces, rest) => {
+                let mut play = self.play.clone();
+                play.mark_unchanged();
+                let frames = stream::iter(pieces).map(|piece| Ok(Frame::data(piece)));
+                let held = stream::once(async move {
+                    let _ = play.changed().await;
+                    stream::iter(rest).map(|piece| Ok(Frame::data(piece)))
+                });
+                events(keep(frames.chain(held.flatten()), under))
+            }
             Play::Endless(piece) => {
-                let frames = stream::repeat_with(move || Ok(Frame::data(piece.clone())));
+                let sent = Arc::clone(&self.sent);
+                let frames = stream::repeat_with(move || {
+                    sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                    Ok(Frame::data(piece.clone()))
+                });
                 events(keep(frames, under))
             }
             Play::Json(status, text) => {

@@ -138,3 +138,16 @@ async fn deadlines_of_the_request_end_it() {
     assert_error(&answer(ask(&rig).header("x-zorai-token-timeout-ms", "x")).await, 400, "malformed_request");
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_host_does_not_offer_is_no_fault_of_it() {
+    let rig = start(Duration::from_secs(60)).await;
+    let host = Engine::start(&rig, Script::new(Play::Json(501, "{}".to_owned()))).await;
+    for status in [501, 404, 405, 501] {
+        host.play.send(Play::Json(status, "{}".to_owned())).unwrap();
+        assert_error(&answer(ask(&rig)).await, 503, "no_provider_available");
+    }
+    host.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    assert_eq!(ask(&rig).send().await.unwrap().status(), StatusCode::OK);
+    rig.stop().await;
+}

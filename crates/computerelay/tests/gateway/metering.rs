@@ -117,6 +117,52 @@ async fn usage_is_told_by_model_and_what_was_cancelled_counts() {
 }
 
 #[tokio::test]
+async fn it_is_counted_for_prometheus() {
+    let rig = Rig::start().await;
+    let bad = Engine::start(&rig, Script::new(Play::Stream(vec!["<html>\n".into()]))).await;
+    let _good = Engine::start(&rig, Script::new(Play::Stream(chat(&["a"], true)))).await;
+    let body = json!({ "model": "zorai-demo", "stream": true, "provider": { "order": [bad.provider()] } });
+    rig.request(Method::POST, "/v1/chat/completions")
+        .json(&body)
+        .send()
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
+    let unknown = answer(rig.request(Method::POST, "/v1/embeddings").json(&json!({ "model": "x" }))).await;
+    assert_error(&unknown, 404, "model_not_found");
+    let text = rig.bare(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    for line in [
+        r#"requests_total{model="zorai-demo",kind="chat",outcome="completed"} 1"#,
+        r#"tokens_total{model="zorai-demo",direction="prompt"} 7"#,
+        r#"tokens_total{model="zorai-demo",direction="completion"} 9"#,
+        "first_byte_seconds_count 1",
+        r#"failed_attempts_total{reason="cut_off"} 1"#,
+        r#"refused_total{code="model_not_found"} 1"#,
+        r#"breakers{state="open"} 1"#,
+        r#"breakers{state="half_open"} 0"#,
+        "waiting 0",
+        "under_way 0",
+        "slots 8",
+    ] {
+        assert!(text.contains(&format!("zorai_relay_inference_{line}\n")), "{line} is missing:\n{text}");
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_broke_off_costs_nothing() {
+    let rig = Rig::start().await;
+    let _engine = Engine::start(&rig, Script::new(Play::Break(vec![delta("a"), delta("b")]))).await;
+    let request = ask(&rig).header("x-request-id", "broken");
+    request.send().await.unwrap().bytes().await.unwrap();
+    let broken = record(&rig, "broken").await;
+    assert_eq!((&broken["outcome"], &broken["cost"]), (&json!("failed"), &json!("0")), "{broken}");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_uses_as_many_tokens_as_its_limit_says() {
     let rig = Rig::start().await;
     let _engine = Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await;

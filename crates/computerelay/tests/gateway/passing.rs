@@ -1,5 +1,6 @@
 //! What passes, passes unchanged and at once; who leaves is heard of.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -170,7 +171,59 @@ async fn a_slow_reader_holds_bounded_memory_and_slows_nobody_else() {
         let quick = tokio::time::timeout(Duration::from_secs(5), ask(&rig).send()).await.unwrap().unwrap();
         assert_eq!(quick.bytes().await.unwrap(), chat(&["a"], false).concat());
     }
+    // The link's window, and what sockets of the system hold: some MiB each way.
+    let sent = engine.sent.load(Ordering::SeqCst);
+    assert!(sent < 24 << 20, "{sent}");
     drop(slow);
     engine.is_idle().await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn streams_end_whole_while_the_relay_drains_and_nothing_new_begins() {
+    let rig = Rig::start().await;
+    let rest = vec![delta("b"), "data: [DONE]\n\n".into()];
+    let engine = Engine::start(&rig, Script::new(Play::Held(vec![delta("a")], rest.clone()))).await;
+    let mut response = ask(&rig).send().await.unwrap();
+    assert_eq!(response.chunk().await.unwrap().unwrap(), delta("a"));
+    rig.shutdown.cancel();
+    let fresh = reqwest::Client::builder().no_proxy().build().unwrap();
+    let refused = async { while fresh.get(format!("{}/healthz", rig.base)).send().await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    engine.play.send(Play::Hang).unwrap();
+    assert_eq!(response.bytes().await.unwrap(), rest.concat());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn streams_that_outlast_the_drain_are_told() {
+    let dir = TempDir::new().unwrap();
+    let rig = Rig::start_in(dir, |config| config.drain = Duration::from_millis(200)).await;
+    let _engine = Engine::start(&rig, Script::new(Play::Stall(vec![delta("a")]))).await;
+    let mut response = ask(&rig).send().await.unwrap();
+    assert_eq!(response.chunk().await.unwrap().unwrap(), delta("a"));
+    rig.shutdown.cancel();
+    let text = response.text().await.unwrap();
+    let event: serde_json::Value =
+        serde_json::from_str(text.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap()).unwrap();
+    assert_eq!(event["error"]["code"], "provider_failed", "{text}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_engines_comments_are_no_first_byte() {
+    let rig = Rig::start().await;
+    let good = Engine::start(&rig, Script::new(Play::Stream(chat(&["a"], false)))).await;
+    let comment: Bytes = ": processing\n\n".into();
+    let bad = Engine::start(&rig, Script::new(Play::Break(vec![comment.clone()]))).await;
+    let body = json!({ "model": "zorai-demo", "stream": true, "provider": { "order": [bad.provider()] } });
+    let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+    assert_eq!(response.headers()["x-zorai-provider"], good.provider().as_str());
+    assert_eq!(response.bytes().await.unwrap(), chat(&["a"], false).concat());
+    // Before an answer they pass with it.
+    let whole = [vec![comment], chat(&["b"], false)].concat();
+    bad.play.send(Play::Stream(whole.clone())).unwrap();
+    let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+    assert_eq!(response.bytes().await.unwrap(), whole.concat());
     rig.stop().await;
 }

@@ -5,6 +5,7 @@
 #[path = "../api/agent.rs"]
 #[allow(dead_code, reason = "shared with the tests of the API")]
 mod agent;
+mod chat_tasks;
 mod events;
 mod evidence;
 mod reports;

@@ -1,6 +1,7 @@
 //! The calls of inference.
 
 use http::StatusCode;
+use rpc::chat_task::ChatTaskAnswer;
 use rpc::error::ErrorCode;
 use rpc::inference::{
     FIRST_BYTE_HEADER, InferenceKind, InferenceRequest, ModelList, ModelView, QUEUE_TIMEOUT_HEADER,
@@ -10,7 +11,19 @@ use serde_json::{Map, Value};
 use store::Scope;
 
 use super::calls::EVENT_STREAM;
-use super::operation::Document;
+use super::operation::{Document, Operation};
+
+/// What a call answers that may be a task.
+fn of_tasks(call: Operation<'_>) -> Operation<'_> {
+    let accepted = "The task, to a body that is a task and asks for background.";
+    call.answers::<ChatTaskAnswer>(StatusCode::ACCEPTED, accepted).fails(&[
+        ErrorCode::SignatureRequired,
+        ErrorCode::InvalidSignature,
+        ErrorCode::UnknownDomain,
+        ErrorCode::TaskFailed,
+        ErrorCode::TaskExpired,
+    ])
+}
 
 /// Describes all of them.
 pub(super) fn describe(document: &mut Document) {
@@ -23,9 +36,12 @@ pub(super) fn describe(document: &mut Document) {
             InferenceKind::Embeddings => ("createEmbedding", "Embeds texts, as OpenAI's call does"),
             InferenceKind::Responses => ("createResponse", "Answers an input, as OpenAI's call does"),
         };
-        document
-            .call("post", kind.path(), id, summary)
-            .key(Scope::Inference)
+        let call = document.call("post", kind.path(), id, summary);
+        let call = match kind {
+            InferenceKind::Chat => of_tasks(call),
+            InferenceKind::Completions | InferenceKind::Embeddings | InferenceKind::Responses => call,
+        };
+        call.key(Scope::Inference)
             .header::<u64>(TIMEOUT_HEADER)
             .header::<u64>(FIRST_BYTE_HEADER)
             .header::<u64>(TOKEN_HEADER)
