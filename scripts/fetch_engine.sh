@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Builds a real OpenAI-compatible engine for the tests, llama.cpp's server as PyPI has it, and a tiny model for it.
-# Takes some three minutes the first time, and needs a C++ compiler; what is there already is left as it is.
+# Builds real OpenAI-compatible engines for the tests, and a tiny model for them: llama.cpp's own server, from the sources that the package
+# llama-cpp-python carries, and that package's server. Takes some minutes the first time, and needs a C++ compiler; what is there already
+# is left as it is.
 #
-#   scripts/fetch_engine.sh FOLDER    writes FOLDER/python (a virtual environment) and FOLDER/tiny.gguf
+#   scripts/fetch_engine.sh FOLDER    writes FOLDER/python (a virtual environment), FOLDER/llama-server, FOLDER/tools.jinja (a chat template
+#                                     by which llama.cpp can be made to call tools) and FOLDER/tiny.gguf
 #
 # The tests find it by ZORAI_TEST_ENGINE=FOLDER.
 set -euo pipefail
@@ -12,8 +14,9 @@ if [ $# != 1 ]; then
     echo "usage: scripts/fetch_engine.sh FOLDER" >&2
     exit 2
 fi
-folder=$1
-mkdir -p "$folder"
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
+version=0.3.36
 python=$folder/python/bin/python
 # What lies there would count as installed.
 unset PYTHONPATH
@@ -21,6 +24,24 @@ if ! "$python" -c 'import llama_cpp.server.app, gguf, numpy' 2>/dev/null; then
     python3 -m venv "$folder/python"
     # Without the machine's own instructions, so that a folder that is kept serves other machines too.
     CMAKE_ARGS="-DGGML_NATIVE=OFF ${CMAKE_ARGS:-}" "$python" -m pip install --quiet --disable-pip-version-check \
-        'llama-cpp-python[server]==0.3.36' 'gguf==0.19.0' numpy
+        "llama-cpp-python[server]==$version" 'gguf==0.19.0' numpy
+fi
+if ! [ -x "$folder/llama-server" ] || ! [ -f "$folder/tools.jinja" ]; then
+    build=$folder/build
+    rm -rf "$build" && mkdir "$build"
+    "$python" -m pip install --quiet --disable-pip-version-check cmake ninja
+    "$python" -m pip download --quiet --disable-pip-version-check --no-binary llama-cpp-python --no-deps \
+        --dest "$build" "llama-cpp-python==$version"
+    tar -xzf "$build/llama_cpp_python-$version.tar.gz" -C "$build"
+    sources=$build/llama_cpp_python-$version/vendor/llama.cpp
+    export PATH=$folder/python/bin:$PATH
+    # Quickly built rather than fast: the model is tiny.
+    cmake -G Ninja -S "$sources" -B "$build/out" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DBUILD_SHARED_LIBS=OFF \
+        -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+        -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF >/dev/null
+    cmake --build "$build/out" --target llama-server >/dev/null
+    cp "$sources/models/templates/meetkai-functionary-medium-v3.2.jinja" "$folder/tools.jinja"
+    cp "$build/out/bin/llama-server" "$folder/llama-server"
+    rm -rf "$build"
 fi
 "$python" scripts/make_tiny_gguf.py "$folder/tiny.gguf"

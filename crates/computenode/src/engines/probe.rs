@@ -89,8 +89,10 @@ impl Kind {
     fn endpoints(self) -> Vec<InferenceKind> {
         use InferenceKind::{Chat, Completions, Embeddings};
         match self {
-            Self::LlamaCpp | Self::Other => vec![Chat, Completions, Embeddings],
-            Self::Vllm | Self::Sglang | Self::Ollama | Self::LmStudio => InferenceKind::ALL.to_vec(),
+            Self::Other => vec![Chat, Completions, Embeddings],
+            Self::LlamaCpp | Self::Vllm | Self::Sglang | Self::Ollama | Self::LmStudio => {
+                InferenceKind::ALL.to_vec()
+            }
         }
     }
 }
