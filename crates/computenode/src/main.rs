@@ -1,11 +1,13 @@
 //! The program `compute-node`: flags, logging and signals around [`computenode::Node`].
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use computenode::engines::embedded;
 use computenode::{Args, Config, Drain, Node};
 use daemon::config_file::{self, ConfigError};
 use daemon::{Failure, LogArgs, Shutdown, ShutdownArgs};
@@ -67,10 +69,25 @@ const QUIET_LEVEL: &str = "warn";
 const THREAD_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == embedded::ARGUMENT).is_some() {
+        return match serve_model(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        };
+    }
     match read_cli().and_then(start) {
         Ok(status) => status,
         Err(failure) => failure.report(),
     }
+}
+
+/// Is the engine of one model, which the node starts.
+fn serve_model(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::other)?;
+    let ended = runtime.block_on(embedded::run(arguments)).map_err(Failure::other);
+    runtime.shutdown_timeout(THREAD_GRACE);
+    ended
 }
 
 /// Reads flags, variables and the configuration file. Ends the process where clap has something to say.

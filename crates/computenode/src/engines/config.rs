@@ -1,12 +1,16 @@
 //! Which engines the node uses: flags, and what they mean.
 
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZero;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use reqwest::Url;
 use url::Host;
+
+use super::embedded::ModelSpec;
 
 /// The most requests that one engine is given at once, whatever is configured.
 const MAX_SLOTS: u32 = 4096;
@@ -44,6 +48,11 @@ pub struct EngineArgs {
     #[arg(long, env = "ZORAI_NODE_MANAGED_ENGINE", value_name = "NAME=TEMPLATE,…", value_delimiter = ';')]
     pub managed_engine: Vec<ManagedSpec>,
 
+    /// Serve a model of the Llama family with the engine inside this program, under NAME: NAME=PATH, a GGUF file or a folder
+    /// with safetensors, and as wanted ,slots=N ,threads=N ,gpu=N; repeatable, or several with ; between.
+    #[arg(long, env = "ZORAI_NODE_MODEL", value_name = "NAME=PATH", value_delimiter = ';')]
+    pub model: Vec<ModelSpec>,
+
     /// A command for --managed-engine: NAME=COMMAND, with {name} {model} {port} {slots} and {gpu} filled in. Words are
     /// parted at white space; no shell reads them. Repeatable.
     #[arg(long, value_name = "NAME=COMMAND")]
@@ -53,7 +62,10 @@ pub struct EngineArgs {
 impl EngineArgs {
     /// Whether any engine is asked for.
     pub fn is_any(&self) -> bool {
-        self.detect_engines || !self.engine.is_empty() || !self.managed_engine.is_empty()
+        self.detect_engines
+            || !self.engine.is_empty()
+            || !self.managed_engine.is_empty()
+            || !self.model.is_empty()
     }
 }
 
@@ -62,13 +74,15 @@ impl EngineArgs {
 pub struct EnginesConfig {
     /// What the operator wrote.
     pub args: EngineArgs,
+    /// The program that serves `--model`, given [`embedded::ARGUMENT`](super::embedded::ARGUMENT): this one where absent.
+    pub program: Option<PathBuf>,
     /// How often and how long.
     pub timing: EngineTiming,
 }
 
 impl From<EngineArgs> for EnginesConfig {
     fn from(args: EngineArgs) -> Self {
-        Self { args, timing: EngineTiming::default() }
+        Self { args, ..Self::default() }
     }
 }
 
@@ -143,7 +157,9 @@ pub struct EngineCommand {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// Two engines have one name.
-    #[error("two engines are called {0:?}\nhint: give each --engine and --managed-engine a name of its own")]
+    #[error(
+        "two engines are called {0:?}\nhint: give each --engine, --managed-engine and --model a name of its own"
+    )]
     TwiceNamed(String),
     /// There is no such command.
     #[error("--managed-engine {name}: there is no command {template:?}\nhint: the commands are {known}")]
@@ -163,6 +179,19 @@ pub enum EngineError {
         "--engine {0}: its URL holds a user name or a password\nhint: write NAME=http://HOST:PORT without them"
     )]
     Credentials(String),
+    /// There is no such model.
+    #[error("--model {name}: {}: {reason}\nhint: name a GGUF file, or a folder with safetensors", path.display())]
+    NoModel {
+        /// The model.
+        name: String,
+        /// Where it should lie.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// This program does not know where it lies itself.
+    #[error("the engine inside this program cannot be started: {0}")]
+    Program(String),
     /// No HTTP client can be made.
     #[error("the client for engines cannot be set up: {0}")]
     Client(String),
@@ -177,6 +206,8 @@ pub(super) struct Launch {
     pub(super) gpu: Option<String>,
     pub(super) slots: u32,
     pub(super) port: Option<u16>,
+    /// The threads of the engine inside this program, which also ends with its standard input. Others mind themselves.
+    pub(super) threads: Option<NonZero<usize>>,
 }
 
 impl Launch {
@@ -199,7 +230,8 @@ impl EngineArgs {
     pub(super) fn launches(&self) -> Result<Vec<Launch>, EngineError> {
         let mut names = HashSet::new();
         let all = self.engine.iter().map(|spec| &spec.name);
-        for name in all.chain(self.managed_engine.iter().map(|spec| &spec.name)) {
+        let started = self.managed_engine.iter().map(|spec| &spec.name);
+        for name in all.chain(started).chain(self.model.iter().map(|spec| &spec.name)) {
             if !names.insert(name) {
                 return Err(EngineError::TwiceNamed(name.clone()));
             }
@@ -229,6 +261,7 @@ impl EngineArgs {
                 gpu: spec.gpu.clone(),
                 slots: spec.slots.unwrap_or(1),
                 port: spec.port,
+                threads: None,
             })
         };
         self.managed_engine.iter().map(launch).collect()
@@ -239,6 +272,22 @@ impl EngineArgs {
         let is_there = |url: &Url| url.port_or_known_default() == Some(port) && is_loopback(url);
         self.engine.iter().any(|spec| is_there(&spec.url))
             || self.managed_engine.iter().any(|spec| spec.port == Some(port))
+    }
+
+    /// What serves the models that this program, `program`, serves itself.
+    pub(super) fn own_launches(&self, program: Option<&PathBuf>) -> Result<Vec<Launch>, EngineError> {
+        let mut launches = Vec::new();
+        for spec in &self.model {
+            std::fs::metadata(&spec.path).map_err(|error| EngineError::NoModel {
+                name: spec.name.clone(),
+                path: spec.path.clone(),
+                reason: error.to_string(),
+            })?;
+            let program = program.cloned().map_or_else(std::env::current_exe, Ok);
+            let program = program.map_err(|error| EngineError::Program(error.to_string()))?;
+            launches.push(spec.launch(&program.display().to_string()));
+        }
+        Ok(launches)
     }
 }
 
@@ -308,7 +357,7 @@ impl FromStr for EngineCommand {
     }
 }
 
-fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
+pub(super) fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
     let (name, rest) = text.split_once('=').ok_or_else(|| format!("write {form}"))?;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fits) {
@@ -326,7 +375,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-fn parse_slots(text: &str) -> Result<u32, String> {
+pub(super) fn parse_slots(text: &str) -> Result<u32, String> {
     let slots = text.parse().ok().filter(|slots| (1..=MAX_SLOTS).contains(slots));
     slots.ok_or_else(|| format!("slots={text}: write a number from 1 to {MAX_SLOTS}"))
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use reqwest::Url;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
@@ -72,6 +72,8 @@ struct Started {
     child: Child,
     group: Group,
     base: Url,
+    /// Its end ends the engine inside this program, also where the node has no time to.
+    stdin: Option<ChildStdin>,
 }
 
 /// A group of processes, killed when this is dropped.
@@ -100,6 +102,9 @@ async fn start(launch: &Launch, note: &Path) -> io::Result<Started> {
     if let Some(gpu) = &launch.gpu {
         command.env("CUDA_VISIBLE_DEVICES", gpu);
     }
+    if let Some(threads) = launch.threads {
+        command.env("RAYON_NUM_THREADS", threads.to_string()).stdin(Stdio::piped());
+    }
     let mut child = command.spawn().map_err(|error| io::Error::other(format!("{program}: {error}")))?;
     let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     let group = Group(pid.ok_or_else(|| io::Error::other("it ended at once"))?);
@@ -115,7 +120,8 @@ async fn start(launch: &Launch, note: &Path) -> io::Result<Started> {
     tokio::fs::write(note, format!("{} {began}", group.0.as_raw_nonzero())).await?;
     tracing::info!(engine = launch.name, program, port, pid = %group.0.as_raw_nonzero(), "an engine starts");
     let base = Url::parse(&format!("http://127.0.0.1:{port}/")).map_err(io::Error::other)?;
-    Ok(Started { child, group, base })
+    let stdin = child.stdin.take();
+    Ok(Started { child, group, base, stdin })
 }
 
 /// Waits until it ends, and says why; `None` where the node wants the end.
@@ -125,7 +131,7 @@ async fn run(
     patience: Duration,
     ending: &CancellationToken,
 ) -> Option<String> {
-    let Started { mut child, group, base } = started;
+    let Started { mut child, group, base, stdin: _held } = started;
     let hangs = engine.began(base);
     let why = tokio::select! {
         ended = child.wait() => return Some(match ended {

@@ -1,11 +1,13 @@
 //! The OpenAI-compatible engines behind this node: what they serve, how they are, and the way to them.
 //!
-//! Engines are configured, found on loopback, or started by the node itself (`managed`). Each that is idle is asked
+//! Engines are configured, found on loopback, or started by the node itself (`managed`), among them the one inside this
+//! program ([`embedded`]). Each that is idle is asked
 //! every few seconds what it serves (`probe`); while one works, its answers tell that it lives, and it is left in
 //! peace: some engines serve one request at a time, questions included. Requests go through `proxy` or as lines of a
 //! batch, each in one of the engine's slots: nothing queues here, and a request that finds no slot is refused.
 
 mod config;
+pub mod embedded;
 mod managed;
 mod probe;
 mod proxy;
@@ -126,8 +128,9 @@ impl Engines {
         tls: &rustls::ClientConfig,
         folder: PathBuf,
     ) -> Result<Self, EngineError> {
-        let EnginesConfig { args, timing } = config;
-        let launches = args.launches()?;
+        let EnginesConfig { args, timing, program } = config;
+        let mut launches = args.launches()?;
+        launches.extend(args.own_launches(program.as_ref())?);
         let mut tls = tls.clone();
         // HTTP/1.1: a request that is dropped closes its connection, which every engine understands.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -8,6 +8,8 @@ use rpc::inference::{InferenceKind, MAX_MODEL_ID_BYTES, MAX_MODELS};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::embedded::OWNER;
+
 /// The longest answer to a question that is read, in bytes. FastAPI's descriptions of vLLM have some 500 KiB.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
@@ -50,6 +52,7 @@ pub(super) enum Kind {
     Sglang,
     Ollama,
     LmStudio,
+    Embedded,
     Other,
 }
 
@@ -62,6 +65,7 @@ impl Kind {
             Self::Sglang => Some("sglang"),
             Self::Ollama => Some("ollama"),
             Self::LmStudio => Some("lm-studio"),
+            Self::Embedded => Some("embedded"),
             Self::Other => None,
         }
     }
@@ -73,6 +77,7 @@ impl Kind {
             "sglang" => Self::Sglang,
             "library" => Self::Ollama,
             "organization_owner" => Self::LmStudio,
+            OWNER => Self::Embedded,
             _ => Self::Other,
         }
     }
@@ -80,7 +85,7 @@ impl Kind {
     fn slots(self) -> u32 {
         match self {
             Self::Vllm | Self::Sglang => BATCHING_SLOTS,
-            Self::LlamaCpp | Self::Ollama | Self::LmStudio => 1,
+            Self::LlamaCpp | Self::Ollama | Self::LmStudio | Self::Embedded => 1,
             Self::Other => UNKNOWN_SLOTS,
         }
     }
@@ -90,6 +95,7 @@ impl Kind {
         use InferenceKind::{Chat, Completions, Embeddings};
         match self {
             Self::Other => vec![Chat, Completions, Embeddings],
+            Self::Embedded => vec![Chat, Completions],
             Self::LlamaCpp | Self::Vllm | Self::Sglang | Self::Ollama | Self::LmStudio => {
                 InferenceKind::ALL.to_vec()
             }
@@ -113,6 +119,9 @@ struct ModelEntry {
     /// llama.cpp.
     #[serde(default)]
     meta: Option<ModelMeta>,
+    /// The engine inside this program.
+    #[serde(default)]
+    quantization: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -192,7 +201,7 @@ pub(super) async fn probe(
                 add_tags(&mut served, &tags);
             }
         }
-        Kind::Vllm | Kind::Sglang | Kind::LmStudio | Kind::Other => {}
+        Kind::Vllm | Kind::Sglang | Kind::LmStudio | Kind::Embedded | Kind::Other => {}
     }
     if let Ok(described) = ask.get::<OpenApi>("openapi.json").await {
         let has = |kind: &InferenceKind| described.paths.contains_key(kind.path());
@@ -213,7 +222,7 @@ fn models(list: ModelList) -> Vec<ServedModel> {
         if fits && models.len() < MAX_MODELS && models.iter().all(|model| model.id != entry.id) {
             let trained = entry.meta.and_then(|meta| meta.n_ctx_train);
             models.push(ServedModel {
-                quantization: quantization(&entry.id),
+                quantization: quantization(entry.quantization.as_deref().unwrap_or(&entry.id)),
                 id: entry.id,
                 context_tokens: entry.max_model_len.or(trained),
             });

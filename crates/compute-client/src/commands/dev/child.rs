@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::Parser;
+use computenode::engines::embedded;
 use daemon::{LogArgs, Shutdown, ShutdownArgs};
 
 use crate::failure::Exit;
@@ -17,6 +18,8 @@ pub(crate) enum Program {
     Agent,
     /// `compute-node`.
     Node,
+    /// The engine of a model, which the node starts.
+    Engine,
 }
 
 /// The node's flags, as its own program has them.
@@ -34,7 +37,9 @@ struct NodeCli {
 impl Program {
     /// The program that a first argument asks for, if it does.
     pub(crate) fn of(argument: &OsStr) -> Option<Self> {
-        [Self::Relay, Self::Agent, Self::Node].into_iter().find(|program| argument == program.argument())
+        [Self::Relay, Self::Agent, Self::Node, Self::Engine]
+            .into_iter()
+            .find(|program| argument == program.argument())
     }
 
     /// The first argument that asks for it.
@@ -43,6 +48,7 @@ impl Program {
             Self::Relay => "__relay",
             Self::Agent => "__agent",
             Self::Node => "__node",
+            Self::Engine => embedded::ARGUMENT,
         }
     }
 
@@ -52,6 +58,7 @@ impl Program {
             Self::Relay => "relay",
             Self::Agent => "agent",
             Self::Node => "node",
+            Self::Engine => "engine",
         }
     }
 
@@ -62,6 +69,8 @@ impl Program {
             Self::Relay => Box::pin(relay(arguments)).await,
             Self::Agent => Box::pin(agent(arguments)).await,
             Self::Node => Box::pin(node(arguments)).await,
+            // It has a name for itself.
+            Self::Engine => Box::pin(embedded::run(arguments.skip(1))).await.map_err(Into::into),
         };
         match ended {
             Ok(()) => Exit::Done.into(),

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use daemon::{Secret, private_file, read_secret_file};
 use futures_util::future::select_all;
+use rpc::inference::ModelList;
 use rpc::relay::{Info, ProviderList};
 use tokio::net::TcpStream;
 use tokio::process::{ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::commands::dev::child::Program;
+use crate::commands::dev::toy;
 use crate::failure::{Context as _, Failure, Outcome};
 use crate::relay::Relay;
 use crate::ui::{Ui, clean};
@@ -103,6 +105,24 @@ impl Market {
         Ok(Self { folder, relay, api_key, _lock: lock, children: vec![agent_child, node_child, relay_child] })
     }
 
+    /// Waits until the toy model can be asked.
+    ///
+    /// # Errors
+    /// It is not served; the message has the end of the node's log.
+    pub(crate) async fn serves_toy(&mut self) -> Outcome {
+        let relay = self.relay();
+        let served = async || match relay.get::<ModelList>("v1/models").await {
+            Ok(list) if list.data.iter().any(|model| model.id == toy::NAME) => Ok(()),
+            Ok(_) => Err(format!("nobody serves {}", toy::NAME)),
+            Err(failure) => Err(failure.message().to_owned()),
+        };
+        let node = self.children.iter_mut().find(|child| child.program == Program::Node);
+        match node {
+            Some(node) => node.until_ready(served).await,
+            None => Ok(()),
+        }
+    }
+
     /// A client of the relay, with its API key.
     pub(crate) fn relay(&self) -> Relay {
         self.relay.clone()
@@ -163,7 +183,9 @@ impl Child {
 
     fn node(folder: &Path, listen: &str) -> Outcome<Self> {
         let (data, token) = (folder.join("node"), folder.join(TOKEN_FILE));
-        let arguments: [&OsStr; 9] = [
+        // One thread: a model so small has no work for several.
+        let model = format!("{}={},threads=1", toy::NAME, toy::place(folder)?.display());
+        let arguments: [&OsStr; 11] = [
             "--listen".as_ref(),
             listen.as_ref(),
             "--data".as_ref(),
@@ -174,6 +196,8 @@ impl Child {
             "--allow-private-addresses".as_ref(),
             "--grace".as_ref(),
             "1s".as_ref(),
+            "--model".as_ref(),
+            model.as_ref(),
         ];
         Self::start(Program::Node, folder, &arguments)
     }

@@ -4,6 +4,7 @@
 pub(crate) mod child;
 mod demo;
 mod market;
+mod toy;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -59,6 +60,10 @@ pub(crate) async fn run(args: Args, ui: &Ui) -> Outcome {
         market = Box::pin(Market::start(&folder, ui)) => market?,
         () = token.cancelled() => return Err(interrupted()),
     };
+    tokio::select! {
+        served = Box::pin(market.serves_toy()) => served?,
+        () = token.cancelled() => return Err(interrupted()),
+    }
     announce(&market, ui)?;
     tokio::select! {
         failure = market.died() => {
@@ -130,8 +135,13 @@ fn announce(market: &Market, ui: &Ui) -> Outcome {
          export ZORAI_RELAY={url} ZORAI_AI_API_KEY={key}\n  \
          {own} run --model {program} --input {text} --poll\n  \
          {own} list\n  \
-         {own} providers\n\nCtrl-C ends it.",
-        market.folder().display()
+         {own} providers\n  \
+         curl $ZORAI_RELAY/v1/chat/completions -H \"Authorization: Bearer $ZORAI_AI_API_KEY\" \\\n    \
+         -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"model\":\"{toy}\",\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'\n\n\
+         The OpenAI SDK takes base_url=\"{url}/v1\" and the API key. {toy} is a toy and knows nothing.\n\nCtrl-C ends it.",
+        market.folder().display(),
+        toy = toy::NAME
     ))
 }
 
