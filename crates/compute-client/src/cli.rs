@@ -10,6 +10,7 @@ use taskmarket::{Address, ParseError, TaskId, eip55};
 use crate::commands;
 use crate::failure::{Failure, Outcome};
 use crate::key::{self, IfMissing};
+use crate::money::ChainArgs;
 use crate::relay::Relay;
 use crate::ui::Ui;
 
@@ -60,7 +61,14 @@ pub(crate) struct Global {
     pub(crate) api_key_file: Option<PathBuf>,
 
     /// Your key: an encrypted keystore, or a file with 64 hex digits, mode 0600 [default: a keystore that `run` makes]
-    #[arg(long, env = "ZORAI_KEY_FILE", value_name = "FILE", global = true, hide_env_values = true)]
+    #[arg(
+        long,
+        visible_alias = "keystore",
+        env = "ZORAI_KEY_FILE",
+        value_name = "FILE",
+        global = true,
+        hide_env_values = true
+    )]
     pub(crate) key_file: Option<PathBuf>,
 
     /// A file with the keystore's password, mode 0600 [default: ZORAI_KEY_PASSWORD, else asked for]
@@ -119,18 +127,20 @@ impl Global {
 pub(crate) enum Command {
     /// Publish a task, and with --poll wait for its checked result
     Run(commands::run::Args),
-    /// Show a task, and why it waits
-    Status(TaskArgs),
+    /// Show a task, why it waits, and where its money is
+    Status(MoneyArgs),
     /// List tasks, newest first
     List(commands::list::Args),
     /// Fetch a task's result and check it against its proof
     Result(commands::result::Args),
     /// Take a task's result as good, once it verifies
-    Approve(TaskArgs),
+    Approve(MoneyArgs),
     /// Object to a task's result, on the record
     Dispute(commands::dispute::Args),
     /// Withdraw a task that no provider holds
-    Cancel(TaskArgs),
+    Cancel(MoneyArgs),
+    /// Take back the budget of a settled task that ended without a proof
+    Refund(MoneyArgs),
     /// Show a task's history, or follow it live
     Events(commands::events::Args),
     /// Say of each provider what keeps a task from it
@@ -149,8 +159,10 @@ pub(crate) enum Command {
     Arbiter(commands::arbiter::Args),
     /// Store files at the relay, and fetch them
     Artifact(commands::artifact::Args),
-    /// Show or make your key
+    /// Show or make your key; stake, withdraw and see the account's money
     Wallet(commands::wallet::Args),
+    /// Deploy the escrow contract, or show one
+    Escrow(commands::escrow::Args),
     /// Check relay, clock, keys, models and a test answer, each with its fix
     Doctor(commands::doctor::Args),
     /// Run a whole market on this machine: relay, agent and compute node
@@ -165,6 +177,15 @@ pub(crate) struct TaskArgs {
     /// The task: 0x and 64 hex digits
     #[arg(value_name = "TASK_ID")]
     pub(crate) id: TaskId,
+}
+
+/// A command about one task and its money.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MoneyArgs {
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 /// Clap's usage line after an error counts what the environment gives as required; this puts the command's own there.

@@ -10,6 +10,7 @@ mod failure;
 mod follow;
 mod inference;
 mod key;
+mod money;
 mod node_check;
 mod plain;
 mod proof;

@@ -115,9 +115,14 @@ impl Relay {
         self.json(self.send(request).await?).await
     }
 
+    /// What the relay says of itself.
+    pub(crate) async fn info(&self) -> Outcome<Info> {
+        self.get("v1/info").await
+    }
+
     /// What the relay takes at most.
     pub(crate) async fn limits(&self) -> Outcome<Limits> {
-        Ok(self.get::<Info>("v1/info").await?.limits)
+        Ok(self.info().await?.limits)
     }
 
     /// Shows a task.
@@ -163,6 +168,18 @@ impl Relay {
             Err(failure) if failure.code() == Some(ErrorCode::MalformedRequest.as_str()) => Ok(()),
             answered => answered.map(drop),
         }
+    }
+
+    /// Hands in a signed message about a settled task, which takes effect only on the chain.
+    pub(crate) async fn tell<M: Message + Serialize>(
+        &self,
+        id: TaskId,
+        verb: &str,
+        signed: Signed<M>,
+    ) -> Outcome {
+        let body = SignedMutation::from(signed);
+        let path = format!("v1/tasks/{id}/{verb}");
+        self.send(|| self.request(Method::POST, &path).timeout(PATIENCE).json(&body)).await.map(|_| ())
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Outcome<T> {

@@ -13,6 +13,9 @@ use crate::revert::RevertReason;
 use crate::rpc::{Rpc, RpcError};
 use crate::token::IERC20;
 
+/// How many blocks are asked for events at once: what most nodes allow.
+const LOG_RANGE: u64 = 10_000;
+
 /// Why a chain could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChainError {
@@ -398,6 +401,10 @@ impl Chain {
     /// [`ChainError`]; nodes refuse ranges that are too wide for them.
     pub async fn logs(&self, from: u64, to: u64, task: Option<TaskId>) -> Result<Vec<Log>, ChainError> {
         let topics = task.map_or_else(|| json!([]), |id| json!([null, id.0]));
+        self.filtered(from, to, topics).await
+    }
+
+    async fn filtered(&self, from: u64, to: u64, topics: Value) -> Result<Vec<Log>, ChainError> {
         let filter = json!({
             "address": self.escrow(), "fromBlock": format!("{from:#x}"), "toBlock": format!("{to:#x}"), "topics": topics,
         });
@@ -407,6 +414,27 @@ impl Chain {
             false => Err(malformed("eth_getLogs", "an event of another contract")),
         };
         raw.into_iter().filter(|log| !log.removed).map(own).collect()
+    }
+
+    /// The contract's events of blocks `from..=to` that are about an account, in their order.
+    ///
+    /// # Errors
+    /// [`ChainError`]
+    pub async fn account_logs(&self, from: u64, to: u64, account: Address) -> Result<Vec<Log>, ChainError> {
+        let topic = account.into_word();
+        let mut logs = Vec::new();
+        let mut first = from;
+        while first <= to {
+            let last = to.min(first.saturating_add(LOG_RANGE - 1));
+            // Events of tasks name the account second, those of accounts first.
+            for topics in [json!([null, topic]), json!([null, null, topic])] {
+                logs.extend(self.filtered(first, last, topics).await?);
+            }
+            first = last + 1;
+        }
+        logs.sort_by_key(|log| (log.block, log.index));
+        logs.dedup_by_key(|log| (log.block, log.index));
+        Ok(logs)
     }
 
     /// The events of one transaction of the contract, and its block; `None` where it is in no block.

@@ -197,6 +197,7 @@ impl Rpc {
             let first = self.inner.preferred.load(Ordering::Relaxed);
             let count = self.inner.endpoints.len();
             let mut reasons = Vec::new();
+            let mut strange = 0;
             for index in (0..count).map(|step| (first + step) % count) {
                 let endpoint = &self.inner.endpoints[index];
                 match self.ask_checked(endpoint, method, params).await {
@@ -204,14 +205,27 @@ impl Rpc {
                         self.inner.preferred.store(index, Ordering::Relaxed);
                         return answer;
                     }
-                    Err(reason) => {
-                        tracing::debug!(endpoint = endpoint.name(), method, reason, "no answer");
-                        reasons.push(format!("{}: {reason}", endpoint.name()));
+                    Err(silence) => {
+                        tracing::debug!(
+                            endpoint = endpoint.name(),
+                            method,
+                            reason = silence.why,
+                            "no answer"
+                        );
+                        strange += usize::from(silence.other_chain);
+                        reasons.push(format!("{}: {}", endpoint.name(), silence.why));
                     }
                 }
                 if Instant::now() >= deadline {
                     break;
                 }
+            }
+            // Time does not change which chain an endpoint serves.
+            if strange == count {
+                return Err(RpcError::Setup(format!(
+                    "no endpoint is of the right chain: {}",
+                    reasons.join("; ")
+                )));
             }
             let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
             if Instant::now() + jittered >= deadline {
@@ -228,7 +242,7 @@ impl Rpc {
         endpoint: &Endpoint,
         method: &str,
         params: &Value,
-    ) -> Result<Result<Value, RpcError>, String> {
+    ) -> Result<Result<Value, RpcError>, Silence> {
         if !endpoint.checked.load(Ordering::Relaxed) {
             let served = self
                 .ask(endpoint, "eth_chainId", &json!([]))
@@ -237,18 +251,19 @@ impl Rpc {
                 .as_str()
                 .and_then(|text| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok())
                 .filter(|id| *id != 0)
-                .ok_or("it names no chain id")?;
+                .ok_or_else(|| "it names no chain id".to_owned())?;
             let expected = self
                 .inner
                 .chain_id
                 .compare_exchange(0, served, Ordering::Relaxed, Ordering::Relaxed)
                 .map_or_else(|known| known, |_| served);
             if served != expected {
-                return Err(format!("it serves chain {served}, not {expected}"));
+                let why = format!("it serves chain {served}, not {expected}");
+                return Err(Silence { why, other_chain: true });
             }
             endpoint.checked.store(true, Ordering::Relaxed);
         }
-        self.ask(endpoint, method, params).await
+        Ok(self.ask(endpoint, method, params).await?)
     }
 
     async fn ask(
@@ -301,6 +316,19 @@ impl Rpc {
             Ok(value) => Ok(value),
             Err(error) => Err(format!("its answer is not JSON: {error}")),
         }
+    }
+}
+
+/// Why an endpoint is passed over.
+struct Silence {
+    why: String,
+    /// It serves another chain, and will go on to.
+    other_chain: bool,
+}
+
+impl From<String> for Silence {
+    fn from(why: String) -> Self {
+        Self { why, other_chain: false }
     }
 }
 

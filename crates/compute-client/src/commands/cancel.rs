@@ -1,21 +1,35 @@
 //! `cancel`: the requester withdraws a task that nobody holds.
 
+use serde_json::json;
 use taskmarket::CancelTask;
 
-use crate::cli::{Global, TaskArgs};
+use crate::cli::{Global, MoneyArgs};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::proof;
+use crate::money::{self, Found};
 use crate::ui::Ui;
 
-/// Cancels a task.
-pub(crate) async fn run(global: &Global, args: &TaskArgs, ui: &Ui) -> Outcome {
-    let relay = global.relay(ui)?;
+/// Cancels a task; a settled one on the chain, which gives its budget back.
+pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
+    let id = args.task.id;
+    let Found { task, domain } = money::find(global, id, ui).await?;
+    if domain.is_settled() && !args.chain.is_given() {
+        return Err(money::needs_chain("cancel", id));
+    }
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;
-    let (_, domain) = proof::check_task(&relay.task(args.id).await?, args.id)?;
-    let message = CancelTask { task_id: args.id, issued_at: now() };
+    let message = CancelTask { task_id: id, issued_at: now() };
     let signed = wallet.sign(&message, &domain).map_err(Failure::failed)?;
-    let view = relay.mutate(args.id, "cancel", signed).await?;
-    if ui.json { ui.print_json(&view) } else { ui.print(view.status) }
+    if !domain.is_settled() {
+        let view = global.relay(ui)?.mutate(id, "cancel", signed).await?;
+        return if ui.json { ui.print_json(&view) } else { ui.print(view.status) };
+    }
+    let purse = args.chain.purse(global, Some(domain), &wallet).await?;
+    let mined = purse.send(&format!("cancel:{id}"), purse.chain.calls().cancel(&task, &signed), ui).await?;
+    ui.say("the budget is yours to withdraw: zorai-compute wallet withdraw");
+    if ui.json {
+        ui.print_json(&json!({ "task_id": id, "settlement": "cancelled", "tx": mined.tx }))
+    } else {
+        ui.print("cancelled")
+    }
 }

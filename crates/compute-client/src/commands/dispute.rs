@@ -1,11 +1,13 @@
 //! `dispute`: the requester objects to a result, on the record.
 
+use serde_json::json;
 use taskmarket::{DisputeTask, Reference, TaskId};
 
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
+use crate::money::{self, ChainArgs};
 use crate::proof;
 use crate::ui::Ui;
 
@@ -13,7 +15,8 @@ use crate::ui::Ui;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     zorai-compute dispute 0xTASK --reason \"result hash mismatch\" --evidence ipfs://bafy...evidence\n\n\
-    In an unsettled task a dispute moves no money: it is a signed public record in the provider's history.")]
+    In an unsettled task a dispute moves no money: it is a signed public record in the provider's history.\n\
+    In a settled task it goes to the chain with the bond that the task names, and its arbiter decides.")]
 pub(crate) struct Args {
     /// The task: 0x and 64 hex digits
     #[arg(value_name = "TASK_ID")]
@@ -24,14 +27,30 @@ pub(crate) struct Args {
     /// A content reference to evidence
     #[arg(long, value_name = "REFERENCE")]
     evidence: Option<Reference>,
+    #[command(flatten)]
+    chain: ChainArgs,
 }
 
 /// Disputes a result.
 pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     let relay = global.relay(ui)?;
-    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let view = relay.task(args.id).await?;
     let (task, domain) = proof::check_task(&view, args.id)?;
+    let evidence = args.evidence.map(|reference| reference.to_string()).unwrap_or_default();
+    if domain.is_settled() {
+        if !args.chain.is_given() {
+            return Err(money::needs_chain("dispute", args.id));
+        }
+        let wallet = key::load(global, ui, IfMissing::Refuse).await?;
+        let purse = args.chain.purse(global, Some(domain), &wallet).await?;
+        let mined = money::dispute(&purse, Some(&relay), &task, args.id, &args.reason, &evidence, ui).await?;
+        return if ui.json {
+            ui.print_json(&json!({ "task_id": args.id, "settlement": "disputed", "tx": mined.tx }))
+        } else {
+            ui.print("disputed")
+        };
+    }
+    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     // What is disputed is what the provider signed, whether its result holds or not.
     let proof = proof::check_proof(&view, args.id, &task, &domain)?;
     let message = DisputeTask {
@@ -40,7 +59,7 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         attempt: proof.attempt,
         result_hash: proof.result_hash,
         reason: args.reason,
-        evidence: args.evidence.map(|reference| reference.to_string()).unwrap_or_default(),
+        evidence,
         issued_at: now(),
     };
     let signed = wallet.sign(&message, &domain).map_err(Failure::failed)?;

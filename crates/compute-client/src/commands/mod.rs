@@ -9,13 +9,16 @@ pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod dispute;
 pub(crate) mod doctor;
+pub(crate) mod escrow;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod models;
 pub(crate) mod params;
+pub(crate) mod poll;
 pub(crate) mod providers;
+pub(crate) mod refund;
 pub(crate) mod result;
 pub(crate) mod run;
 pub(crate) mod status;
@@ -37,6 +40,8 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Outcome {
         Command::Approve(args) => approve::run(global, &args, &ui).await,
         Command::Dispute(args) => dispute::run(global, args, &ui).await,
         Command::Cancel(args) => cancel::run(global, &args, &ui).await,
+        Command::Refund(args) => refund::run(global, &args, &ui).await,
+        Command::Escrow(args) => escrow::run(global, &args, &ui).await,
         Command::Events(args) => events::run(global, &args, &ui).await,
         Command::Explain(args) => explain::run(global, &args, &ui).await,
         Command::Logs(args) => logs::run(global, &args, &ui).await,

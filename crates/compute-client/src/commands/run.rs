@@ -5,28 +5,26 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::value_parser;
-use rpc::tasks::PublishTask;
+use escrow::Chain;
 use serde_json::json;
 use taskmarket::{
     Address, Amount, B256, Bytes32, ContentHash, Domain, MAX_ATTEMPTS, MAX_DURATION_SECS, MAX_GPU_COUNT,
-    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Signed, Status, Task, TaskConfig, TaskId, Timestamp,
+    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Task, TaskConfig, TaskId, Timestamp,
 };
 use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
-use crate::commands::approve::approve;
 use crate::commands::params;
+use crate::commands::poll::{Approve, Verdict, Verify, poll, publish};
 use crate::content::{Content, Named};
 use crate::failure::{Exit, Failure, Outcome};
-use crate::follow::{Follower, now};
+use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::proof::{self, Checked, Receipt};
+use crate::money::{self, ChainArgs};
+use crate::proof::Receipt;
 use crate::relay::Relay;
-use crate::rerun::{self, rerun};
-use crate::ui::{Style, Ui, span};
-
-/// How long after a task's deadline the relay may take to say so.
-const DEADLINE_MARGIN_SECS: u64 = 60;
+use crate::rerun;
+use crate::ui::{Ui, span};
 
 /// What to run, where, and for how much.
 #[derive(Debug, clap::Args)]
@@ -40,6 +38,9 @@ const DEADLINE_MARGIN_SECS: u64 = 60;
     References instead of uploads:\n    \
     zorai-compute run --runtime wasm --model https://models.example/program.wasm --model-hash 0123...abcd \\\n      \
     --input https://signed.example/input.json --input-hash 0123...abcd --budget 10000000000000000 --poll\n\n  \
+    Paid through the escrow contract: the budget is asked for, paid in, and goes to the provider when the result verifies:\n    \
+    zorai-compute run --model program.wasm --input data.txt --poll --settle escrow --rpc-url https://rpc.example \\\n      \
+    --escrow 0xCONTRACT --arbiter 0xARBITER --budget 10000000000000000 --keystore me.json\n\n  \
     See what would be signed, without sending anything:\n    \
     zorai-compute run --model program.wasm --input data.txt --dry-run\n\n\
     Local files are hashed and uploaded to the relay. The task's id goes to standard output; with --poll and no --output FILE\n\
@@ -104,9 +105,11 @@ pub(crate) struct Args {
     /// How long an arbiter has to resolve a dispute, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 604_800, value_parser = value_parser!(u64).range(..=MAX_WINDOW_SECS), help_heading = "Terms")]
     arbiter_window: u64,
-    /// Who resolves disputes [default: nobody]
-    #[arg(long, value_name = "ADDRESS", value_parser = parse_address, help_heading = "Terms")]
+    /// Who resolves disputes; a settled task needs one, or no dispute window [default: nobody]
+    #[arg(long, env = "ZORAI_ARBITER", value_name = "ADDRESS", value_parser = parse_address, help_heading = "Terms")]
     arbiter: Option<Address>,
+    #[command(flatten)]
+    money: Money,
     /// Tells apart tasks that are otherwise alike; the same salt and terms give the same task [default: random]
     #[arg(long, value_name = "0xHEX", help_heading = "Terms")]
     salt: Option<Bytes32>,
@@ -128,33 +131,36 @@ pub(crate) struct Args {
     dry_run: bool,
 }
 
-/// How a result is checked.
+/// Where a task's money is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Verify {
-    /// It is what the provider signed for.
-    Proof,
-    /// Besides, running the task again on this machine gives the same (wasm; embed within rounding).
-    Rerun,
+enum Settle {
+    /// Nowhere: the task is unsettled, and no money moves.
+    None,
+    /// In the escrow contract: paid by the proof, or refunded.
+    Escrow,
 }
 
-/// What is done about a task's result.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Verdict {
-    /// How it is checked.
-    pub(crate) verify: Verify,
-    /// Whether it is approved then.
-    pub(crate) approve: Approve,
-}
-
-/// Whether a result that verifies is approved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Approve {
-    /// Approve it.
-    Auto,
-    /// Ask on the terminal.
-    Ask,
-    /// Leave it; the dispute window decides.
-    Never,
+/// How a task is paid.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Money")]
+struct Money {
+    /// Where the money is: `none` moves none; `escrow` pays the budget into the contract first
+    #[arg(long, value_enum, default_value_t = Settle::None)]
+    settle: Settle,
+    /// The token that pays [default: the chain's coin]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    token: Option<Address>,
+    /// What a provider locks while it works [default: half the budget where results can be disputed]
+    #[arg(long, value_name = "AMOUNT", value_parser = parse_amount)]
+    provider_stake: Option<Amount>,
+    /// What a dispute costs you at first [default: half the budget where results can be disputed]
+    #[arg(long, value_name = "AMOUNT", value_parser = parse_amount)]
+    dispute_bond: Option<Amount>,
+    /// Pay without asking
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    chain: ChainArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,14 +200,24 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     check_usage(&args, ui)?;
     // Asked for first: nothing is hashed for a relay that is not named.
     let relay = if args.dry_run { None } else { Some(global.relay(ui)?) };
-    let (task, model, input) = prepare(&args, relay.as_ref(), ui).await?;
+    let chain = match args.money.settle {
+        Settle::None => None,
+        Settle::Escrow => Some(args.money.chain.connect(global, None).await?),
+    };
+    let domain = chain.as_ref().map_or(Domain::UNSETTLED, Chain::domain);
+    let (task, model, input) = prepare(&args, &domain, relay.as_ref(), ui).await?;
     // A key is made for a task that passed all that can be checked here.
     let wallet = key::load(global, ui, IfMissing::Make).await?;
     let task = Task { requester: wallet.address(), ..task };
-    check(&task, &wallet)?;
-    let Some(relay) = relay else { return show(&task, ui) };
+    check(&task, &domain, &wallet)?;
+    let Some(relay) = relay else { return show(&task, domain, ui) };
+    let purse = chain.map(|chain| args.money.chain.purse_of(chain, &wallet));
+    if let Some(purse) = &purse {
+        check_served(&relay, domain).await?;
+        money::say_terms(purse, &task, args.money.yes, ui).await?;
+    }
     let started = Instant::now();
-    let id = publish(&relay, &wallet, &task, &[&model, &input], ui).await?;
+    let id = publish(&relay, &wallet, &task, &[&model, &input], purse.as_ref(), ui).await?;
     if !args.poll {
         ui.say(format_args!("follow it: zorai-compute events {id} --follow, or zorai-compute status {id}"));
         let window = span(Duration::from_secs(task.dispute_window));
@@ -219,7 +235,7 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         ui.say(format_args!("task {id}"));
     }
     let verdict = Verdict { verify: args.verify, approve: args.approve };
-    let polled = poll(&relay, &wallet, &task, id, started, verdict, ui);
+    let polled = poll(&relay, &wallet, &task, id, started, verdict, purse.as_ref(), ui);
     let (checked, status) = tokio::select! {
         polled = Box::pin(polled) => polled?,
         _ = tokio::signal::ctrl_c() => return Err(interrupted(id)),
@@ -241,7 +257,12 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
 }
 
 /// Looks at what the flags name, then reads and hashes it, and gives the task, of nobody yet.
-async fn prepare(args: &Args, relay: Option<&Relay>, ui: &Ui) -> Outcome<(Task, Content, Content)> {
+async fn prepare(
+    args: &Args,
+    domain: &Domain,
+    relay: Option<&Relay>,
+    ui: &Ui,
+) -> Outcome<(Task, Content, Content)> {
     let model = Named::look("--model", &args.model).await?;
     let input = Named::look("--input", &args.input).await?;
     let runtime = args.runtime.or(model.runtime()).ok_or_else(|| {
@@ -266,87 +287,8 @@ async fn prepare(args: &Args, relay: Option<&Relay>, ui: &Ui) -> Outcome<(Task, 
     let input = input.content(None, limit).await?;
     let nobody = Wallet::random();
     let task = task_of(args, runtime, params, nobody.address(), &model, &input)?;
-    check(&task, &nobody)?;
+    check(&task, domain, &nobody)?;
     Ok((task, model, input))
-}
-
-/// Uploads what the relay has not got, signs the task and publishes it.
-pub(crate) async fn publish(
-    relay: &Relay,
-    wallet: &Wallet,
-    task: &Task,
-    contents: &[&Content],
-    ui: &Ui,
-) -> Outcome<TaskId> {
-    Content::upload(contents, relay, ui).await?;
-    let Signed { message, signature } = wallet.sign(task, &Domain::UNSETTLED).map_err(Failure::failed)?;
-    let id = message.id(&Domain::UNSETTLED);
-    let verifying_contract = Domain::UNSETTLED.verifying_contract;
-    let body = PublishTask { task: message, signature, verifying_contract, callback_url: None };
-    let view = relay.publish(&body).await?;
-    if view.task_id != id {
-        return Err(Failure::unverified(format_args!(
-            "the relay calls the task {}, but its digest is {id}",
-            view.task_id
-        )));
-    }
-    Ok(id)
-}
-
-/// Waits for a task's result, checks it, and approves it as told.
-pub(crate) async fn poll(
-    relay: &Relay,
-    wallet: &Wallet,
-    task: &Task,
-    id: TaskId,
-    started: Instant,
-    verdict: Verdict,
-    ui: &Ui,
-) -> Outcome<(Checked, Status)> {
-    let patience = Duration::from_secs(task.deadline.since(now()) + DEADLINE_MARGIN_SECS);
-    let followed = Box::pin(Follower::new(relay, ui, id, started).until_result());
-    let status = tokio::time::timeout(patience, followed).await.map_err(|_| {
-        Failure::failed("the task's deadline has passed, and the relay says nothing of it")
-            .hint(format_args!("ask again: zorai-compute status {id}"))
-    })??;
-    let view = relay.task(id).await?;
-    let disputable = |failure: Failure| {
-        if failure.exit() == Exit::Unverified && status == Status::Submitted {
-            failure
-                .hint(format_args!("it was not approved; object: zorai-compute dispute {id} --reason TEXT"))
-        } else {
-            failure
-        }
-    };
-    let checked = proof::fetch(relay, &view, id, ui).await.map_err(disputable)?;
-    ui.say(format_args!(
-        "{} the result is what {} signed for",
-        ui.paint(Style::Good, "verified:"),
-        checked.proof.provider
-    ));
-    if verdict.verify == Verify::Rerun {
-        Box::pin(rerun(relay, task, &checked, ui)).await.map_err(disputable)?;
-        ui.say(format_args!("{} running it again gives the same", ui.paint(Style::Good, "verified:")));
-    }
-    if view.status != Status::Submitted || !wanted(verdict.approve, ui)? {
-        return Ok((checked, view.status));
-    }
-    let view = approve(relay, wallet, &checked).await?;
-    ui.say(format_args!("{:>7} Completed: you approved", crate::ui::span(started.elapsed())));
-    Ok((checked, view.status))
-}
-
-fn wanted(approval: Approve, ui: &Ui) -> Outcome<bool> {
-    match approval {
-        Approve::Auto => Ok(true),
-        Approve::Never => Ok(false),
-        Approve::Ask => {
-            ui.say("approve it? [y/N]");
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).map_err(Failure::failed)?;
-            Ok(matches!(line.trim(), "y" | "Y" | "yes"))
-        }
-    }
 }
 
 fn check_usage(args: &Args, ui: &Ui) -> Outcome {
@@ -357,10 +299,34 @@ fn check_usage(args: &Args, ui: &Ui) -> Outcome {
         return Err(Failure::usage("--json and --output - would share standard output")
             .hint("write the result to a file: --output FILE"));
     }
+    check_money(args)?;
     if args.approve == Approve::Ask && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("--approve ask needs a terminal to ask on"));
     }
     Ok(())
+}
+
+fn check_money(args: &Args) -> Outcome {
+    let money = &args.money;
+    match money.settle {
+        Settle::None
+            if money.token.is_some() || money.provider_stake.is_some() || money.dispute_bond.is_some() =>
+        {
+            Err(Failure::usage("--token, --provider-stake and --dispute-bond are for tasks that are paid")
+                .hint("--settle escrow pays through the contract"))
+        }
+        Settle::None => Ok(()),
+        Settle::Escrow if args.arbiter.is_none() && args.dispute_window > 0 => {
+            Err(Failure::usage("a paid task needs somebody who resolves disputes")
+                .hint("name one with --arbiter 0xADDRESS, or ZORAI_ARBITER")
+                .hint("or pay on proof, without disputes: --dispute-window 0"))
+        }
+        Settle::Escrow if !money.yes && !args.dry_run && !std::io::stdin().is_terminal() => {
+            Err(Failure::usage("paying asks on a terminal, and there is none")
+                .hint("--yes pays without asking"))
+        }
+        Settle::Escrow => Ok(()),
+    }
 }
 
 fn interrupted(id: TaskId) -> Failure {
@@ -379,6 +345,10 @@ fn task_of(
     model: &Content,
     input: &Content,
 ) -> Outcome<Task> {
+    let disputable = args.money.settle == Settle::Escrow && args.dispute_window > 0;
+    let half = if disputable { args.budget.half_up() } else { Amount::ZERO };
+    // Without a dispute there is nothing for an arbiter to wait for.
+    let pays_on_proof = args.money.settle == Settle::Escrow && args.dispute_window == 0;
     let wants_gpu = !args.gpu_type.is_empty() || args.min_vram > 0;
     Ok(Task {
         requester,
@@ -395,23 +365,37 @@ fn task_of(
             max_duration: args.max_duration,
             max_attempts: args.max_attempts,
         },
-        token: Address::ZERO,
+        token: args.money.token.unwrap_or(Address::ZERO),
         budget: args.budget,
-        provider_stake: Amount::ZERO,
-        dispute_bond: Amount::ZERO,
+        provider_stake: args.money.provider_stake.unwrap_or(half),
+        dispute_bond: args.money.dispute_bond.unwrap_or(half),
         deadline: args.deadline.resolve(),
         dispute_window: args.dispute_window,
-        arbiter_window: args.arbiter_window,
+        arbiter_window: if pays_on_proof { 0 } else { args.arbiter_window },
         arbiter: args.arbiter.unwrap_or(Address::ZERO),
         salt: args.salt.map_or_else(random_salt, Ok)?,
     })
 }
 
 /// A relay would refuse it after the uploads; this says so before.
-fn check(task: &Task, wallet: &Wallet) -> Outcome {
-    let signed = wallet.sign(task, &Domain::UNSETTLED).map_err(Failure::failed)?;
-    let verified = signed.verify(&Domain::UNSETTLED).map_err(Failure::failed)?;
+fn check(task: &Task, domain: &Domain, wallet: &Wallet) -> Outcome {
+    let signed = wallet.sign(task, domain).map_err(Failure::failed)?;
+    let verified = signed.verify(domain).map_err(Failure::failed)?;
     taskmarket::publish(now(), &verified).map(|_| ()).map_err(Failure::usage)
+}
+
+/// Whether the relay serves tasks of this contract: asked before anything is paid.
+async fn check_served(relay: &Relay, domain: Domain) -> Outcome {
+    let served = relay.info().await?.domains;
+    let is_it = |view: &rpc::relay::DomainView| {
+        (view.chain_id, view.verifying_contract) == (domain.chain_id, domain.verifying_contract)
+    };
+    if served.iter().any(is_it) {
+        return Ok(());
+    }
+    let (contract, chain_id) = (domain.verifying_contract, domain.chain_id);
+    Err(Failure::failed(format_args!("the relay does not serve the contract {contract} on chain {chain_id}"))
+        .hint("`curl RELAY/v1/info` lists the contracts that it serves"))
 }
 
 /// A salt from the operating system's randomness.
@@ -428,8 +412,7 @@ fn parse_amount(text: &str) -> Result<Amount, String> {
     })
 }
 
-fn show(task: &Task, ui: &Ui) -> Outcome {
-    let domain = Domain::UNSETTLED;
+fn show(task: &Task, domain: Domain, ui: &Ui) -> Outcome {
     ui.print_json(&json!({
         "domain": rpc::relay::DomainView::from(domain),
         "type": Task::type_string(),

@@ -1,4 +1,6 @@
-//! `wallet`: the user's key.
+//! `wallet`: the user's key, and the account's money.
+
+mod account;
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +8,7 @@ use serde_json::json;
 use wallet::Wallet;
 
 use crate::cli::Global;
+use crate::commands::wallet::account::{Account, History, Stake, Withdraw};
 use crate::failure::{Failure, Outcome};
 use crate::key::{self, IfMissing};
 use crate::ui::Ui;
@@ -27,6 +30,16 @@ enum Command {
         #[arg(long, short, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Show the account's coins, stake, and what it can withdraw from the escrow contract
+    Balance(Account),
+    /// Add to the stake that accepting tasks locks
+    Stake(Stake),
+    /// Announce that stake is to leave; a day later `withdraw` pays it out
+    Unstake(Stake),
+    /// Take out of the escrow contract what is yours: payments, refunds, stake whose day is over
+    Withdraw(Withdraw),
+    /// List what happened to the account's money, from the contract's events
+    History(History),
     /// Put a private key (64 hex digits, asked for or read from standard input) into an encrypted keystore
     Import {
         /// The keystore to make; nothing is overwritten
@@ -42,6 +55,11 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
             let wallet = key::load(global, ui, IfMissing::Refuse).await?;
             show(&wallet, None, ui)
         }
+        Command::Balance(args) => account::balance(global, args, ui).await,
+        Command::Stake(args) => account::stake(global, args, account::Way::In, ui).await,
+        Command::Unstake(args) => account::stake(global, args, account::Way::Out, ui).await,
+        Command::Withdraw(args) => account::withdraw(global, args, ui).await,
+        Command::History(args) => account::history(global, args, ui).await,
         Command::New { out } => save(global, Wallet::random(), out, ui).await,
         Command::Import { out } => {
             let hex = key::ask("Private key (64 hex digits): ")?;

@@ -1,6 +1,7 @@
 //! The command line as its users see it: standard output, standard error and the exit code together, against a scripted relay.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod arbiter;
 mod chat;
@@ -8,6 +9,7 @@ mod data;
 mod engine;
 mod lies;
 mod logs;
+mod money;
 mod publish;
 mod support;
 mod usage;

@@ -21,8 +21,8 @@ use rpc::tasks::{
     Entry, EventView, Explanation, PublishTask, SignedMutation, TaskHistory, TaskPage, TaskView,
 };
 use taskmarket::{
-    AcceptTask, ApproveResult, B256, CancelTask, ComputeProof, ContentHash, DisputeTask, Domain, Event,
-    Mutation, ReadTask, Recorded, Signed, TaskRecord, Timestamp, apply, decide,
+    AcceptTask, ApproveResult, B256, Bytes32, CancelTask, ChainChange, ChainFact, ComputeProof, ContentHash,
+    DisputeTask, Domain, Event, Mutation, ReadTask, Recorded, Signed, TaskRecord, Timestamp, apply, decide,
 };
 use wallet::Wallet;
 
@@ -65,6 +65,8 @@ pub(crate) enum Script {
     ProviderFails,
     /// No provider takes the task.
     NobodyThere,
+    /// It hands no result out.
+    NoResult,
 }
 
 #[derive(Default)]
@@ -89,6 +91,8 @@ pub(crate) struct Relay {
 
 struct Shared {
     script: Script,
+    /// Under which tasks are signed.
+    domain: Domain,
     provider: Wallet,
     seen: Mutex<Seen>,
 }
@@ -101,7 +105,12 @@ impl Drop for Relay {
 
 impl Relay {
     pub(crate) async fn start(script: Script) -> Self {
-        let shared = Arc::new(Shared { script, provider: Wallet::random(), seen: Mutex::default() });
+        Self::start_with(script, Domain::UNSETTLED, Wallet::random()).await
+    }
+
+    /// A relay of tasks whose money a contract holds.
+    pub(crate) async fn start_with(script: Script, domain: Domain, provider: Wallet) -> Self {
+        let shared = Arc::new(Shared { script, domain, provider, seen: Mutex::default() });
         let router = Router::new()
             .route("/v1/artifacts/{digest}", put(store).head(has).get(load))
             .route("/v1/tasks", post(publish).get(list))
@@ -110,7 +119,7 @@ impl Relay {
             .route("/v1/tasks/{id}/result", get(result))
             .route("/v1/tasks/{id}/explain", get(explain))
             .route("/v1/tasks/{id}/{verb}", post(mutate))
-            .route("/v1/info", get(info))
+            .route("/v1/info", get(info_of))
             .layer(middleware::from_fn(authorise))
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -273,9 +282,10 @@ async fn load(State(app): App, UrlPath(digest): UrlPath<String>) -> Response {
 
 async fn publish(State(app): App, Json(body): Json<PublishTask>) -> Response {
     let signed = Signed { message: body.task, signature: body.signature };
-    let verified = signed.clone().verify(&Domain::UNSETTLED).unwrap();
+    assert_eq!(body.verifying_contract, app.domain.verifying_contract);
+    let verified = signed.clone().verify(&app.domain).unwrap();
     let record = taskmarket::publish(now(), &verified).unwrap();
-    let event = Event::Published { task: Box::new(signed), domain: Domain::UNSETTLED };
+    let event = Event::Published { task: Box::new(signed), domain: app.domain };
     let mut seen = app.seen.lock().unwrap();
     seen.history = vec![Recorded { version: 1, at: record.created_at, event }];
     seen.record = Some(record.clone());
@@ -288,9 +298,12 @@ async fn publish(State(app): App, Json(body): Json<PublishTask>) -> Response {
 
 /// Does the provider's part.
 fn work(app: &Shared, seen: &mut Seen) {
-    let (id, domain) = (seen.record.as_ref().unwrap().id, Domain::UNSETTLED);
+    let (id, domain) = (seen.record.as_ref().unwrap().id, app.domain);
     let provider = app.provider.address();
-    let accept = AcceptTask { task_id: id, provider, attempt: 1, lease_until: now().plus(60) };
+    if domain.is_settled() {
+        note_funding(seen);
+    }
+    let accept = AcceptTask { task_id: id, provider, attempt: 1, lease_until: now().plus(600) };
     let accept = app.provider.sign(&accept, &domain).unwrap().verify(&domain).unwrap();
     commit(seen, Mutation::Accept(accept)).unwrap();
     if app.script == Script::ProviderFails {
@@ -304,6 +317,22 @@ fn work(app: &Shared, seen: &mut Seen) {
     let proof = proof(seen.record.as_ref().unwrap(), app);
     let proof = app.provider.sign(&proof, &domain).unwrap().verify(&domain).unwrap();
     commit(seen, Mutation::Proof(proof)).unwrap();
+}
+
+/// What the relay's watcher tells: the budget is there.
+fn note_funding(seen: &mut Seen) {
+    let record = seen.record.as_mut().unwrap();
+    let fact = ChainFact {
+        tx: Bytes32::default(),
+        log_index: 0,
+        block: 1,
+        block_hash: Bytes32::default(),
+        block_time: record.created_at,
+        change: ChainChange::Funded,
+    };
+    let event = taskmarket::observe(record, fact).unwrap().unwrap();
+    apply(record, record.created_at, &event);
+    seen.history.push(Recorded { version: record.version, at: record.created_at, event });
 }
 
 fn proof(record: &TaskRecord, app: &Shared) -> ComputeProof {
@@ -335,7 +364,7 @@ async fn view(State(app): App) -> Response {
     let seen = app.seen.lock().unwrap();
     let Some(record) = &seen.record else { return refuse(ErrorCode::NotFound, "there is no such task") };
     let mut view = TaskView::new(record, true, None);
-    let domain = Domain::UNSETTLED;
+    let domain = app.domain;
     if let Some(shown) = &mut view.proof {
         if app.script == Script::ForgedProof {
             shown.proof.result_hash = hash(b"something else");
@@ -356,6 +385,14 @@ async fn view(State(app): App) -> Response {
         view.task = rpc::tasks::ShownTask::Whole(Box::new(task));
     }
     Json(view).into_response()
+}
+
+async fn info_of(State(app): App) -> Json<Info> {
+    let Json(mut info) = info().await;
+    if app.domain.is_settled() {
+        info.domains.push(app.domain.into());
+    }
+    Json(info)
 }
 
 pub(crate) async fn info() -> Json<Info> {
@@ -421,6 +458,9 @@ async fn events(State(app): App, headers: HeaderMap) -> Response {
 }
 
 async fn result(State(app): App, headers: HeaderMap) -> Response {
+    if app.script == Script::NoResult {
+        return refuse(ErrorCode::NotFound, "there is no result");
+    }
     let mut bytes = RESULT.to_vec();
     if app.script == Script::OtherResult {
         bytes[0] ^= 1;
@@ -465,7 +505,7 @@ async fn mutate(State(app): App, UrlPath((_, verb)): UrlPath<(String, String)>, 
     fn signed<M: serde::de::DeserializeOwned>(body: &[u8]) -> Signed<M> {
         serde_json::from_slice::<SignedMutation<M>>(body).unwrap().into()
     }
-    let domain = Domain::UNSETTLED;
+    let domain = app.domain;
     let mutation = match verb.as_str() {
         "approve" => Mutation::Approve(signed::<ApproveResult>(&body).verify(&domain).unwrap()),
         "dispute" => Mutation::Dispute(signed::<DisputeTask>(&body).verify(&domain).unwrap()),

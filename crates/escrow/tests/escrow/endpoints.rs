@@ -41,6 +41,10 @@ async fn an_endpoint_of_another_chain_is_never_asked_anything_else() {
     let rpc = Rpc::new(config, &tls()).unwrap();
     let id: String = rpc.request("eth_chainId", json!([])).await.unwrap();
     assert_eq!(id, "0x7a69");
+    let config = RpcConfig::new(vec![anvil_b.url()], Some(31337));
+    let error =
+        Rpc::new(config, &tls()).unwrap().request::<Value>("eth_blockNumber", json!([])).await.unwrap_err();
+    assert!(matches!(&error, RpcError::Setup(why) if why.contains("chain 5, not 31337")), "{error}");
 }
 
 #[tokio::test]

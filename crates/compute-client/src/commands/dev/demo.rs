@@ -8,7 +8,8 @@ use wallet::Wallet;
 
 use super::weights::{NAME, Weights};
 use super::{TEXT, WORD_COUNT};
-use crate::commands::run::{Approve, Verdict, Verify, poll, publish, random_salt};
+use crate::commands::poll::{Approve, Verdict, Verify, poll, publish};
+use crate::commands::run::random_salt;
 use crate::content::Content;
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
@@ -64,10 +65,10 @@ impl Demo {
         let wallet = Wallet::random();
         let task = self.task(&wallet)?;
         let started = Instant::now();
-        let id = publish(relay, &wallet, &task, &[&self.model, &self.input], ui).await?;
+        let id = publish(relay, &wallet, &task, &[&self.model, &self.input], None, ui).await?;
         ui.say(format_args!("task {id}"));
         let verdict = Verdict { verify: Verify::Proof, approve: Approve::Auto };
-        let (checked, status) = Box::pin(poll(relay, &wallet, &task, id, started, verdict, ui)).await?;
+        let (checked, status) = Box::pin(poll(relay, &wallet, &task, id, started, verdict, None, ui)).await?;
         let insight = self.insight(&checked)?;
         let receipt = Receipt::new(&checked, status, started.elapsed().max(Duration::from_millis(1)), None);
         if ui.json {

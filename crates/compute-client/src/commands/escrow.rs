@@ -1,0 +1,123 @@
+//! `escrow`: deploys the contract that holds the money, or shows one.
+
+use std::time::Duration;
+
+use escrow::tx::{self, DeployError, Deployed, PERMIT2};
+use serde_json::json;
+use taskmarket::Address;
+
+use crate::cli::{Global, parse_address};
+use crate::failure::{Failure, Outcome};
+use crate::follow::now;
+use crate::key::{self, IfMissing};
+use crate::money::{ChainArgs, chain_failure, open, outbox_failure};
+use crate::ui::{Style, Ui};
+
+/// How long a deployment is waited for.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What to do with an escrow contract.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Deploy the contract with your key, and check what was deployed
+    #[command(after_help = "Example:\n  \
+        zorai-compute escrow deploy --rpc-url http://127.0.0.1:8545 --chain-id 31337 --keystore deployer.json\n\n\
+        The contract has no owner and takes no fee: whoever deploys it has no rights over it, and anybody can use it.")]
+    Deploy(Deploy),
+    /// Check a contract, and show its terms
+    Show(Show),
+}
+
+#[derive(Debug, clap::Args)]
+struct Deploy {
+    #[command(flatten)]
+    chain: ChainArgs,
+    /// The chain that it is meant for; another one is refused
+    #[arg(long, value_name = "ID")]
+    chain_id: u64,
+    /// The Permit2 that it uses
+    #[arg(long, value_name = "ADDRESS", default_value_t = PERMIT2, value_parser = parse_address)]
+    permit2: Address,
+    /// Deploy another one, where this key has deployed one on this chain already
+    #[arg(long)]
+    again: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Show {
+    #[command(flatten)]
+    chain: ChainArgs,
+}
+
+/// Deploys or shows.
+pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
+    match &args.command {
+        Command::Deploy(args) => deploy(global, args, ui).await,
+        Command::Show(args) => show(global, args, ui).await,
+    }
+}
+
+async fn deploy(global: &Global, args: &Deploy, ui: &Ui) -> Outcome {
+    let rpc = args.chain.rpc(global, Some(args.chain_id))?;
+    // Asked before the key: an endpoint of another chain is refused here.
+    rpc.request::<String>("eth_chainId", json!([])).await.map_err(|error| chain_failure(error.into()))?;
+    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
+    let outbox = open(rpc, &wallet, &args.chain.outbox_config()).await.map_err(outbox_failure)?;
+    let again = if args.again { format!(":{}", now().unix()) } else { String::new() };
+    let purpose = format!("deploy:{}{again}", args.permit2);
+    let bar = ui.spinner("deploying");
+    let deployed = tx::deploy(&outbox, &purpose, args.permit2, PATIENCE).await;
+    bar.finish_and_clear();
+    let Deployed { address, chain_id, tx, block, gas_used, permit2, .. } =
+        deployed.map_err(|error| match error {
+            DeployError::Outbox(error) => outbox_failure(error),
+            DeployError::Chain(error) => chain_failure(error).hint("--again deploys another one"),
+            DeployError::Different { .. } => Failure::unverified(error),
+        })?;
+    ui.say(format_args!(
+        "{} code, signing domain and Permit2 are as committed; {gas_used} gas in block {block}",
+        ui.paint(Style::Good, "verified:")
+    ));
+    for (who, flags) in [
+        ("relay", format!("compute-relay --escrow {chain_id}:{address} --rpc-url URL")),
+        ("provider", format!("compute-agent --escrow {chain_id}:{address} --rpc-url URL")),
+        ("you", format!("zorai-compute run --settle escrow --escrow {chain_id}:{address} --rpc-url URL")),
+    ] {
+        ui.say(format_args!("  {who:<9}{flags}"));
+    }
+    if ui.json {
+        return ui.print_json(&json!({
+            "address": address, "chain_id": chain_id, "tx": tx, "block": block, "gas_used": gas_used, "permit2": permit2,
+        }));
+    }
+    ui.print(address)
+}
+
+async fn show(global: &Global, args: &Show, ui: &Ui) -> Outcome {
+    let chain = args.chain.connect(global, None).await?;
+    let domain = chain.domain();
+    let permit2 = chain.permit2().await.map_err(chain_failure)?;
+    let head = chain.head().await.map_err(chain_failure)?;
+    if ui.json {
+        return ui.print_json(&json!({
+            "address": chain.escrow(), "chain_id": domain.chain_id, "permit2": permit2,
+            "block": head.number, "time": head.time, "domain_separator": domain.separator(),
+        }));
+    }
+    for (name, value) in [
+        ("contract", chain.escrow().to_string()),
+        ("chain", domain.chain_id.to_string()),
+        ("code", "the committed one".to_owned()),
+        ("permit2", permit2.to_string()),
+        ("block", format!("{} at {}", head.number, head.time)),
+    ] {
+        ui.print(format_args!("{name:<9} {value}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Settled tasks kept on this machine: with one of them its money can be taken back even where no relay has heard of it.
+
+use std::io;
+use std::path::PathBuf;
+
+use daemon::{default_data_dir, private_file};
+use serde::{Deserialize, Serialize};
+use taskmarket::{Domain, Signature, Signed, Task, TaskId};
+
+use crate::cli::Global;
+use crate::failure::{Context as _, Failure, Outcome};
+use crate::proof;
+use crate::ui::Ui;
+
+/// A task and where its money is.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// The task.
+    pub(crate) task: Task,
+    /// Under which domain it is signed.
+    pub(crate) domain: Domain,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    domain: Domain,
+    task: Task,
+    signature: Signature,
+}
+
+/// Keeps a signed task, durably: this comes before its money moves.
+pub(crate) async fn keep(signed: &Signed<Task>, domain: Domain) -> Outcome {
+    let file = File { domain, task: signed.message.clone(), signature: signed.signature };
+    let path = path(file.task.id(&domain));
+    let text = serde_json::to_vec_pretty(&file).map_err(Failure::failed)?;
+    let shown = path.display().to_string();
+    tokio::task::spawn_blocking(move || private_file::create(&path, &text))
+        .await
+        .map_err(Failure::failed)?
+        .or_failed(format_args!("{shown} cannot be written"))
+}
+
+/// Finds a task: on this machine, else at the relay. Its id is checked in both.
+pub(crate) async fn find(global: &Global, id: TaskId, ui: &Ui) -> Outcome<Found> {
+    let path = path(id);
+    let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Failure::failed)?;
+    match read {
+        Ok(text) => {
+            let file: File =
+                serde_json::from_slice(&text).or_failed(format_args!("the kept task {id} cannot be read"))?;
+            if file.task.id(&file.domain) != id {
+                return Err(Failure::unverified(format_args!("what is kept as task {id} is another one")));
+            }
+            Ok(Found { task: file.task, domain: file.domain })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let view = global.reading_relay(ui).await?.task(id).await?;
+            let (task, domain) = proof::check_task(&view, id)?;
+            Ok(Found { task, domain })
+        }
+        Err(error) => Err(Failure::failed(format_args!("the kept task {id} cannot be read: {error}"))),
+    }
+}
+
+fn path(id: TaskId) -> PathBuf {
+    default_data_dir("client").join("tasks").join(format!("{id}.json"))
+}

@@ -1,0 +1,169 @@
+//! How a settled task ends: the requester approves, or disputes in time.
+
+use std::time::Duration;
+
+use escrow::tx::Mined;
+use escrow::{Record, Status};
+use taskmarket::{ApproveResult, DisputeTask, Signed, Task, TaskId, Timestamp};
+
+use crate::failure::{Failure, Outcome};
+use crate::follow::now;
+use crate::money::fund::allow;
+use crate::money::{Purse, chain_failure};
+use crate::relay::Relay;
+use crate::ui::{Style, Ui};
+
+/// How often a task's record is read while something is waited for.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the chain may stay out of reach before waiting for it is given up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
+
+/// What became of an approval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Approval {
+    /// This program's transaction paid.
+    Sent(Mined),
+    /// The provider had taken the money already, by the same word or by the window's end.
+    Paid,
+}
+
+/// Pays a proven task at once: waits for its proof to be on the chain, and sends the approval there.
+///
+/// # Errors
+/// The task ends otherwise, or its time passes without a proof on the chain.
+pub(crate) async fn approve(
+    purse: &Purse,
+    task: &Task,
+    id: TaskId,
+    approval: &Signed<ApproveResult>,
+    ui: &Ui,
+) -> Outcome<Approval> {
+    let mut said = false;
+    loop {
+        let (time, record) = read(purse, id).await?;
+        match record.status {
+            Status::Paid => return Ok(Approval::Paid),
+            Status::Proven => {
+                let call = purse.chain.calls().approve(task, approval);
+                let purpose = format!("approve:{id}:{}", approval.message.attempt);
+                return match purse.send(&purpose, call, ui).await {
+                    Ok(mined) => Ok(Approval::Sent(mined)),
+                    // The provider may have come first.
+                    Err(_) if read(purse, id).await?.1.status == Status::Paid => Ok(Approval::Paid),
+                    Err(failure) => Err(failure),
+                };
+            }
+            Status::None | Status::Funded | Status::Accepted => {
+                if time >= task.deadline {
+                    return Err(Failure::failed("the deadline has passed without a proof on the chain")
+                        .hint(format_args!("take the budget back: zorai-compute refund {id}")));
+                }
+                if !said {
+                    ui.say("waiting for the provider's proof on the chain");
+                    said = true;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            Status::Disputed | Status::Split | Status::Refunded | Status::Cancelled => {
+                return Err(Failure::failed(format_args!(
+                    "the task's money is {}: there is nothing to approve",
+                    record.status.as_str()
+                )));
+            }
+        }
+    }
+}
+
+/// Waits until a proof on the chain has stood for half of its dispute window. Meanwhile says how the money moves.
+///
+/// # Errors
+/// The chain stays out of reach.
+pub(crate) async fn until_disputable(purse: &Purse, task: &Task, id: TaskId, ui: &Ui) -> Outcome<Record> {
+    let mut last = None;
+    loop {
+        let (time, record) = read(purse, id).await?;
+        if last.replace((record.status, record.attempt)) != Some((record.status, record.attempt)) {
+            ui.say(format_args!("{} {}", ui.paint(Style::Dim, "on chain:"), describe(&record, time)));
+        }
+        let half = record.until.unix().saturating_sub(task.dispute_window / 2);
+        if record.status == Status::Proven && time.unix() >= half {
+            return Ok(record);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Where a task's money stands, in words; `time` is the chain's clock.
+pub(crate) fn describe(record: &Record, time: Timestamp) -> String {
+    let (word, until) = (record.status.as_str(), record.until);
+    match record.status {
+        Status::Accepted if record.is_lapsed(time) => {
+            format!("funded; the lease of {} ended at {until} without a proof", record.provider)
+        }
+        Status::Accepted => {
+            format!("{word} by {} (attempt {}, until {until})", record.provider, record.attempt)
+        }
+        Status::Proven if time < until => format!("{word}; it can be disputed until {until}"),
+        Status::Proven => format!("{word}; the dispute window is over, anybody can settle it"),
+        Status::Disputed if time < until => format!("{word}; the arbiter has until {until}"),
+        Status::Disputed => format!("{word}; the arbiter said nothing in time, anybody can end it"),
+        Status::None
+        | Status::Funded
+        | Status::Paid
+        | Status::Split
+        | Status::Refunded
+        | Status::Cancelled => word.to_owned(),
+    }
+}
+
+/// Disputes what stands on the chain, with the task's bond, and tells the relay.
+pub(crate) async fn dispute(
+    purse: &Purse,
+    relay: Option<&Relay>,
+    task: &Task,
+    id: TaskId,
+    reason: &str,
+    evidence: &str,
+    ui: &Ui,
+) -> Outcome<Mined> {
+    let (_, record) = read(purse, id).await?;
+    if record.status != Status::Proven {
+        return Err(Failure::failed(format_args!(
+            "the task's money is {}: only a proof on the chain can be disputed",
+            record.status.as_str()
+        )));
+    }
+    let result_hash = purse.chain.result_of(id).await.map_err(chain_failure)?;
+    let message = DisputeTask {
+        task_id: id,
+        provider: record.provider,
+        attempt: record.attempt,
+        result_hash,
+        reason: reason.to_owned(),
+        evidence: evidence.to_owned(),
+        issued_at: now(),
+    };
+    let signed = purse.wallet.sign(&message, &purse.chain.domain()).map_err(Failure::failed)?;
+    // The relay first: the arbiter reads the reason there, and the chain has its hash alone.
+    if let Some(relay) = relay
+        && let Err(failure) = relay.tell(id, "dispute", signed.clone()).await
+    {
+        ui.warn(format_args!("the relay was not told the reason: {}", failure.message()));
+    }
+    allow(purse, task, task.dispute_bond, &format!("allow:dispute:{id}"), ui).await?;
+    let purpose = format!("dispute:{id}:{}", record.attempt);
+    purse.send(&purpose, purse.chain.calls().dispute(task, &signed), ui).await
+}
+
+/// Reads the chain's clock and a record; a chain out of reach is waited for.
+async fn read(purse: &Purse, id: TaskId) -> Outcome<(Timestamp, Record)> {
+    let started = tokio::time::Instant::now();
+    loop {
+        let read = async { Ok((purse.chain.head().await?.time, purse.chain.record(id).await?)) };
+        match read.await {
+            Ok(both) => return Ok(both),
+            Err(error) if started.elapsed() > GIVE_UP_AFTER => return Err(chain_failure(error)),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
