@@ -303,7 +303,7 @@ async fn run_again(global: &Global, case: &Case, ui: &Ui) -> Outcome {
     case.open()?;
     let record = &case.record;
     check_runtime(record.task.config.runtime)?;
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     let view = relay.task(record.id).await?;
     let checked = proof::fetch(&relay, &view, record.id, ui).await?;
     let proven = record.submission().map(|submission| &submission.proof.message);

@@ -1,5 +1,5 @@
-//! Who may read a task and what belongs to it: the API key that published it, an admin's, and by their signature its requester and the
-//! provider that holds it or made its result.
+//! Who may read a task and what belongs to it: the API key that published it, an admin's, and by their signature its requester, the
+//! provider that holds it or made its result, and the arbiter once it is disputed.
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -8,7 +8,7 @@ use rpc::READ_HEADER;
 use rpc::error::ErrorCode;
 use rpc::tasks::SignedMutation;
 use store::{Scope, StoredTask};
-use taskmarket::{CLOCK_TOLERANCE_SECS, Domain, ReadTask, Signed, TaskId, TaskRecord, Timestamp};
+use taskmarket::{CLOCK_TOLERANCE_SECS, Domain, ReadTask, Signed, State, TaskId, TaskRecord, Timestamp};
 
 use super::App;
 use super::extract::require_scope;
@@ -104,11 +104,14 @@ fn check(value: &HeaderValue, now: Timestamp) -> Result<ReadTask, ApiError> {
     Ok(read)
 }
 
-/// Whether a task is the reader's: its requester's, or of the provider that holds it or made its result.
+/// Whether a task is the reader's: its requester's, of the provider that holds it or made its result, or of the arbiter of its dispute.
 pub(super) fn is_party(record: &TaskRecord, read: &ReadTask) -> bool {
     let holder = record.lease().map(|lease| lease.provider);
     let prover = record.submission().map(|submission| submission.proof.message.provider);
-    record.id == read.task_id && [Some(record.task.requester), holder, prover].contains(&Some(read.reader))
+    let is_disputed = matches!(record.state, State::Disputed { .. } | State::Resolved { .. });
+    let arbiter = is_disputed.then_some(record.task.arbiter);
+    let parties = [Some(record.task.requester), holder, prover, arbiter];
+    record.id == read.task_id && parties.contains(&Some(read.reader))
 }
 
 /// What a signature of somebody else is told.
