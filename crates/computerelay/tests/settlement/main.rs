@@ -2,6 +2,7 @@
 //! arbiter do on chain is done here by hand.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stderr, reason = "a test says why it is skipped, and what the relay complained of")]
 
 #[path = "../hub/agent.rs"]
 #[allow(dead_code, reason = "shared with the tests of the hub")]
