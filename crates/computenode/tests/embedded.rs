@@ -295,8 +295,11 @@ fn a_file_that_is_no_model_is_said_to_be_none() {
         [(&b"no model"[..], "magic"), (&bytes[..bytes.len() / 2], "remaining"), (&bytes[..40], "")]
     {
         std::fs::write(&path, content).unwrap();
-        let out =
-            Alone::command(&path, 1).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let mut engine = Alone::command(&path, 1).stderr(Stdio::piped()).spawn().unwrap();
+        // Its end would end the engine before the file does.
+        let stdin = engine.stdin.take();
+        let out = engine.wait_with_output().unwrap();
+        drop(stdin);
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert_eq!(out.status.code(), Some(1), "{said}");
         assert!(said.contains("model.gguf") && said.contains(what) && !said.contains("panicked"), "{said}");
@@ -319,7 +322,8 @@ async fn it_says_what_llama_cpp_says() {
         .chain(["--model", &*tiny, "--managed-engine", &*tiny_reference])
         .collect::<Vec<_>>();
     let node = Running::start(&flags, &["toy", "reference", "tiny", "tiny-reference"]).await;
-    for question in ["Who are you?", "what is a relay?", "How do I become a provider?", "hello"] {
+    // What it was taught: where it is undecided, each engine's rounding decides.
+    for question in ["Who are you?", "what is a relay?", "how do I become a provider?", "hello"] {
         let messages = json!([{ "role": "user", "content": question }]);
         let ask = async |model: &str| {
             let body = greeting(json!({ "model": model, "messages": messages, "max_tokens": 60 }));

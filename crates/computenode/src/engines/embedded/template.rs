@@ -88,8 +88,8 @@ mod tests {
             "<s><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
         );
         let chat_ml = "{% for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' }}\n    \
-            {% if message.role == 'user' %}{{ message.content.strip() }}{% else %}{{ message.content }}{% endif %}\n    \
-            {{- '<|im_end|>\\n' }}\n{% endfor %}\n{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+            {%- if message.role == 'user' %}{{ message.content.strip() }}{% else %}{{ message.content }}{% endif %}\n    \
+            {{- '<|im_end|>\\n' }}\n{%- endfor %}\n{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
         assert_eq!(
             render(chat_ml, &[("system", "be"), ("user", " hi ")]).unwrap(),
             "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
