@@ -2,6 +2,7 @@
 
 mod floor;
 mod floor_postgres;
+mod inference;
 mod layers;
 mod pick;
 mod place;
@@ -41,7 +42,7 @@ const SAMPLE: usize = 10_000;
 #[command(name = "market-bench", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
-    what: What,
+    command: Doing,
 
     /// Where to write the figures as JSON.
     #[arg(long, global = true, value_name = "FILE")]
@@ -66,6 +67,15 @@ Examples:
     market-bench all --quick";
 
 #[derive(Subcommand)]
+enum Doing {
+    #[command(flatten)]
+    Measure(What),
+    /// A part in the measurement of inference, which this program gives to copies of itself.
+    #[command(hide = true, subcommand)]
+    InferencePart(inference::Part),
+}
+
+#[derive(Subcommand)]
 enum What {
     /// Durable signed publications in a second, against raw databases and files.
     Publish(Publish),
@@ -79,7 +89,9 @@ enum What {
     Pick(Pick),
     /// The node's runtimes: how fast programs start, and how many texts are embedded in a second.
     Runtimes(runtimes::Runtimes),
-    /// All of these but the runtimes.
+    /// Inference from a client to an engine, over relay, agent and node, against nginx and rathole.
+    Inference(inference::Inference),
+    /// All of these but the runtimes and inference.
     All(All),
 }
 
@@ -168,28 +180,41 @@ impl All {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut cli = Cli::parse();
-    if let What::All(all) = &mut cli.what
+    let Cli { command, json, dir, postgres } = Cli::parse();
+    match command {
+        Doing::InferencePart(part) => part.play().await,
+        Doing::Measure(what) => report(what, json.as_deref(), dir, postgres).await,
+    }
+}
+
+/// Measures, and says what came of it.
+async fn report(
+    mut what: What,
+    to: Option<&Path>,
+    dir: Option<PathBuf>,
+    postgres: Option<String>,
+) -> anyhow::Result<()> {
+    if let What::All(all) = &mut what
         && all.quick
     {
         all.shorten();
     }
-    let dir = match &cli.dir {
+    let dir = match &dir {
         Some(dir) => TempDir::new_in(dir),
         None => TempDir::new(),
     };
     let dir = dir.context("cannot make a folder to work in")?;
     let before = load();
     let mut backends = vec![Backend::Sqlite(dir.path().to_owned())];
-    backends.extend(cli.postgres.clone().map(Backend::Postgres));
-    let tables = measure(&cli.what, dir.path(), &backends).await?;
+    backends.extend(postgres.map(Backend::Postgres));
+    let tables = measure(what, dir.path(), &backends).await?;
     let machine = machine(&before)?;
     let mut out = io::stdout().lock();
     writeln!(out, "{machine}")?;
     for table in &tables {
         writeln!(out, "\n{}", table.markdown())?;
     }
-    if let Some(path) = &cli.json {
+    if let Some(path) = to {
         let command: Vec<_> = std::env::args().skip(1).collect();
         let tables: Vec<_> = tables.iter().map(Table::json).collect();
         let report = json!({ "command": command, "machine": machine, "tables": tables });
@@ -199,14 +224,15 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(what: &What, dir: &Path, backends: &[Backend]) -> anyhow::Result<Vec<Table>> {
+async fn measure(what: What, dir: &Path, backends: &[Backend]) -> anyhow::Result<Vec<Table>> {
     match what {
-        What::Publish(publish) => publishes(dir, backends, publish).await,
+        What::Publish(publish) => publishes(dir, backends, &publish).await,
         What::Layers(layers) => Ok(vec![layers::measure(dir, layers.layer_tasks).await?]),
         What::Reads(reads) => stored(backends, reads.filling.stored, Some(reads.reads), None).await,
         What::Start(start) => stored(backends, start.filling.stored, None, Some(&start.relay)).await,
         What::Pick(pick) => Ok(vec![pick::measure(&pick.hosts, pick.picks)?]),
-        What::Runtimes(plan) => runtimes::measure(dir, plan).await,
+        What::Runtimes(plan) => runtimes::measure(dir, &plan).await,
+        What::Inference(plan) => inference::measure(dir, plan).await,
         What::All(all) => {
             let mut tables = publishes(dir, backends, &all.publish).await?;
             tables.push(layers::measure(dir, all.layers.layer_tasks).await?);

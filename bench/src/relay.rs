@@ -113,7 +113,8 @@ fn is_ready(address: SocketAddr) -> anyhow::Result<bool> {
     Ok(answer.starts_with("HTTP/1.1 200"))
 }
 
-fn resident_kib(process: u32) -> anyhow::Result<f64> {
+/// The KiB of memory that a process has.
+pub(crate) fn resident_kib(process: u32) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)

@@ -81,7 +81,7 @@ where
 }
 
 /// The seconds of processors that this process has used.
-fn cpu_secs() -> anyhow::Result<f64> {
+pub(crate) fn cpu_secs() -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").context("/proc/self/stat")?;
     // The second field is the program's name in parentheses; user and system time are the 14th and 15th.
     let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat: no name")?;
