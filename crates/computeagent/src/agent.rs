@@ -20,7 +20,8 @@ use crate::driver::Driver;
 use crate::home::{Home, HomeError};
 use crate::host::{Host, watch_node};
 use crate::http_client::{ClientError, client};
-use crate::journal::Journal;
+use crate::journal::{Entry, Journal};
+use crate::money::{self, Money, MoneyError};
 use crate::node::NodeClient;
 use crate::relay::RelayClient;
 use crate::session::{connect_hint, stay_connected};
@@ -33,6 +34,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// What all parts of the agent share.
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
+    /// The money of settled tasks, where the operator takes such. Above `home`: its own lock in the folder is let go first.
+    pub(crate) money: Option<Arc<Money>>,
     /// Locks the data folder until the last task of the agent has ended.
     pub(crate) home: Home,
     pub(crate) tls: Arc<ClientConfig>,
@@ -79,12 +82,15 @@ pub enum BuildError {
     /// HTTP.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The money of settled tasks.
+    #[error(transparent)]
+    Money(#[from] MoneyError),
 }
 
 impl BuildError {
     /// Whether the command line is to blame, rather than the machine.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Tls(daemon::tls::TlsError::CaFile { .. }))
+        matches!(self, Self::Tls(daemon::tls::TlsError::CaFile { .. }) | Self::Money(MoneyError::Rpc(_)))
     }
 }
 
@@ -94,6 +100,9 @@ pub enum RunError {
     /// The journal cannot be read.
     #[error("the journal cannot be read: {0}")]
     Journal(#[from] std::io::Error),
+    /// The money of settled tasks cannot be kept.
+    #[error(transparent)]
+    Money(#[from] MoneyError),
     /// Another relay answers than the one meant.
     #[error(
         "the relay calls itself {actual:?}, not {expected:?}\nhint: check --relay and --relay-id; its /v1/info tells its id"
@@ -150,7 +159,10 @@ pub fn build(config: Config) -> Result<Agent, BuildError> {
     let http = client(&tls)?;
     let (host, seen) = watch::channel(Host::default());
     let node = NodeClient::new(http.clone(), config.compute_url.clone(), config.compute_token_file.clone());
+    let money =
+        config.escrow.clone().map(|escrow| Money::open(escrow, &config.data, &tls, config.wallet.clone()));
     let shared = Shared {
+        money: money.transpose()?.map(Arc::new),
         tls,
         node: Arc::new(node),
         relay: RelayClient::new(http, config.relay.api().clone()),
@@ -207,9 +219,27 @@ impl Agent {
 }
 
 /// Takes up the attempts that the journal holds.
-async fn restore(shared: &Arc<Shared>) -> std::io::Result<()> {
-    for entry in shared.journal.unfinished(oldest(shared)).await? {
+async fn restore(shared: &Arc<Shared>) -> Result<(), RunError> {
+    let entries = shared.journal.unfinished(oldest(shared)).await?;
+    if let Some(money) = &shared.money {
+        money.restore().await?;
+        let worked_on: Vec<_> = entries.iter().map(Entry::key).collect();
+        money.give_up_others(&worked_on).await.map_err(MoneyError::from)?;
+        let keeper = Arc::clone(shared);
+        shared.tasks.spawn(async move {
+            if let Some(money) = &keeper.money {
+                money::run(money, &keeper.closing).await;
+            }
+        });
+    }
+    for entry in entries {
         let key = entry.key();
+        if entry.domain.is_settled()
+            && shared.money.as_ref().map(|money| money.domain()) != Some(entry.domain)
+        {
+            tracing::warn!(task = %key.task_id, attempt = key.attempt, "left alone: --escrow does not name its contract");
+            continue;
+        }
         tracing::info!(task = %key.task_id, attempt = key.attempt, "taken up again");
         let place = shared.attempts.restore(entry.accept.clone());
         shared.tasks.spawn(Driver { shared: Arc::clone(shared), place, entry }.run());

@@ -11,6 +11,10 @@ use taskmarket::{Address, Amount, LEASE_MARGIN_SECS, MAX_GPU_NAME_BYTES, ParseEr
 use url::Url;
 use wallet::{Wallet, WalletError};
 
+mod escrow;
+
+pub use escrow::EscrowArgs;
+
 use crate::config::{Config, GpuOverride, Policy, RelayUrl, Timing};
 use crate::inference::Price;
 use crate::policy::{Hours, ImageRule, OwnerUse};
@@ -32,7 +36,8 @@ const PASSWORD_VARIABLE: &str = "ZORAI_KEY_PASSWORD";
                   --provider-key. A keystore's password comes from --provider-key-password-file, else from the variable \
                   ZORAI_KEY_PASSWORD.\n\n\
                   Example:\n  compute-agent --relay wss://compute-relay.zorai.co/v1/provider/connect --relay-id hz-1 \\\n    \
-                  --provider-key-file ~/.config/zorai/provider.json --min-budget 1000000"
+                  --provider-key-file ~/.config/zorai/provider.json --min-budget 1000000\n\n\
+                  What settled tasks earned, by day:\n  compute-agent earnings [--data DIR] [--days N] [--json]"
 )]
 pub struct Args {
     /// A TOML file that sets flags by their long names, such as min-budget = 1000. Flags and variables win over it.
@@ -154,6 +159,10 @@ pub struct Args {
     #[arg(long, env = "ZORAI_AGENT_PRICE", value_name = "MODEL=PROMPT,COMPLETION", value_delimiter = ';')]
     pub price: Vec<Price>,
 
+    /// Settled tasks.
+    #[command(flatten)]
+    pub escrow: EscrowArgs,
+
     /// When told to stop, let running tasks finish for so long; those that do not are taken up again at the next start.
     #[arg(long, env = "ZORAI_AGENT_DRAIN_SECS", value_name = "SECONDS", default_value = "30")]
     pub drain_secs: u64,
@@ -240,6 +249,7 @@ impl Args {
                 },
                 lease_margin_secs: self.lease_margin_secs,
             },
+            escrow: self.escrow.into_config(),
             prices: self.price.into_iter().collect(),
             drain: Duration::from_secs(self.drain_secs),
             timing: Timing::default(),
@@ -304,6 +314,26 @@ mod tests {
         assert!(config.data.ends_with("agent/0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"));
         assert!(config.compute_token_file.ends_with("node/compute-token"));
         assert!(!format!("{config:?}").contains(KEY));
+    }
+
+    #[test]
+    fn settled_tasks_are_taken_by_flags() {
+        let contract = "31337:0x5FbDB2315678afecb367f032d93F642f64180aa3";
+        let arbiter = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8";
+        let flags =
+            ["--provider-key", KEY, "--escrow", contract, "--rpc-url", "http://127.0.0.1:1", "--rpc-url"];
+        let more = ["http://127.0.0.1:2", "--stake", "7", "--accept-arbiter", arbiter, "--max-window", "60"];
+        let all: Vec<&str> = flags.into_iter().chain(more).collect();
+        let escrow = parse(&all).into_config(|_| None).unwrap().escrow.unwrap();
+        assert_eq!((escrow.domain.chain_id, escrow.rpc_urls.len()), (31_337, 2));
+        assert_eq!(escrow.stake, Some((Address::ZERO, "7".parse().unwrap())));
+        assert_eq!(escrow.terms.tokens, [Address::ZERO], "the native coin unless said otherwise");
+        assert_eq!((escrow.terms.arbiters.len(), escrow.terms.max_window_secs), (1, 60));
+        assert!(parse(&["--provider-key", KEY]).into_config(|_| None).unwrap().escrow.is_none());
+        let seed = ["compute-agent", "--relay", "wss://r.example/v1/provider/connect", "--relay-id", "hz-1"];
+        for alone in [["--stake", "7"], ["--escrow", contract], ["--rpc-url", "http://127.0.0.1:1"]] {
+            assert!(Args::try_parse_from(seed.into_iter().chain(alone)).is_err(), "{alone:?}");
+        }
     }
 
     #[test]

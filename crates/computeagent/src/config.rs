@@ -9,6 +9,7 @@ use url::Url;
 use wallet::Wallet;
 
 use crate::inference::Prices;
+use crate::money::EscrowConfig;
 use crate::policy::{Hours, ImageRule, OwnerUse};
 
 /// All that an agent needs to know. It holds the provider's key, which its `Debug` does not show.
@@ -32,6 +33,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// Which offers are taken.
     pub policy: Policy,
+    /// Whose money is taken for settled tasks; none are taken if absent.
+    pub escrow: Option<EscrowConfig>,
     /// What the models of the node's engines cost.
     pub prices: Prices,
     /// How long running attempts may go on once the agent is told to stop.

@@ -5,9 +5,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use rpc::node::ComputeOutcome;
 use rpc::tasks::{FailureView, SignedMutation};
-use taskmarket::{
-    CLOCK_TOLERANCE_SECS, ComputeProof, ContentHash, Domain, FailTask, Message, ParseError, Reference,
-};
+use taskmarket::{CLOCK_TOLERANCE_SECS, ComputeProof, ContentHash, FailTask, Message, ParseError, Reference};
 
 use crate::agent::now;
 use crate::driver::{Driver, Next, failing, failure, gpu_name};
@@ -55,8 +53,8 @@ impl Driver {
         uploaded: &mut bool,
     ) -> Result<Next, (String, Option<Duration>)> {
         if !*uploaded {
-            match self.upload(outcome).await {
-                Ok(()) => *uploaded = true,
+            match self.bring(outcome, proof.is_some()).await {
+                Ok(there) => *uploaded = there,
                 Err(UploadError::Later(why, after)) => return Err((why, after)),
                 Err(UploadError::Never(failure)) => return Ok(failing(failure)),
             }
@@ -75,6 +73,7 @@ impl Driver {
                 Err(why) => return Ok(failing(failure("proof_unsigned", &why))),
             },
         };
+        self.ask_payment(&signed).await.map_err(|why| (why, None))?;
         self.place.proven();
         match self.shared.relay.prove(&signed).await {
             Ok(()) => {
@@ -89,6 +88,10 @@ impl Driver {
             Err(RelayError::Later { why, after }) => Err((why, after)),
             Err(RelayError::Never(answer)) => {
                 tracing::warn!(attempt = %self.name(), %answer, "the relay refuses the proof");
+                if self.money().is_some() {
+                    // The chain decides; the node keeps the result.
+                    return Ok(Next::Stage(Stage::Done { outcome: outcome.clone(), at: now() }));
+                }
                 // Where the proof itself is at fault the attempt is still ours, and somebody else may do better.
                 let is_ours = answer.status == StatusCode::BAD_REQUEST;
                 Ok(if is_ours {
@@ -97,6 +100,30 @@ impl Driver {
                     Next::Forget
                 })
             }
+        }
+    }
+
+    /// As [`Self::upload`], while the lease on chain leaves time for it: the chain waits for no relay, and the result is handed in after
+    /// the proof where it was not before. Says whether the relay has it.
+    async fn bring(&self, outcome: &ComputeOutcome, proven: bool) -> Result<bool, UploadError> {
+        let upload = self.upload(outcome);
+        let uploaded = match self.pressed_in().await.filter(|_| !proven) {
+            Some(left) => tokio::time::timeout(left, upload).await.unwrap_or_else(|_| {
+                Err(UploadError::Later("there is no time left to upload the result".to_owned(), None))
+            }),
+            None => upload.await,
+        };
+        match uploaded {
+            Ok(()) => Ok(true),
+            Err(UploadError::Later(why, _)) if !proven && self.pressed_in().await == Some(Duration::ZERO) => {
+                tracing::warn!(attempt = %self.name(), why, "proving before the relay has the result");
+                Ok(false)
+            }
+            // What is proven on chain is not given up.
+            Err(UploadError::Never(failure)) if proven && self.money().is_some() => {
+                Err(UploadError::Later(failure.message, None))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -150,6 +177,7 @@ impl Driver {
         tracing::warn!(
             attempt = %self.name(), code = failure.code, message = failure.message, "the attempt is given up"
         );
+        self.leave_money(failure.clone()).await;
         let key = self.entry.key();
         let mut message = FailTask {
             task_id: key.task_id,
@@ -193,7 +221,7 @@ impl Driver {
     }
 
     fn sign<M: Message>(&self, message: &M) -> Result<SignedMutation<M>, String> {
-        let signed = self.shared.wallet().sign(message, &Domain::UNSETTLED);
+        let signed = self.shared.wallet().sign(message, &self.entry.domain);
         signed.map(SignedMutation::from).map_err(|error| error.to_string())
     }
 }

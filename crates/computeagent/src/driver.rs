@@ -34,11 +34,11 @@ pub(crate) enum Next {
 impl Driver {
     /// Works until the attempt is over or called off, or the agent closes; then the journal keeps it for the next start.
     pub(crate) async fn run(mut self) {
-        let called_off = self.place.called_off.clone();
+        let called_off = self.called_off();
         let closing = self.shared.closing.clone();
         tokio::select! {
             biased;
-            () = called_off.cancelled() => {
+            () = called_off => {
                 tracing::info!(attempt = %self.name(), "called off");
                 self.forget().await;
             }
@@ -76,23 +76,39 @@ impl Driver {
     /// Follows the node's work to its end.
     async fn compute(&self) -> Next {
         let timing = &self.shared.config.timing;
-        let lease_until = self.lease_until();
+        let Some(mut money) = self.watch_money().await else { return Next::Forget };
         let mut backoff = timing.backoff();
         let mut seen = None;
         loop {
+            let lease_until = match money.lease(self) {
+                Ok(lease_until) => lease_until,
+                Err(given_up) => return given_up.map_or(Next::Forget, failing),
+            };
             let left = Duration::from_secs(lease_until.since(now()));
             if left.is_zero() {
                 tracing::warn!(attempt = %self.name(), "its lease is over and the node is not done");
-                return Next::Forget;
+                let over = failure("lease_over", "the lease is over and the compute node is not done");
+                return if self.money().is_some() { failing(over) } else { Next::Forget };
             }
             let asked = Instant::now();
             let wait = timing.status_wait.min(left);
-            match self.shared.node.status(&self.entry.key().task_id, seen, wait).await {
+            let task_id = self.entry.key().task_id;
+            let answer = tokio::select! {
+                answer = self.shared.node.status(&task_id, seen, wait) => answer,
+                () = money.changed() => {
+                    money.follow(self).await;
+                    continue;
+                }
+            };
+            match answer {
                 Ok(status) if status.attempt != self.entry.key().attempt => return failing(restarted()),
                 Ok(status) => {
                     backoff.reset();
                     let news = seen != Some(status.revision);
                     seen = Some(status.revision);
+                    if money.is_held(status.held) {
+                        money.follow(self).await;
+                    }
                     if let Some(next) = self.judge(status) {
                         return next;
                     }
@@ -147,6 +163,7 @@ impl Driver {
     /// Frees the node and forgets the attempt.
     async fn forget(&mut self) {
         let key = self.entry.key();
+        self.leave_money(failure("called_off", "the attempt was called off")).await;
         if let Err(error) = self.shared.journal.remove(&key).await {
             tracing::error!(attempt = %self.name(), %error, "the journal's entry cannot be removed");
         }

@@ -10,7 +10,7 @@ use rpc::link::AttemptKey;
 use rpc::node::ComputeOutcome;
 use rpc::tasks::{FailureView, SignedMutation};
 use serde::{Deserialize, Serialize};
-use taskmarket::{AcceptTask, ComputeProof, Task, Timestamp};
+use taskmarket::{AcceptTask, ComputeProof, Domain, Task, Timestamp};
 use tokio::sync::Mutex;
 
 /// One attempt. It holds the attempt's token, so it has no `Debug`, and its file is its owner's alone.
@@ -18,6 +18,9 @@ use tokio::sync::Mutex;
 pub(crate) struct Entry {
     /// The task.
     pub(crate) task: Task,
+    /// Where it is signed for, which decides the money.
+    #[serde(default = "unsettled")]
+    pub(crate) domain: Domain,
     /// What the agent signed for.
     pub(crate) accept: SignedMutation<AcceptTask>,
     /// Reads the task's artifacts at the relay and stores its result there; empty once the attempt is over.
@@ -141,6 +144,10 @@ impl Journal {
     fn path(&self, key: &AttemptKey) -> PathBuf {
         self.folder.join(format!("{}-{}.json", key.task_id, key.attempt))
     }
+}
+
+fn unsettled() -> Domain {
+    Domain::UNSETTLED
 }
 
 fn read(path: &Path) -> io::Result<Entry> {

@@ -8,7 +8,9 @@ use rpc::link::{Assignment, AttemptKey};
 use rpc::node::{ComputeRequest, NodeReport};
 use rpc::relay::DomainView;
 use rpc::tasks::{Phase, SignedMutation};
-use taskmarket::{AcceptTask, Domain, Runtime, Signed, Task, TaskId, Verified, latest_lease};
+use taskmarket::{
+    AcceptTask, Domain, LEASE_MARGIN_SECS, Runtime, Signed, Task, TaskId, Verified, latest_lease,
+};
 
 use crate::agent::{Shared, now};
 use crate::attempts::{NoPlace, Place};
@@ -19,6 +21,8 @@ use crate::policy::{Pause, allows_image, pause};
 
 /// How long an older attempt of the same task may take to be called off.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(10);
+/// What the lease of a settled task outlasts `max_duration` by at least, in seconds: the time to be bound, and to prove, is in it.
+const SETTLED_MARGIN_SECS: u64 = LEASE_MARGIN_SECS - 120;
 /// The longest attempt token that is taken, in bytes.
 const MAX_TOKEN_BYTES: usize = 1024;
 
@@ -38,11 +42,11 @@ fn malformed(message: impl Into<String>) -> Refusal {
     Refusal { status: StatusCode::BAD_REQUEST, code: "malformed_request", message: message.into() }
 }
 
-fn against(code: &'static str, message: impl Into<String>) -> Refusal {
+pub(crate) fn against(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { status: StatusCode::CONFLICT, code, message: message.into() }
 }
 
-fn not_now(code: &'static str, message: impl Into<String>) -> Refusal {
+pub(crate) fn not_now(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { status: StatusCode::SERVICE_UNAVAILABLE, code, message: message.into() }
 }
 
@@ -53,25 +57,27 @@ pub(crate) async fn take(
     shared: Arc<Shared>,
     assignment: Assignment,
 ) -> Result<SignedMutation<AcceptTask>, Refusal> {
-    let task = check(&assignment)?;
+    let task = check(&shared, &assignment)?;
     let key = AttemptKey { task_id: assignment.task_id, attempt: assignment.attempt };
     let place = match find_place(&shared, key, task.message()).await? {
         Found::Place(place) => place,
         Found::Held(accept) => return Ok(*accept),
     };
-    let admission = admit(Arc::clone(&shared), place, assignment.task, assignment.attempt_token);
+    let admission = admit(Arc::clone(&shared), place, task, assignment.attempt_token);
     let admitted = shared.tasks.spawn(admission).await;
     admitted.unwrap_or_else(|_| Err(not_now("internal", "the offer could not be looked at")))
 }
 
 /// Checks what does not depend on this host: the domain, the signature, the digest, and the bounds of the task's fields.
-fn check(assignment: &Assignment) -> Result<Verified<Task>, Refusal> {
-    if assignment.domain != DomainView::from(Domain::UNSETTLED) {
-        return Err(against("unsupported_domain", "this agent takes tasks of the unsettled domain alone"));
-    }
+fn check(shared: &Shared, assignment: &Assignment) -> Result<Verified<Task>, Refusal> {
+    let settled = shared.money.as_ref().map(|money| money.domain());
+    let mut served = [Some(Domain::UNSETTLED), settled].into_iter().flatten();
+    let Some(domain) = served.find(|domain| assignment.domain == DomainView::from(*domain)) else {
+        let message = "this agent takes no tasks of that chain and contract";
+        return Err(against("unsupported_domain", message));
+    };
     let signed = Signed { message: assignment.task.clone(), signature: assignment.signature };
-    let task =
-        signed.verify(&Domain::UNSETTLED).map_err(|error| against("invalid_signature", error.to_string()))?;
+    let task = signed.verify(&domain).map_err(|error| against("invalid_signature", error.to_string()))?;
     if TaskId(task.digest()) != assignment.task_id {
         return Err(against("task_id_mismatch", format!("the task's id is {}", TaskId(task.digest()))));
     }
@@ -181,18 +187,10 @@ async fn find_place(shared: &Shared, key: AttemptKey, task: &Task) -> Result<Fou
 async fn admit(
     shared: Arc<Shared>,
     place: Place,
-    task: Task,
+    task: Verified<Task>,
     attempt_token: String,
 ) -> Result<SignedMutation<AcceptTask>, Refusal> {
-    let key = place.key();
-    let margin = shared.config.policy.lease_margin_secs;
-    let lease_until = latest_lease(&task, now()).min(now().plus(task.config.max_duration).plus(margin));
-    let provider = shared.wallet().address();
-    let accept = AcceptTask { task_id: key.task_id, provider, attempt: key.attempt, lease_until };
-    let accept: SignedMutation<AcceptTask> = match shared.wallet().sign(&accept, &Domain::UNSETTLED) {
-        Ok(signed) => signed.into(),
-        Err(error) => return Err(not_now("internal", error.to_string())),
-    };
+    let (key, domain) = (place.key(), task.domain());
     let journal_failed = |error| not_now("journal_failed", format!("the journal: {error}"));
     // A relay that asks for an attempt whose result it had before gets that result again.
     let before = shared.journal.load(&key).await.map_err(journal_failed)?;
@@ -200,27 +198,65 @@ async fn admit(
         Some(Stage::Done { outcome, .. }) => Stage::Delivering { outcome, proof: None },
         Some(Stage::Computing | Stage::Delivering { .. } | Stage::Failing { .. }) | None => Stage::Computing,
     };
-    let entry = Entry { task, accept: accept.clone(), attempt_token, stage };
+    let begins = matches!(stage, Stage::Computing);
+    let money = shared.money.as_ref().filter(|_| domain.is_settled() && begins);
+    let fast = match money {
+        Some(money) => Some(money.check(task.message(), &key).await?),
+        None => None,
+    };
+    let task = task.message().clone();
+    let accept = sign_acceptance(&shared, &task, key, &domain)?;
+    let entry = Entry { task, domain, accept: accept.clone(), attempt_token, stage };
+    if let (Some(money), Some(fast)) = (money, fast) {
+        let claimed = money.claim(entry.task.clone(), accept.clone(), fast).await;
+        claimed.map_err(|error| not_now("journal_failed", error.to_string()))?;
+    }
     shared.journal.save(&entry).await.map_err(journal_failed)?;
-    if matches!(entry.stage, Stage::Computing) {
-        hand_to_node(&shared, &entry).await?;
+    if begins {
+        // Until the money is bound the node does no more than to see whether model and input can be had.
+        hand_to_node(&shared, &entry, fast == Some(false)).await?;
     }
     place.accepted(accept.clone());
+    let lease_until = accept.mutation.lease_until;
     tracing::info!(task = %key.task_id, attempt = key.attempt, %lease_until, "accepted");
     shared.tasks.spawn(Driver { shared: Arc::clone(&shared), place, entry }.run());
     Ok(accept)
 }
 
-async fn hand_to_node(shared: &Shared, entry: &Entry) -> Result<(), Refusal> {
+fn sign_acceptance(
+    shared: &Shared,
+    task: &Task,
+    key: AttemptKey,
+    domain: &Domain,
+) -> Result<SignedMutation<AcceptTask>, Refusal> {
+    let margin = shared.config.policy.lease_margin_secs;
+    // A lease on chain has five minutes to run at least, when it begins.
+    let margin = if domain.is_settled() { margin.max(SETTLED_MARGIN_SECS) } else { margin };
+    let lease_until = latest_lease(task, now()).min(now().plus(task.config.max_duration).plus(margin));
+    let provider = shared.wallet().address();
+    let accept = AcceptTask { task_id: key.task_id, provider, attempt: key.attempt, lease_until };
+    match shared.wallet().sign(&accept, domain) {
+        Ok(signed) => Ok(signed.into()),
+        Err(error) => Err(not_now("internal", error.to_string())),
+    }
+}
+
+/// The request by which the node takes an attempt, or begins with one that it holds.
+pub(crate) fn compute_request(shared: &Shared, entry: &Entry, hold: bool) -> ComputeRequest {
     let key = entry.key();
-    let request = ComputeRequest {
+    ComputeRequest {
         task_id: key.task_id,
         attempt: key.attempt,
         task: entry.task.clone(),
         relay_url: shared.relay.api().as_str().trim_end_matches('/').to_owned(),
         attempt_token: entry.attempt_token.clone(),
-    };
-    let refusal = match shared.node.compute(&request).await {
+        hold,
+    }
+}
+
+async fn hand_to_node(shared: &Shared, entry: &Entry, hold: bool) -> Result<(), Refusal> {
+    let key = entry.key();
+    let refusal = match shared.node.compute(&compute_request(shared, entry, hold)).await {
         Ok(status) if status.phase == Phase::Cancelled => {
             against("attempt_spent", "this attempt was called off at the compute node before")
         }
@@ -239,6 +275,11 @@ async fn hand_to_node(shared: &Shared, entry: &Entry) -> Result<(), Refusal> {
     tracing::warn!(task = %key.task_id, attempt = key.attempt, %refusal, "the compute node did not take it");
     if let Err(error) = shared.journal.remove(&key).await {
         tracing::error!(task = %key.task_id, %error, "the journal's entry cannot be removed");
+    }
+    if let Some(money) = shared.money.as_ref().filter(|_| entry.domain.is_settled())
+        && let Err(error) = money.discard(&key).await
+    {
+        tracing::error!(task = %key.task_id, %error, "the claim cannot be removed");
     }
     Err(refusal)
 }

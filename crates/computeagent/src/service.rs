@@ -6,6 +6,9 @@
 //! the compute node does not know, and 503 with `Retry-After` where the node is away or too many answers are under way. Lines are
 //! read from the node at the relay's pace. Who may read a task's logs is the relay's to check: the agent answers for every
 //! task that its node knows.
+//!
+//! And `POST /tasks/{id}/approval` with a [`SignedMutation`]`<ApproveResult>`: the requester's word for the result of a settled task, by
+//! which the agent takes its payment at once. 204, or 404 where no payment of that task is waited for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +25,9 @@ use http::{HeaderValue, StatusCode, header};
 use rpc::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rpc::inference::InferenceKind;
 use rpc::link::{Assignment, AttemptKey};
+use rpc::tasks::SignedMutation;
 use serde::Deserialize;
-use taskmarket::TaskId;
+use taskmarket::{ApproveResult, TaskId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +54,7 @@ pub(crate) fn service(shared: Arc<Shared>, heartbeat: Duration, ending: Cancella
         .route("/tasks", post(offered))
         .route("/tasks/{id}", delete(cancelled))
         .route("/tasks/{id}/logs", get(logs))
+        .route("/tasks/{id}/approval", post(approved))
         .route("/heartbeat", get(beat))
         .merge(inference_routes())
         .fallback(async || error(ErrorCode::NotFound, "an agent serves /tasks, their logs and /heartbeat"))
@@ -140,6 +145,29 @@ async fn cancelled(
     // The driver goes on calling it off where that takes longer.
     let _ = tokio::time::timeout(CALL_OFF_PATIENCE, all_over).await;
     StatusCode::NO_CONTENT.into_response()
+}
+
+async fn approved(State(session): State<Session>, Path(id): Path<String>, request: Request) -> Response {
+    let body = match tokio::time::timeout(BODY_PATIENCE, read(request.into_body())).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(response)) => return *response,
+        Err(_) => return error(ErrorCode::RequestTimeout, "the approval did not arrive in time"),
+    };
+    let approval = serde_json::from_slice::<SignedMutation<ApproveResult>>(&body);
+    let Some(approval) = approval.ok().filter(|approval| approval.mutation.task_id.to_string() == id) else {
+        return error(
+            ErrorCode::MalformedRequest,
+            "an ApproveResult of the task that the path names is expected",
+        );
+    };
+    let Some(money) = &session.shared.money else {
+        return error(ErrorCode::NotFound, "this agent takes no settled tasks");
+    };
+    match money.approve(approval).await {
+        Ok(true) => StatusCode::NO_CONTENT.into_response(),
+        Ok(false) => error(ErrorCode::NotFound, "no payment is waited for that this approves"),
+        Err(failed) => error(ErrorCode::Unavailable, &quote(&failed.to_string())),
+    }
 }
 
 #[derive(Deserialize)]

@@ -26,6 +26,8 @@ pub(crate) struct Attempt {
     pub(crate) fetcher: Fetcher,
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
+    /// Cancelled once the work may begin on what was fetched.
+    pub(crate) begin: CancellationToken,
     /// `<task id>.<attempt>`.
     pub(crate) label: String,
     /// The folder below which the attempt gets one of its own.

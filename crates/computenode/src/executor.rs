@@ -84,6 +84,8 @@ struct Inner {
 struct Entry {
     record: watch::Sender<Record>,
     cancel: CancellationToken,
+    /// Cancelled once the attempt may begin.
+    begin: CancellationToken,
     /// What the attempt says, while it runs.
     logs: Option<Logs>,
 }
@@ -134,7 +136,8 @@ impl Executor {
                 results.store_record(&record)?;
             }
             let (task, cancel) = (record.status.task_id, CancellationToken::new());
-            tasks.insert(task, Entry { record: watch::Sender::new(record), cancel, logs: None });
+            let begin = CancellationToken::new();
+            tasks.insert(task, Entry { record: watch::Sender::new(record), cancel, begin, logs: None });
         }
         let slots = Arc::new(Semaphore::new(settings.slots as usize));
         let executor = Self(Arc::new(Inner {
@@ -155,14 +158,17 @@ impl Executor {
         Ok(executor)
     }
 
-    /// Takes an attempt and starts it. The same attempt again changes nothing, unless it was called off: then it begins
-    /// anew. A newer one of the same task cancels the older.
+    /// Takes an attempt and starts it. The same attempt again changes nothing, unless it is held and may begin now, or was
+    /// called off: then it begins anew. A newer one of the same task cancels the older.
     pub(crate) async fn take(&self, request: ComputeRequest) -> Result<ComputeStatus, TakeError> {
         let inner = &self.0;
         let _taking = inner.taking.lock().await;
         let previous = self.record(request.task_id);
         if let Some(known) = previous.as_ref().map(|record| &record.status) {
             if request.attempt == known.attempt && !self.is_called_off(request.task_id) {
+                if !request.hold {
+                    self.begin(request.task_id);
+                }
                 return Ok(known.clone());
             }
             if request.attempt < known.attempt {
@@ -213,8 +219,12 @@ impl Executor {
         let task = record.status.task_id;
         let span = tracing::info_span!("attempt", %task, attempt = record.status.attempt);
         let record = watch::Sender::new(record);
-        let entry =
-            Entry { record: record.clone(), cancel: cancel.clone(), logs: Some(attempt.logs.clone()) };
+        let entry = Entry {
+            record: record.clone(),
+            cancel: cancel.clone(),
+            begin: attempt.begin.clone(),
+            logs: Some(attempt.logs.clone()),
+        };
         self.tasks().insert(task, entry);
         let executor = self.clone();
         let running = async move { executor.run(attempt, record, cancel, place).await };
@@ -268,6 +278,13 @@ impl Executor {
         let entry = tasks.get(&task)?;
         entry.cancel.cancel();
         Some(entry.record.borrow().status.clone())
+    }
+
+    /// Lets a task's attempt begin.
+    fn begin(&self, task: TaskId) {
+        if let Some(entry) = self.tasks().get(&task) {
+            entry.begin.cancel();
+        }
     }
 
     /// Whether a task's newest attempt was called off: an offer that came to nothing may come again.
@@ -363,12 +380,17 @@ impl Executor {
         let origin = Origin::new(&request.relay_url, &request.attempt_token)
             .map_err(|error| invalid("relay_url", error.to_string()))?;
         let settings = &self.0.settings;
+        let begin = CancellationToken::new();
+        if !request.hold {
+            begin.cancel();
+        }
         Ok(Attempt {
             task: request.task.clone(),
             runtime: Arc::clone(runtime),
             origin,
             fetcher: self.0.fetcher.clone(),
             logs: Logs::default(),
+            begin,
             label: format!("{}.{}", request.task_id, request.attempt),
             work: settings.work.clone(),
             limits: Limits {

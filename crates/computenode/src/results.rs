@@ -55,6 +55,7 @@ impl Record {
             phase: Phase::Fetching,
             percent: None,
             revision: previous.map_or(1, |previous| previous.status.revision + 1),
+            held: false,
             outcome: None,
             failure: None,
         };
@@ -67,7 +68,7 @@ impl Record {
         self.ended_at = Some(now());
         let status = &mut self.status;
         status.revision += 1;
-        status.percent = None;
+        (status.percent, status.held) = (None, false);
         (status.phase, status.outcome, status.failure) = match outcome {
             Ok(outcome) => (Phase::Done, Some(outcome), None),
             Err(Ended::Cancelled) => (Phase::Cancelled, None, None),

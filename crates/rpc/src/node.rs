@@ -30,6 +30,9 @@ pub struct ComputeRequest {
     pub relay_url: String,
     /// What reads them there.
     pub attempt_token: String,
+    /// Whether it only fetches and checks model and input for now, and begins once the same request comes without this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
 }
 
 impl std::fmt::Debug for ComputeRequest {
@@ -122,6 +125,9 @@ pub struct ComputeStatus {
     pub percent: Option<u8>,
     /// Grows at each change.
     pub revision: u64,
+    /// Whether model and input are here and checked, and the work waits for the word to begin.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// What came out, once `phase` is `done`.
     #[serde(default)]
     pub outcome: Option<ComputeOutcome>,

@@ -1,6 +1,7 @@
 //! A scripted relay and a scripted compute node on loopback, and an agent between them.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod chain;
 mod node;
 mod relay;
 
@@ -158,6 +159,7 @@ impl World {
             data: folder.path().join("data"),
             ca_file: None,
             policy: Policy::default(),
+            escrow: None,
             prices: computeagent::Prices::default(),
             drain: Duration::from_secs(10),
             timing: Timing {

@@ -67,6 +67,19 @@ impl Node {
         self.change(id, |status, _| (status.phase, status.percent) = (Phase::Running, Some(percent)));
     }
 
+    /// Model and input are here; the attempt waits for the word to begin.
+    pub(crate) fn hold(&self, id: &TaskId) {
+        self.change(id, |status, _| status.held = true);
+    }
+
+    pub(crate) async fn begins(&self, id: &TaskId) {
+        let mut tasks = self.tasks.subscribe();
+        let begun = |tasks: &HashMap<TaskId, (ComputeStatus, Vec<u8>)>| {
+            tasks.get(id).is_some_and(|(status, _)| status.phase == Phase::Running)
+        };
+        soon("the work to begin", tasks.wait_for(begun)).await.unwrap();
+    }
+
     pub(crate) fn finish(&self, id: &TaskId, bytes: &[u8]) {
         self.change(id, |status, result| {
             *result = bytes.to_vec();
@@ -118,12 +131,22 @@ async fn node_report(State(node): State<Node>) -> Response {
 }
 
 async fn node_compute(State(node): State<Node>, axum::Json(request): axum::Json<ComputeRequest>) -> Response {
+    let held = node.tasks.borrow().get(&request.task_id).map(|(status, _)| status.clone());
+    if let Some(mut status) = held.filter(|status| status.held) {
+        if !request.hold {
+            node.change(&request.task_id, |status, _| (status.held, status.phase) = (false, Phase::Running));
+            status.held = false;
+        }
+        node.requests.lock().unwrap().push(request);
+        return (StatusCode::ACCEPTED, axum::Json(status)).into_response();
+    }
     let status = ComputeStatus {
         task_id: request.task_id,
         attempt: request.attempt,
         phase: Phase::Fetching,
         percent: None,
         revision: 1,
+        held: false,
         outcome: None,
         failure: None,
     };

@@ -22,6 +22,8 @@ pub(crate) struct Relay {
     pub(crate) replies: Arc<Mutex<VecDeque<Reply>>>,
     pub(crate) stored: Arc<Mutex<HashMap<String, Vec<u8>>>>,
     pub(crate) dialled: watch::Sender<u64>,
+    /// Where the mutations that it takes are signed for.
+    pub(crate) domain: Arc<Mutex<Domain>>,
     sessions: mpsc::UnboundedSender<Connected>,
     proofs: mpsc::UnboundedSender<SignedMutation<ComputeProof>>,
     fails: mpsc::UnboundedSender<SignedMutation<FailTask>>,
@@ -48,6 +50,7 @@ impl Relay {
             replies: Arc::default(),
             stored: Arc::default(),
             dialled: watch::Sender::new(0),
+            domain: Arc::new(Mutex::new(Domain::UNSETTLED)),
             sessions,
             proofs,
             fails,
@@ -169,7 +172,8 @@ async fn relay_proof(
     State(relay): State<Relay>,
     axum::Json(proof): axum::Json<SignedMutation<ComputeProof>>,
 ) -> Response {
-    Signed::from(proof.clone()).verify(&Domain::UNSETTLED).expect("the proof is signed");
+    let domain = *relay.domain.lock().unwrap();
+    Signed::from(proof.clone()).verify(&domain).expect("the proof is signed");
     let _ = relay.proofs.send(proof);
     relay.answer().await
 }
@@ -178,7 +182,8 @@ async fn relay_fail(
     State(relay): State<Relay>,
     axum::Json(fail): axum::Json<SignedMutation<FailTask>>,
 ) -> Response {
-    Signed::from(fail.clone()).verify(&Domain::UNSETTLED).expect("the failure is signed");
+    let domain = *relay.domain.lock().unwrap();
+    Signed::from(fail.clone()).verify(&domain).expect("the failure is signed");
     let _ = relay.fails.send(fail);
     relay.answer().await
 }

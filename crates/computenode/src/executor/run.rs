@@ -14,7 +14,10 @@ use super::{Executor, on_disk};
 use crate::attempt::{Attempt, Failure, Finished};
 use crate::gpus::Held;
 use crate::results::{Ended, Record, now};
-use crate::runtime::{Gpu, Output, Progress};
+use crate::runtime::{Gpu, Output, Progress, RunError};
+
+/// How long an attempt may be held: its agent may be gone for good.
+const HOLD_LIMIT: Duration = Duration::from_secs(900);
 
 /// How often the progress of a running attempt is looked at.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -121,10 +124,38 @@ async fn follow(
         fetched = attempt.fetch(&fetching, cancel) => fetched?,
         never = show(record, Phase::Fetching, &fetching) => match never {},
     };
+    hold(attempt, record, cancel).await?;
     let running = Progress::default();
     tokio::select! {
         finished = attempt.run(fetched, gpus, &running, cancel) => finished,
         never = show(record, Phase::Running, &running) => match never {},
+    }
+}
+
+/// Waits until the attempt may begin.
+async fn hold(
+    attempt: &Attempt,
+    record: &watch::Sender<Record>,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    let set = |held| {
+        record.send_if_modified(|Record { status, .. }| {
+            let changes = status.held != held;
+            if changes {
+                status.held = held;
+                status.revision += 1;
+            }
+            changes
+        });
+    };
+    set(!attempt.begin.is_cancelled());
+    let begins = tokio::time::timeout(HOLD_LIMIT, attempt.begin.cancelled());
+    let begun = cancel.run_until_cancelled(begins).await;
+    set(false);
+    match begun {
+        Some(Ok(())) => Ok(()),
+        Some(Err(_)) => Err(Failure::new("not_begun", "nobody let the attempt begin")),
+        None => Err(RunError::cancelled().into()),
     }
 }
 

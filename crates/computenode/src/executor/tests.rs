@@ -96,6 +96,7 @@ fn request(folder: &std::path::Path) -> ComputeRequest {
         task,
         relay_url: "http://127.0.0.1:1".to_owned(),
         attempt_token: "token".to_owned(),
+        hold: false,
     }
 }
 
@@ -160,4 +161,44 @@ async fn what_a_runtime_cannot_clear_up_stops_nobody() {
     let talker = Arc::new(Talker::default());
     executor(folder.path(), &talker).recover().await;
     assert_eq!(talker.recovered.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_attempt_is_fetched_and_begins_when_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let talker = Arc::new(Talker::default());
+    let node = executor(folder.path(), &talker);
+    let begin = request(folder.path());
+    let held = ComputeRequest { hold: true, ..begin.clone() };
+    let task = held.task_id;
+    let until = async |what: fn(&ComputeStatus) -> bool| {
+        let mut seen = 0;
+        loop {
+            let status = soon(node.changed_status(task, seen, Duration::from_secs(20))).await.unwrap();
+            if what(&status) {
+                return status;
+            }
+            seen = status.revision;
+        }
+    };
+    node.take(held.clone()).await.unwrap();
+    assert_eq!(until(|status| status.held).await.phase, Phase::Fetching);
+    // The same again keeps it waiting; called off it ends, and may come again.
+    assert!(node.take(held.clone()).await.unwrap().held);
+    node.cancel(task).unwrap();
+    assert!(!until(|status| status.phase == Phase::Cancelled).await.held);
+    node.take(held).await.unwrap();
+    until(|status| status.held).await;
+    assert_eq!(node.busy(), 1);
+    node.take(begin).await.unwrap();
+    until(|status| status.phase == Phase::Running && !status.held).await;
+    talker.go_on.notify_one();
+    assert_eq!(until(|status| status.failure.is_some()).await.failure.unwrap().code, "trapped");
+
+    let mut missing = request(folder.path());
+    missing.attempt = 2;
+    missing.hold = true;
+    missing.task.input_cid = format!("file://{}/none", folder.path().display()).parse().unwrap();
+    node.take(missing).await.unwrap();
+    assert!(!until(|status| status.attempt == 2 && status.failure.is_some()).await.held);
 }

@@ -1,0 +1,139 @@
+//! The provider's own money at the contract: the stake that goes in, the payments that come out, and what transactions cost.
+
+use escrow::tx::State;
+use escrow::{Block, Status};
+use taskmarket::{Address, Amount, U256};
+
+use super::{Keeper, Trouble};
+
+/// The gas of a withdrawal, by the contract's measured figures.
+const WITHDRAW_GAS: u64 = 45_000;
+/// A withdrawal of the native coin is worth it from so many times its gas on.
+const WITHDRAW_WORTH: u64 = 20;
+/// What transactions begin with that put stake in, and that let the contract take it.
+const STAKE: &str = "stake:";
+const ALLOW: &str = "allow:";
+/// The number under which the book keeps when withdrawals were looked at last.
+const WITHDRAWN_AT: &str = "withdrawn_at";
+
+/// How far the stake is that is put in at the start. What is lost later is for the operator to replace.
+#[derive(Debug, Default)]
+pub(super) enum Staking {
+    /// It is to be looked at.
+    #[default]
+    Begun,
+    /// This transaction is on its way.
+    Sent(String),
+    /// There is nothing more to do.
+    Done,
+}
+
+impl Keeper<'_> {
+    /// Brings the stake up to what was asked for, by one transaction after the other, each looked at again later.
+    pub(super) async fn stake(&self, staking: &mut Staking) -> Result<(), Trouble> {
+        let Some((token, wanted)) = self.money.config.stake else {
+            *staking = Staking::Done;
+            return Ok(());
+        };
+        if let Staking::Sent(purpose) = staking {
+            match self.outbox.get(purpose).await?.map(|entry| entry.state) {
+                Some(State::Done(_)) if purpose.starts_with(STAKE) => *staking = Staking::Done,
+                Some(State::Done(_)) | None => *staking = Staking::Begun,
+                Some(State::Failed(reason)) => {
+                    tracing::error!(%purpose, %reason, "no stake was put in; it is tried again at the next start");
+                    *staking = Staking::Done;
+                }
+                Some(State::Planned { .. } | State::Signed(_) | State::Sent(_) | State::Mined { .. }) => {}
+            }
+        }
+        if !matches!(staking, Staking::Begun) {
+            return Ok(());
+        }
+        // What was begun before a crash counts first.
+        let mut unfinished = self.outbox.unfinished().await?.into_iter().map(|entry| entry.purpose);
+        let begun = |purpose: &String| purpose.starts_with(STAKE) || purpose.starts_with(ALLOW);
+        if let Some(purpose) = unfinished.find(begun) {
+            *staking = Staking::Sent(purpose);
+            return Ok(());
+        }
+        *staking = self.send_stake(token, wanted).await?.map_or(Staking::Done, Staking::Sent);
+        Ok(())
+    }
+
+    /// Sends what brings the stake up next, if anything is missing.
+    async fn send_stake(&self, token: Address, wanted: Amount) -> Result<Option<String>, Trouble> {
+        let provider = self.money.wallet.address();
+        let free = self.chain.stake(token, provider).await?.free;
+        let there = free.checked_add(self.locked(token).await?).unwrap_or(Amount(U256::MAX));
+        let Some(missing) = wanted.checked_sub(there).filter(|missing| *missing != Amount::ZERO) else {
+            return Ok(None);
+        };
+        let calls = self.chain.calls();
+        let is_allowed = token.is_zero() || self.chain.allowance(token, provider).await? >= missing;
+        let (verb, call) = if is_allowed {
+            (STAKE, calls.stake(token, missing))
+        } else {
+            (ALLOW, calls.allow(token, missing))
+        };
+        let purpose = format!("{verb}{}", self.money.book.next().await?);
+        self.dispatch(&purpose, call).await?;
+        Ok(Some(purpose))
+    }
+
+    /// The stake that open claims hold, by the chain: what a former life of the agent sent may have been mined at this moment.
+    async fn locked(&self, token: Address) -> Result<Amount, Trouble> {
+        let claims: Vec<_> = self.money.claims.lock().await.values().map(|open| open.claim.clone()).collect();
+        let mut locked = Amount::ZERO;
+        for claim in claims.iter().filter(|claim| claim.task.token == token) {
+            let record = self.chain.record(claim.key().task_id).await?;
+            let accept = &claim.accept.mutation;
+            let mine = (record.provider, record.attempt) == (accept.provider, accept.attempt);
+            let holds = matches!(record.status, Status::Accepted | Status::Proven | Status::Disputed);
+            if mine && holds {
+                locked = locked.checked_add(claim.task.provider_stake).unwrap_or(locked);
+            }
+        }
+        Ok(locked)
+    }
+
+    /// Takes out what tasks paid, all of it at once and now and then.
+    pub(super) async fn withdraw(&self, head: &Block) -> Result<(), Trouble> {
+        let book = &self.money.book;
+        let last = book.number(WITHDRAWN_AT).await?;
+        if head.time.unix() < last.saturating_add(self.money.config.timing.withdraw_every_secs) {
+            return Ok(());
+        }
+        let unfinished = self.outbox.unfinished().await?;
+        if unfinished.iter().any(|entry| entry.purpose.starts_with("withdraw:")) {
+            return Ok(());
+        }
+        let provider = self.money.wallet.address();
+        for token in &self.money.config.terms.tokens {
+            let credit = self.chain.withdrawable(*token, provider).await?;
+            let gas = U256::from(WITHDRAW_GAS * WITHDRAW_WORTH) * U256::from(head.base_fee);
+            let least = if token.is_zero() { gas } else { U256::ZERO };
+            if credit.0 > least {
+                let purpose = format!("withdraw:{}", book.next().await?);
+                self.dispatch(&purpose, self.chain.calls().withdraw(*token, provider)).await?;
+            }
+        }
+        Ok(book.set_number(WITHDRAWN_AT, head.time.unix()).await?)
+    }
+
+    /// Notes what transactions cost that became final.
+    pub(super) async fn count_costs(&self, head: &Block) -> Result<(), Trouble> {
+        for purpose in self.money.book.uncounted().await? {
+            let cost = match self.outbox.get(&purpose).await?.map(|entry| entry.state) {
+                Some(State::Done(mined)) => mined.cost(),
+                // Counted anew should it be tried again.
+                Some(State::Failed(_)) => U256::ZERO,
+                Some(State::Planned { .. } | State::Signed(_) | State::Sent(_) | State::Mined { .. })
+                | None => {
+                    continue;
+                }
+            };
+            self.money.book.cost(purpose, head.time, cost).await?;
+        }
+        Ok(())
+    }
+}
