@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Trains zorai-demo, a toy language model, on this repository's own texts, and writes it as GGUF.
 
-It is there so that an endpoint can answer on a machine without any other model, and knows nothing. Some minutes on a
-processor; the same texts, packages and kind of processor give the same file. Needs the packages jax, tokenizers, numpy
-and gguf.
+It is there so that an endpoint can answer on a machine without any other model, and knows nothing. Half an hour on two
+processors. The seed is fixed, but whether two runs give the same file was not tried. Needs the packages jax, tokenizers,
+numpy and gguf.
 
     scripts/train_demo.py models/zorai-demo.gguf
 """

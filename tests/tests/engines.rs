@@ -1,7 +1,8 @@
 //! Inference through real processes: the official OpenAI SDKs against relay, agent, node and real engines that the node starts itself; what
 //! a client that leaves frees; what a relay that ends does to streams; and tasks on the chat endpoint.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -22,8 +22,11 @@ const MAX_MESSAGES: usize = 4096;
 /// The highest temperature, as OpenAI has it.
 const MAX_TEMPERATURE: f64 = 2.0;
 
+/// A field, and whether its value asks for something.
+type Wish = (&'static str, fn(&Value) -> bool);
+
 /// What asks for something that this engine does not do.
-const NOT_DONE: [(&str, fn(&Value) -> bool); 17] = [
+const NOT_DONE: [Wish; 17] = [
     ("n", is_several),
     ("best_of", is_several),
     ("tools", is_filled),
