@@ -13,11 +13,11 @@ use crate::ui::Ui;
 /// Cancels a task; a settled one on the chain, which gives its budget back.
 pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
     let id = args.task.id;
+    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let Found { task, domain } = money::find(global, id, ui).await?;
     if domain.is_settled() && !args.chain.is_given() {
         return Err(money::needs_chain("cancel", id));
     }
-    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let message = CancelTask { task_id: id, issued_at: now() };
     let signed = wallet.sign(&message, &domain).map_err(Failure::failed)?;
     if !domain.is_settled() {

@@ -34,6 +34,7 @@ pub(crate) struct Args {
 /// Disputes a result.
 pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     let relay = global.relay(ui)?;
+    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let view = relay.task(args.id).await?;
     let (task, domain) = proof::check_task(&view, args.id)?;
     let evidence = args.evidence.map(|reference| reference.to_string()).unwrap_or_default();
@@ -41,7 +42,6 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         if !args.chain.is_given() {
             return Err(money::needs_chain("dispute", args.id));
         }
-        let wallet = key::load(global, ui, IfMissing::Refuse).await?;
         let purse = args.chain.purse(global, Some(domain), &wallet).await?;
         let mined = money::dispute(&purse, Some(&relay), &task, args.id, &args.reason, &evidence, ui).await?;
         return if ui.json {
@@ -50,7 +50,6 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
             ui.print("disputed")
         };
     }
-    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     // What is disputed is what the provider signed, whether its result holds or not.
     let proof = proof::check_proof(&view, args.id, &task, &domain)?;
     let message = DisputeTask {
