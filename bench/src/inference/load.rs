@@ -59,7 +59,7 @@ impl Shape {
 
 /// See the module.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Load {
+pub(crate) struct Load {
     #[command(flatten)]
     pub(super) target: Target,
     /// What to ask for.

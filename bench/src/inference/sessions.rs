@@ -38,7 +38,7 @@ const ANSWER: &[u8] = br#"{"choices":[{"message":{"role":"assistant","content":"
 
 /// See the module.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Hosts {
+pub(crate) struct Hosts {
     #[command(flatten)]
     pub(super) target: Target,
     /// How many.

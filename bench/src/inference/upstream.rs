@@ -48,7 +48,7 @@ fn completion() -> Bytes {
 
 /// The pace of its streams.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// Tokens in each stream.
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub(super) tokens: u32,
