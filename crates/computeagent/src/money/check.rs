@@ -2,9 +2,8 @@
 
 use escrow::{At, Block, Chain, ChainError, Status};
 use rpc::link::AttemptKey;
-use taskmarket::{Address, Amount, Task, U256};
+use taskmarket::{Address, Amount, MIN_LEASE_SECS, Task, U256};
 
-use super::step::MIN_LEASE_SECS;
 use super::{MAX_CLAIMS, Money, Wish};
 use crate::agent::now;
 use crate::offer::{Refusal, against, not_now};

@@ -4,12 +4,9 @@
 //! reorganisation or somebody else undid or did in between is seen in the chain's record.
 
 use escrow::{Record, Status};
-use taskmarket::{LEASE_MARGIN_SECS, Timestamp};
+use taskmarket::{LEASE_MARGIN_SECS, MIN_LEASE_SECS, Timestamp};
 
 use super::claim::{Claim, Ending, Wish};
-
-/// What is left of a lease at least when it begins, by the contract, in seconds.
-pub(crate) const MIN_LEASE_SECS: u64 = 300;
 
 /// Times that a transaction needs on its way, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
