@@ -88,7 +88,7 @@ async fn pass(shared: Arc<Shared>, request: Request) -> Result<Response, Refusal
     let body = reqwest::Body::wrap_stream(Hashed { body: body.into_data_stream(), sent: Arc::clone(&sent) });
     let path = head.uri.path().trim_start_matches('/');
     let answer =
-        shared.node.infer(path, headers, body, MAX_REQUEST_TIME).await.map_err(|error| match error {
+        shared.node.pass(path, headers, body, MAX_REQUEST_TIME).await.map_err(|error| match error {
             NodeError::Token(_) | NodeError::Unreachable(_) | NodeError::Unknown | NodeError::Refused(_) => {
                 not_now("node_unavailable", &error.to_string())
             }

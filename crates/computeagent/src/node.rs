@@ -105,8 +105,8 @@ impl NodeClient {
         answer.unwrap_or_else(|_| Err(NodeError::Unreachable("no answer in time".to_owned())))
     }
 
-    /// Passes a request for inference on. The node's answer comes as it is, whatever it says; the body is sent once.
-    pub(crate) async fn infer(
+    /// Passes a POST on. The node's answer comes as it is, whatever it says; the body is sent once.
+    pub(crate) async fn pass(
         &self,
         path: &str,
         headers: HeaderMap,

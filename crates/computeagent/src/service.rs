@@ -4,7 +4,8 @@
 //! this host, as newline-delimited JSON of [`rpc::node::LogLine`], from line number `from` on (0 if absent). With `follow` the
 //! answer goes on until the attempt, or the session, ends; a line may come late, but none is sent twice. It is 404 for a task that
 //! the compute node does not know, and 503 with `Retry-After` where the node is away or too many answers are under way. Lines are
-//! read from the node at the relay's pace. Who may read a task's logs is the relay's to check: the agent answers for every
+//! read from the node at the relay's pace. `POST /challenge` and `POST /challenge/products/{index}` go to the node as they are: what it
+//! computes is checked by the relay. Who may read a task's logs is the relay's to check: the agent answers for every
 //! task that its node knows.
 //!
 //! And `POST /tasks/{id}/approval` with a [`SignedMutation`]`<ApproveResult>`: the requester's word for the result of a settled task, by
@@ -21,7 +22,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use daemon::quote;
 use futures_util::StreamExt;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use rpc::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rpc::inference::InferenceKind;
 use rpc::link::{Assignment, AttemptKey};
@@ -45,6 +46,10 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(10);
 /// The answers with logs that may be under way at once in a session.
 const MAX_LOG_READERS: usize = 64;
+/// The largest challenge, in bytes.
+const MAX_CHALLENGE_BYTES: usize = 4 * 1024;
+/// How long the node may take over one: it gives up after a minute.
+const CHALLENGE_PATIENCE: Duration = Duration::from_secs(70);
 /// When to offer again what found no room, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
@@ -56,6 +61,8 @@ pub(crate) fn service(shared: Arc<Shared>, heartbeat: Duration, ending: Cancella
         .route("/tasks/{id}/logs", get(logs))
         .route("/tasks/{id}/approval", post(approved))
         .route("/heartbeat", get(beat))
+        .route("/challenge", post(challenge))
+        .route("/challenge/products/{index}", post(challenge))
         .merge(inference_routes())
         .fallback(async || error(ErrorCode::NotFound, "an agent serves /tasks, their logs and /heartbeat"))
         .method_not_allowed_fallback(async || {
@@ -204,6 +211,23 @@ async fn logs(
         let _ = &permit;
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+/// The relay asks what a GPU computes. The node answers.
+async fn challenge(State(session): State<Session>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str().trim_start_matches('/'));
+    let body = match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, MAX_CHALLENGE_BYTES)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return error(ErrorCode::PayloadTooLarge, "a challenge has 4 KiB at most"),
+        Err(_) => return error(ErrorCode::RequestTimeout, "the challenge did not arrive in time"),
+    };
+    let headers =
+        HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    match session.shared.node.pass(path, headers, body.into(), CHALLENGE_PATIENCE).await {
+        Ok(answer) => (answer.status(), Body::from_stream(answer.bytes_stream())).into_response(),
+        Err(failed) => error(ErrorCode::Unavailable, &quote(&failed.to_string())),
+    }
 }
 
 async fn beat(State(session): State<Session>) -> Response {

@@ -90,14 +90,25 @@ impl Gpus {
         if !gives {
             return Ok(nothing);
         }
+        let share = self.0.share && config.min_vram > 0;
+        let name = config.gpu_type.clone();
+        self.allocate(Request { count, min_vram_mb: config.min_vram, name, share }).await
+    }
+
+    /// Gives all GPUs to whoever measures them; none on a machine without.
+    pub(crate) async fn hold_all(&self) -> Result<Held, AllocateError> {
+        let count = u32::try_from(self.0.inventory.gpus().count()).unwrap_or(u32::MAX);
+        match NonZeroU32::new(count) {
+            None => Ok(Held { gpus: None, allotment: None, list: Vec::new() }),
+            Some(count) => {
+                self.allocate(Request { count, min_vram_mb: 0, name: String::new(), share: false }).await
+            }
+        }
+    }
+
+    async fn allocate(&self, request: Request) -> Result<Held, AllocateError> {
         // What the driver says now counts; where it says nothing, what it said last.
         drop(self.sample().await);
-        let request = Request {
-            count,
-            min_vram_mb: config.min_vram,
-            name: config.gpu_type.clone(),
-            share: self.0.share && config.min_vram > 0,
-        };
         let mut state = self.state();
         let allotment = state.allocator.allocate(&request)?;
         for gpu in allotment.gpus() {

@@ -5,6 +5,7 @@
 //! the money of the task is final. It knows nothing of keys, signatures or money.
 
 mod attempt;
+mod challenge;
 mod check;
 mod client;
 mod config;

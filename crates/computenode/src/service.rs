@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use daemon::Secret;
 use gpu::DeviceKind;
+use gpu::challenge::{Challenge, Commitment};
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::link::DeviceView;
 use rpc::node::{ComputeRequest, ComputeStatus, NodeReport};
@@ -27,6 +28,7 @@ use tokio_util::io::ReaderStream;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+use crate::challenge::{Challenges, Unanswered};
 use crate::engines::Engines;
 use crate::executor::{Executor, TakeError};
 use crate::gpus::Health;
@@ -60,6 +62,7 @@ pub(crate) struct Service(Arc<Shared>);
 struct Shared {
     executor: Executor,
     engines: Engines,
+    challenges: Challenges,
     token: Secret,
     requests: Semaphore,
     inferences: Semaphore,
@@ -72,9 +75,11 @@ struct Refusal(ErrorCode, String);
 impl Service {
     pub(crate) fn new(executor: Executor, engines: Engines, token: Secret) -> Self {
         let requests = Semaphore::new(MAX_REQUESTS);
+        let challenges = Challenges::new(executor.gpus().clone());
         Self(Arc::new(Shared {
             executor,
             engines,
+            challenges,
             token,
             requests,
             inferences: Semaphore::new(MAX_INFERENCES),
@@ -95,6 +100,8 @@ impl Service {
             .route("/result/{task_id}", get(result))
             .route("/logs/{task_id}", get(logs))
             .route("/drain", post(drain).delete(resume))
+            .route("/challenge", post(challenge))
+            .route("/challenge/products/{index}", post(product))
             .route("/metrics", get(metrics))
             .fallback(|| async { Refusal(ErrorCode::NotFound, "there is no such path".to_owned()) })
             .method_not_allowed_fallback(|| async {
@@ -244,6 +251,56 @@ async fn logs(
         Some((Ok::<_, Infallible>(lines), (reader, permit)))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+/// Which device is challenged.
+#[derive(Deserialize)]
+struct DeviceQuery {
+    /// Its place among the devices, counted from 0.
+    #[serde(default)]
+    device: u32,
+}
+
+async fn challenge(
+    State(service): State<Service>,
+    query: Result<Query<DeviceQuery>, QueryRejection>,
+    body: Result<Json<Challenge>, JsonRejection>,
+) -> Result<Json<Commitment>, Refusal> {
+    let (device, challenge) = challenged(query, body)?;
+    Ok(Json(service.0.challenges.commit(device, challenge).await?))
+}
+
+async fn product(
+    State(service): State<Service>,
+    Path(index): Path<u32>,
+    query: Result<Query<DeviceQuery>, QueryRejection>,
+    body: Result<Json<Challenge>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let (device, challenge) = challenged(query, body)?;
+    let product = service.0.challenges.open(device, challenge, index).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], product).into_response())
+}
+
+fn challenged(
+    query: Result<Query<DeviceQuery>, QueryRejection>,
+    body: Result<Json<Challenge>, JsonRejection>,
+) -> Result<(u32, Challenge), Refusal> {
+    let malformed = |text: String| Refusal(ErrorCode::MalformedRequest, text);
+    let Query(DeviceQuery { device }) = query.map_err(|rejection| malformed(rejection.body_text()))?;
+    let Json(challenge) = body.map_err(|rejection| malformed(rejection.body_text()))?;
+    Ok((device, challenge))
+}
+
+impl From<Unanswered> for Refusal {
+    fn from(why: Unanswered) -> Self {
+        let code = match &why {
+            Unanswered::NoSuchDevice(_) => ErrorCode::NotFound,
+            Unanswered::Busy => ErrorCode::Unavailable,
+            Unanswered::Malformed(_) => ErrorCode::InvalidField,
+            Unanswered::Failed(_) => ErrorCode::Conflict,
+        };
+        Self(code, why.to_string())
+    }
 }
 
 async fn drain(State(service): State<Service>) -> Json<NodeReport> {

@@ -383,3 +383,38 @@ async fn fetched_files_go_when_they_are_too_many() {
     }
     assert_eq!(kept, [true, false, true], "the one fetched first is gone");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_challenge_is_computed_and_can_be_checked() {
+    use gpu::challenge::{Commitment, Terms, Verifier};
+
+    let folder = tempfile::tempdir().unwrap();
+    let node = TestNode::start(folder.path(), &["--gpu-name", "Test GPU", "--gpu-vram-mb", "1024"]).await;
+    let terms = Terms { n: 128, products: 3, openings: 2, error_bits: 60 };
+    let (verifier, challenge) = Verifier::start(&terms, [7; 32]).unwrap();
+    let body = serde_json::to_value(&challenge).unwrap();
+    let (status, answer) = node.api.json(Method::POST, "/challenge?device=0", Some(&body)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let commitment: Commitment = serde_json::from_value(answer).unwrap();
+    let mut audit = verifier.commitment(commitment, Duration::from_secs(1)).unwrap();
+    let wanted: Vec<u32> = audit.wanted().collect();
+    let mut verdict = None;
+    for index in wanted {
+        let path = format!("/challenge/products/{index}?device=0");
+        let product = node.api.send(Method::POST, &path, Some(&body)).await.bytes().await.unwrap();
+        verdict = audit.check(&product).unwrap();
+    }
+    assert_eq!(verdict.unwrap().multiply_adds, 3 * 128 * 128 * 128);
+
+    let huge = json!({ "seed": "00".repeat(32), "n": 8192, "products": 1 });
+    for (path, body, wanted, code) in [
+        ("/challenge?device=1", &body, StatusCode::NOT_FOUND, "not_found"),
+        ("/challenge", &huge, StatusCode::BAD_REQUEST, "invalid_field"),
+        ("/challenge", &json!({ "n": 128 }), StatusCode::BAD_REQUEST, "malformed_request"),
+        ("/challenge/products/3", &body, StatusCode::BAD_REQUEST, "invalid_field"),
+    ] {
+        let (status, answer) = node.api.json(Method::POST, path, Some(body)).await;
+        assert_eq!((status, answer["error"]["code"].as_str().unwrap()), (wanted, code), "{path} {answer}");
+    }
+    node.stop().await;
+}

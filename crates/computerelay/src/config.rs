@@ -21,6 +21,8 @@ const MAX_SECS: i64 = 86_400;
 const ARTIFACT_QUOTA: u64 = 64 << 30;
 /// The longest time that sessions and artifacts can be kept, in days.
 const MAX_KEEP_DAYS: i64 = 36_500;
+/// The longest time between two proofs of a GPU, in hours: a year.
+const MAX_CHALLENGE_HOURS: i64 = 8760;
 /// The smallest JSON body limit, in bytes: a task with 16 KiB of parameters must fit, each byte of which may be escaped.
 const MIN_BODY_BYTES: i64 = 128 * 1024;
 /// The largest JSON body limit, in bytes: bodies are held in memory.
@@ -110,6 +112,17 @@ pub struct Args {
     /// How long a provider may think about an offered task, in seconds.
     #[arg(long, env = "ZORAI_RELAY_OFFER_TIMEOUT_SECS", default_value_t = 10, value_name = "SECS", value_parser = secs(1))]
     pub offer_timeout_secs: u64,
+
+    /// How often hosts that offer GPUs have to prove what these compute, in hours; 0 for never. What they proved is shown with them
+    /// (`GET /v1/providers`). It takes each host a few seconds while it is idle.
+    #[arg(
+        long,
+        env = "ZORAI_RELAY_CHALLENGE_GPUS",
+        default_value_t = 0,
+        value_name = "HOURS",
+        value_parser = clap::value_parser!(u32).range(..=MAX_CHALLENGE_HOURS)
+    )]
+    pub challenge_gpus: u32,
 
     /// How long requests may go on after the wish to end (SIGTERM, Ctrl-C), in seconds.
     #[arg(long, env = "ZORAI_RELAY_DRAIN_SECS", default_value_t = 10, value_name = "SECS", value_parser = secs(0))]
@@ -231,6 +244,8 @@ pub struct Config {
     pub heartbeat_timeout: Duration,
     /// How long a provider may think about an offer.
     pub offer_timeout: Duration,
+    /// How often hosts prove what their GPUs compute; `None` for never.
+    pub challenge_gpus: Option<Duration>,
     /// How long requests may go on after the wish to end.
     pub drain: Duration,
     /// The largest JSON body, in bytes.
@@ -283,6 +298,7 @@ impl Config {
             heartbeat: Duration::from_secs(10),
             heartbeat_timeout: Duration::from_secs(5),
             offer_timeout: Duration::from_secs(10),
+            challenge_gpus: None,
             drain: Duration::from_secs(10),
             max_body_bytes: 256 * 1024,
             max_artifact_bytes: 4 << 30,
@@ -335,6 +351,9 @@ impl Config {
             heartbeat: Duration::from_secs(args.heartbeat_secs),
             heartbeat_timeout: Duration::from_secs(args.heartbeat_timeout_secs),
             offer_timeout: Duration::from_secs(args.offer_timeout_secs),
+            challenge_gpus: Some(args.challenge_gpus)
+                .filter(|hours| *hours > 0)
+                .map(|hours| Duration::from_secs(u64::from(hours) * 3600)),
             drain: Duration::from_secs(args.drain_secs),
             max_body_bytes: whole(args.max_body_bytes),
             max_artifact_bytes: args.max_artifact_bytes,

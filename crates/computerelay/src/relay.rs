@@ -214,6 +214,7 @@ fn hub_config(config: &Config, market: &Market) -> HubConfig {
         offer_timeout: config.offer_timeout,
         drain: config.drain,
         max_sessions: config.max_sessions,
+        challenge_every: config.challenge_gpus,
         ..HubConfig::new(config.relay_id.clone(), config.public_urls.clone(), market.domains().to_vec())
     }
 }

@@ -169,6 +169,26 @@ pub struct ProviderView {
     pub metadata: NodeMetadata,
     /// Tasks that it runs now.
     pub busy: u32,
+    /// What its GPUs were found to compute; empty where this relay has not asked.
+    #[serde(default)]
+    pub measured: Vec<MeasuredGpu>,
+}
+
+/// What the relay found a GPU to compute, by a challenge whose answer it checked. It shows that somebody computed so fast for this
+/// host, which need not be the GPU that the host names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MeasuredGpu {
+    /// Which of the metadata's devices, counted from 0.
+    pub device: u32,
+    /// Multiplications of 8-bit integers, each with its addition, in a second, at least; absent where the proof failed.
+    #[serde(default)]
+    pub multiply_adds_per_second: Option<u64>,
+    /// Why the proof failed, if it did.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// When it was checked.
+    pub verified_at: Timestamp,
 }
 
 /// The answer of `GET /v1/providers/{address}/sessions`.

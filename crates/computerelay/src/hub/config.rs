@@ -46,6 +46,8 @@ pub(crate) struct HubConfig {
     pub(crate) max_waiting: usize,
     /// Offers that may be in flight at once (default 256).
     pub(crate) max_offers: usize,
+    /// How often hosts prove what their GPUs compute; `None` for never (default).
+    pub(crate) challenge_every: Option<Duration>,
     /// How long a shutdown waits for sessions to close (default 10 s).
     pub(crate) drain: Duration,
 }
@@ -72,6 +74,7 @@ impl HubConfig {
             max_sessions: 10_000,
             max_waiting: 10_000,
             max_offers: 256,
+            challenge_every: None,
             drain: Duration::from_secs(10),
         }
     }

@@ -4,12 +4,13 @@
 //! - [`dispatch`] follows the market, brings tasks that wait to hosts that fit ([`offer`]), and releases what hosts gave up or lost.
 //! - [`reconcile`] compares what a host that comes back holds with what the store says.
 //! - [`timer`] lets time act on tasks.
-//! - [`logs`] reads what attempts say.
+//! - [`logs`] reads what attempts say; [`challenge`] has hosts prove what their GPUs compute.
 //! - [`explain`] and [`view`] say why a task waits, and who is here.
 //!
 //! The [`floor`] is what all of them share, and where hosts are chosen ([`choice`]): memory only, rebuilt from the store and the sessions
 //! whenever it may have missed something.
 
+mod challenge;
 mod choice;
 mod config;
 mod dispatch;
@@ -69,6 +70,7 @@ pub(crate) struct Hub {
     floor: Mutex<Floor>,
     /// What models the hosts serve.
     models: Arc<Directory>,
+    challenges: challenge::Challenges,
     /// Set off when tasks that wait may fit.
     wake: Notify,
     /// Places for handshakes, of all together and of each peer.
@@ -117,6 +119,7 @@ impl Hub {
             market,
             floor: Mutex::new(Floor::new(backoff, config.grace)),
             models: Arc::default(),
+            challenges: challenge::Challenges::new(),
             wake: Notify::new(),
             handshakes: Arc::new(Semaphore::new(config.max_handshakes)),
             peers: Places::new(config.max_handshakes_per_ip),
@@ -197,6 +200,7 @@ impl Hub {
             status: node.status,
             metadata: node.metadata.clone(),
             busy: node.busy(),
+            measured: self.challenges.of(&node.live.key),
         }
     }
 

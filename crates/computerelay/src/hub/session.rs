@@ -13,7 +13,7 @@ use tracing::{Instrument as _, Span, field};
 
 use super::node::{Live, Node};
 use super::registration::{self, Admitted, Offered, Refusal};
-use super::{Hub, heartbeat, reconcile};
+use super::{Hub, challenge, heartbeat, reconcile};
 use crate::places::Place;
 
 /// A connection's place among the handshakes.
@@ -193,6 +193,7 @@ async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
                 connected_at: hub.market.now(),
                 link,
             });
+            let gpus = challenge::gpus(&metadata);
             let node =
                 Node { live: Arc::clone(&live), metadata, registered_at, status, report: None, given: 0 };
             if hub.floor().join(node) {
@@ -201,7 +202,7 @@ async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
             } else {
                 live.link.close(close_code::SUPERSEDED, "superseded by a newer session of this host");
             }
-            watch(hub, &live).await
+            watch(hub, &live, &gpus).await
         }
     };
     drop(seat);
@@ -217,7 +218,7 @@ async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
 }
 
 /// Listens to the host until its connection ends, and ends it where the host or the relay gives cause.
-async fn watch(hub: &Hub, live: &Arc<Live>) -> Closed {
+async fn watch(hub: &Hub, live: &Arc<Live>, gpus: &[u32]) -> Closed {
     tokio::select! {
         closed = live.link.closed() => return closed,
         fault = heartbeat::listen(hub, live) => {
@@ -225,6 +226,7 @@ async fn watch(hub: &Hub, live: &Arc<Live>) -> Closed {
             live.link.close(fault.close, &fault.reason);
         }
         () = hub.stop.cancelled() => live.link.close(close_code::GOING_AWAY, "the relay is stopping"),
+        never = Box::pin(challenge::run(hub, live, gpus)) => match never {},
     }
     live.link.closed().await
 }

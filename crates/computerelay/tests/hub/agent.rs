@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
+use gpu::challenge::{Challenge, Cpu, commit, open};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -25,7 +26,7 @@ use taskmarket::{
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::interval;
+use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use wallet::Wallet;
@@ -88,6 +89,8 @@ pub(crate) struct Script {
     pub(crate) unacked_proofs: Vec<AttemptKey>,
     /// Whether its attempts say more than anybody reads.
     pub(crate) babbles: bool,
+    /// Whether its GPU computes wrongly.
+    pub(crate) miscalculates: bool,
 }
 
 impl Script {
@@ -103,6 +106,7 @@ impl Script {
             attempts: Vec::new(),
             unacked_proofs: Vec::new(),
             babbles: false,
+            miscalculates: false,
         }
     }
 
@@ -330,6 +334,10 @@ impl Shared {
                 self.state.send_modify(|state| state.assignments.push(assignment.clone()));
                 self.offered(&assignment).await
             }
+            (&Method::POST, path) if path.starts_with("/challenge") => {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                self.challenged(path, serde_json::from_slice(&body).unwrap()).await
+            }
             (&Method::GET, path) if path.ends_with("/logs") => {
                 let task_id = path.strip_prefix("/tasks/").unwrap().strip_suffix("/logs").unwrap();
                 self.logs(task_id.parse().unwrap(), request.uri().query().unwrap())
@@ -347,6 +355,20 @@ impl Shared {
             }
             other => panic!("unexpected request {other:?}"),
         }
+    }
+
+    /// Computes what the relay asks, as slowly as a GPU for which the smallest challenge is enough.
+    async fn challenged(&self, path: &str, challenge: Challenge) -> Response<Body> {
+        let mut backend = Cpu::default();
+        let Some(index) = path.strip_prefix("/challenge/products/") else {
+            let begun = Instant::now();
+            let commitment = commit(&mut backend, &challenge, Duration::MAX).unwrap();
+            sleep_until(begun + Duration::from_secs(1)).await;
+            return respond(StatusCode::OK, serde_json::to_vec(&commitment).unwrap());
+        };
+        let product = open(&mut backend, &challenge, index.parse().unwrap()).unwrap();
+        let wrong = vec![7; product.len()];
+        respond(StatusCode::OK, if self.script.miscalculates { wrong } else { product })
     }
 
     /// What an attempt said, and with `follow=true` what it says until it is over.

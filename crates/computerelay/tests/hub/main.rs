@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent;
+mod challenge;
 #[cfg(target_os = "linux")]
 mod flood;
 mod logs;

@@ -10,11 +10,7 @@ use crate::agent::{Agent, Answer, Beats, Script, now};
 use crate::support::{Relay, Requester, Times};
 
 fn quick() -> Times {
-    Times {
-        heartbeat: Duration::from_millis(300),
-        grace: Duration::from_millis(300),
-        offer: Duration::from_secs(10),
-    }
+    Times { heartbeat: Duration::from_millis(300), grace: Duration::from_millis(300), ..Times::default() }
 }
 
 /// Publishes a task and has this host accept it.

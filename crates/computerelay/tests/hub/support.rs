@@ -36,12 +36,19 @@ pub(crate) struct Times {
     pub(crate) heartbeat: Duration,
     pub(crate) grace: Duration,
     pub(crate) offer: Duration,
+    /// Between two proofs of a GPU.
+    pub(crate) challenge: Option<Duration>,
 }
 
 impl Default for Times {
     /// Quick reports, and nobody is given up by mistake.
     fn default() -> Self {
-        Self { heartbeat: Duration::from_millis(500), grace: PATIENCE * 2, offer: Duration::from_secs(10) }
+        Self {
+            heartbeat: Duration::from_millis(500),
+            grace: PATIENCE * 2,
+            offer: Duration::from_secs(10),
+            challenge: None,
+        }
     }
 }
 
@@ -66,6 +73,7 @@ impl Relay {
         config.heartbeat_timeout = times.heartbeat;
         config.session_grace = times.grace;
         config.offer_timeout = times.offer;
+        config.challenge_gpus = times.challenge;
         let relay = computerelay::build(config).await.unwrap();
         let base: Url = format!("http://{}", relay.local_addr()).parse().unwrap();
         let stop = CancellationToken::new();
