@@ -39,9 +39,25 @@ handlers! {
     "accept" accept: AcceptTask as Accept;
     "fail" fail: FailTask as Fail;
     "proof" proof: ComputeProof as Proof;
-    "approve" approve: ApproveResult as Approve;
     "dispute" dispute: DisputeTask as Dispute;
     "resolve" resolve: ResolveDispute as Resolve;
+}
+
+/// `POST /v1/tasks/{id}/approve`. Where the chain has the last word, the task's host is told besides: with the approval in hand it can have
+/// itself paid at once.
+pub(super) async fn approve(
+    State(app): State<App>,
+    MaybeKey(key): MaybeKey,
+    TaskPath(id): TaskPath,
+    Json(body): Json<SignedMutation<ApproveResult>>,
+) -> Answer {
+    let approval = body.clone();
+    let (awaits_chain, view) = mutate(&app, key.as_ref(), id, body, Mutation::Approve).await?;
+    if !awaits_chain {
+        return Ok((StatusCode::OK, JsonAnswer(view)));
+    }
+    app.hub.pass_approval(&find(&app, id).await?, &approval);
+    Ok((StatusCode::ACCEPTED, JsonAnswer(view)))
 }
 
 /// Carries a signed mutation of a task out; answers the task after it, as the holder of this key sees it, and whether the message is right

@@ -37,10 +37,12 @@ use axum::response::IntoResponse as _;
 use http::{HeaderValue, Request, header};
 use rpc::error::ErrorCode;
 use rpc::relay::ProviderView;
+use rpc::tasks::SignedMutation;
 use scheduler::{Need, NodeKey};
+use store::StoredTask;
 use taskmarket::{
-    Address, Bytes32, Domain, NodeStatus, RegisterNode, ReleaseReason, Runtime, Task, TaskId, TaskRecord,
-    UpdateNodeStatus, Verified, Word,
+    Address, ApproveResult, Bytes32, Domain, NodeStatus, RegisterNode, ReleaseReason, Runtime, Task, TaskId,
+    TaskRecord, UpdateNodeStatus, Verified, Word,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -404,6 +406,23 @@ impl Hub {
         let deadline = self.config.offer_timeout;
         self.sessions.spawn(async move {
             offer::call_off(&live, task_id, attempt, deadline).await;
+            drop(permit);
+        });
+    }
+
+    /// Hands the requester's approval of a settled task to the host that has its last attempt, if it is connected here. Nothing hangs on it:
+    /// the approval counts once it is on chain, where anybody can bring it.
+    pub(crate) fn pass_approval(&self, task: &StoredTask, approval: &SignedMutation<ApproveResult>) {
+        let (Some(provider), Some(node_id)) = (task.record.provider, task.node) else { return };
+        let key = NodeKey { provider: provider.0, node_id };
+        let Some(live) = self.floor().node(&key).map(|node| Arc::clone(&node.live)) else { return };
+        let task_id = task.record.id;
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
+            return tracing::warn!(%task_id, "too many calls at once; approval not passed on");
+        };
+        let (approval, deadline) = (approval.clone(), self.config.offer_timeout);
+        self.sessions.spawn(async move {
+            offer::pass_approval(&live, &approval, deadline).await;
             drop(permit);
         });
     }

@@ -10,7 +10,9 @@ use rpc::error::ErrorBody;
 use rpc::link::Assignment;
 use rpc::tasks::SignedMutation;
 use store::Placement;
-use taskmarket::{AcceptTask, Mutation, Rejection, Signed, Status, TaskId, TaskRecord, Verified};
+use taskmarket::{
+    AcceptTask, ApproveResult, Mutation, Rejection, Signed, Status, TaskId, TaskRecord, Verified,
+};
 use tokio::time::{Instant, timeout};
 
 use super::Hub;
@@ -192,6 +194,22 @@ async fn commit(
             | MarketError::Store(_)
             | MarketError::Artifacts(_)),
         ) => Err(Untaken::Relay(error)),
+    }
+}
+
+/// Hands a host the requester's approval of its result.
+pub(super) async fn pass_approval(live: &Live, approval: &SignedMutation<ApproveResult>, deadline: Duration) {
+    let task_id = approval.mutation.task_id;
+    let Ok(body) = serde_json::to_vec(approval) else { return };
+    let request =
+        Request::post(format!("/tasks/{task_id}/approval")).header(header::CONTENT_TYPE, "application/json");
+    let Ok(request) = request.body(Full::new(Bytes::from(body))) else { return };
+    match timeout(deadline, live.link.request(request)).await {
+        Ok(Ok(response)) => {
+            tracing::debug!(%task_id, status = response.status().as_u16(), "approval passed on");
+        }
+        Ok(Err(error)) => tracing::debug!(%task_id, %error, "approval not passed on"),
+        Err(_) => tracing::debug!(%task_id, "approval not passed on in time"),
     }
 }
 

@@ -21,8 +21,8 @@ use rpc::link::{
 };
 use rpc::tasks::{Phase, Progress, SignedMutation};
 use taskmarket::{
-    AcceptTask, Bytes32, ComputeProof, ContentHash, Domain, FailTask, RegisterNode, Runtime, Signed, TaskId,
-    Timestamp, keccak256,
+    AcceptTask, ApproveResult, Bytes32, ComputeProof, ContentHash, Domain, FailTask, RegisterNode, Runtime,
+    Signed, TaskId, Timestamp, keccak256,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -227,6 +227,8 @@ pub(crate) struct State {
     pub(crate) assignments: Vec<Assignment>,
     pub(crate) held: Vec<AttemptKey>,
     pub(crate) called_off: Vec<AttemptKey>,
+    /// The tasks whose results were approved to it.
+    pub(crate) approved: Vec<TaskId>,
     /// What its attempts said, one line each.
     pub(crate) said: Vec<String>,
     /// Bytes of babble that were sent.
@@ -333,6 +335,12 @@ impl Shared {
                 let assignment: Assignment = serde_json::from_slice(&body).unwrap();
                 self.state.send_modify(|state| state.assignments.push(assignment.clone()));
                 self.offered(&assignment).await
+            }
+            (&Method::POST, path) if path.ends_with("/approval") => {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let approval: SignedMutation<ApproveResult> = serde_json::from_slice(&body).unwrap();
+                self.state.send_modify(|state| state.approved.push(approval.mutation.task_id));
+                respond(StatusCode::NO_CONTENT, Vec::new())
             }
             (&Method::POST, path) if path.starts_with("/challenge") => {
                 let body = request.into_body().collect().await.unwrap().to_bytes();

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use taskmarket::{Money, Status};
+use reqwest::StatusCode;
+use rpc::tasks::SignedMutation;
+use taskmarket::{ApproveResult, ComputeProof, Money, Status};
 
 use crate::agent::{Answer, Script};
 use crate::chain::{PROVIDER, REQUESTER, eventually, world};
@@ -47,6 +49,15 @@ async fn a_host_is_asked_once_funded_is_final_and_then_bound_by_its_own_acceptan
     world.accept(&task, PROVIDER, 1).await;
     let view = relay.finally(&world, id, Money::Accepted).await;
     assert_eq!((view.status, view.attempt), (Status::Accepted, 1));
+    // The approval of a result is the chain's to take; the host is told besides.
+    let proof = world.proof(&task, PROVIDER, 1, world.now().await);
+    relay.upload().await;
+    assert_eq!(relay.say(id, "proof", SignedMutation::from(proof.clone())).await, StatusCode::OK);
+    let ComputeProof { provider, attempt, result_hash, finished_at, .. } = proof.message;
+    let approve = ApproveResult { task_id: id, provider, attempt, result_hash, issued_at: finished_at };
+    let approve = SignedMutation::from(world.sign(REQUESTER, &approve));
+    assert_eq!(relay.say(id, "approve", approve).await, StatusCode::ACCEPTED);
+    host.sees("the approval", |state| state.approved == [id]).await;
     assert!(host.state().assignments.iter().all(|seen| seen.task_id == id), "{waits} has no money");
     // What was never funded can be cancelled on chain, and then never is.
     let cancel = taskmarket::CancelTask { task_id: waits, issued_at: view.updated_at };
