@@ -263,6 +263,7 @@ async fn payments_that_are_due_together_are_taken_together() {
         // The first may be due a little before the last, and waits for it.
         settled.pass(5).await;
     }
+    settled.endpoint.has_looked().await;
     let sent = settled.sent().await;
     settled.pass(WINDOW - 12).await;
     for _ in 0..6 {

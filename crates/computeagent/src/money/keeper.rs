@@ -68,7 +68,7 @@ async fn look(money: &Money, staking: &mut Staking) -> Result<(), Trouble> {
         tracing::warn!(%error, "the stake cannot be looked at for now");
     }
     let mut batched = Batched::default();
-    for claim in keeper.due().await {
+    for claim in keeper.due(&head).await {
         let key = claim.key();
         if let Err(error) = keeper.attend(claim, &head, &mut batched).await {
             tracing::warn!(task = %key.task_id, attempt = key.attempt, %error, "its money cannot be looked after for now");
@@ -87,11 +87,13 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    /// The claims to be looked at now.
-    async fn due(&self) -> Vec<Claim> {
+    /// The claims to be looked at now: those whose turn it is, and, so that they are paid together, all whose window has ended.
+    async fn due(&self, head: &Block) -> Vec<Claim> {
         let at = Instant::now();
         let claims = self.money.claims.lock().await;
-        claims.values().filter(|open| open.look_at <= at).map(|open| open.claim.clone()).collect()
+        let is_due =
+            |open: &&Open| open.look_at <= at || open.window_until.is_some_and(|until| until <= head.time);
+        claims.values().filter(is_due).map(|open| open.claim.clone()).collect()
     }
 
     /// Looks at a claim and does its next step.

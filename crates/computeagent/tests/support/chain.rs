@@ -230,6 +230,8 @@ struct Upstream {
     takes: Arc<AtomicBool>,
     /// How many transactions it was given and did not take.
     dropped: watch::Sender<u32>,
+    /// How often it was asked for a block, as each look at the chain begins.
+    looks: watch::Sender<u32>,
 }
 
 impl Endpoint {
@@ -237,7 +239,8 @@ impl Endpoint {
         let tls = daemon::tls::client_config(None).unwrap();
         let http = reqwest::Client::builder().tls_backend_preconfigured(tls).build().unwrap();
         let takes = Arc::new(AtomicBool::new(true));
-        let upstream = Upstream { url, http, takes, dropped: watch::Sender::new(0) };
+        let upstream =
+            Upstream { url, http, takes, dropped: watch::Sender::new(0), looks: watch::Sender::new(0) };
         let router = Router::new().fallback(pass_on).with_state(upstream.clone());
         Self { server: Server::start(any_port(), router, None).await, upstream }
     }
@@ -255,6 +258,13 @@ impl Endpoint {
         let mut dropped = self.upstream.dropped.subscribe();
         soon("a transaction", dropped.wait_for(|dropped| *dropped > 0)).await.unwrap();
     }
+
+    /// Waits until the chain was looked at several times more.
+    pub(crate) async fn has_looked(&self) {
+        let mut looks = self.upstream.looks.subscribe();
+        let seen = *looks.borrow();
+        soon("looks at the chain", looks.wait_for(|looks| *looks > seen + 5)).await.unwrap();
+    }
 }
 
 async fn pass_on(State(upstream): State<Upstream>, body: bytes::Bytes) -> Response {
@@ -262,6 +272,9 @@ async fn pass_on(State(upstream): State<Upstream>, body: bytes::Bytes) -> Respon
     if request["method"] == "eth_sendRawTransaction" && !upstream.takes.load(Ordering::SeqCst) {
         upstream.dropped.send_modify(|dropped| *dropped += 1);
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if request["method"] == "eth_getBlockByNumber" {
+        upstream.looks.send_modify(|looks| *looks += 1);
     }
     let asked =
         upstream.http.post(upstream.url.clone()).header("content-type", "application/json").body(body);
