@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use daemon::default_data_dir;
 use escrow::tx::{self, DeployError, Deployed, PERMIT2};
 use serde_json::json;
 use taskmarket::Address;
@@ -68,7 +69,9 @@ async fn deploy(global: &Global, args: &Deploy, ui: &Ui) -> Outcome {
     // Asked before the key: an endpoint of another chain is refused here.
     rpc.request::<String>("eth_chainId", json!([])).await.map_err(|error| chain_failure(error.into()))?;
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;
-    let outbox = open(rpc, &wallet, &args.chain.outbox_config()).await.map_err(outbox_failure)?;
+    let outbox = open(&default_data_dir("client"), rpc, &wallet, &args.chain.outbox_config())
+        .await
+        .map_err(outbox_failure)?;
     let again = if args.again { format!(":{}", now().unix()) } else { String::new() };
     let purpose = format!("deploy:{}{again}", args.permit2);
     let bar = ui.spinner("deploying");

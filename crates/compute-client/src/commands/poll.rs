@@ -67,7 +67,7 @@ pub(crate) async fn publish(
     let signed = wallet.sign(task, &domain).map_err(Failure::failed)?;
     let id = signed.message.id(&domain);
     if let Some(purse) = purse {
-        money::keep(&signed, domain).await?;
+        money::keep(&purse.home, &signed, domain).await?;
         money::fund(purse, task, id, ui).await?;
     }
     let paid = |failure: Failure| match purse {

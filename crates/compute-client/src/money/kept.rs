@@ -1,7 +1,7 @@
 //! Settled tasks kept on this machine: with one of them its money can be taken back even where no relay has heard of it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use daemon::{default_data_dir, private_file};
 use serde::{Deserialize, Serialize};
@@ -28,10 +28,10 @@ struct File {
     signature: Signature,
 }
 
-/// Keeps a signed task, durably: this comes before its money moves.
-pub(crate) async fn keep(signed: &Signed<Task>, domain: Domain) -> Outcome {
+/// Keeps a signed task in this folder, durably: this comes before its money moves.
+pub(crate) async fn keep(home: &Path, signed: &Signed<Task>, domain: Domain) -> Outcome {
     let file = File { domain, task: signed.message.clone(), signature: signed.signature };
-    let path = path(file.task.id(&domain));
+    let path = path(home, file.task.id(&domain));
     let text = serde_json::to_vec_pretty(&file).map_err(Failure::failed)?;
     let shown = path.display().to_string();
     tokio::task::spawn_blocking(move || private_file::create(&path, &text))
@@ -42,7 +42,7 @@ pub(crate) async fn keep(signed: &Signed<Task>, domain: Domain) -> Outcome {
 
 /// Finds a task: on this machine, else at the relay. Its id is checked in both.
 pub(crate) async fn find(global: &Global, id: TaskId, ui: &Ui) -> Outcome<Found> {
-    let path = path(id);
+    let path = path(&default_data_dir("client"), id);
     let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Failure::failed)?;
     match read {
         Ok(text) => {
@@ -62,6 +62,6 @@ pub(crate) async fn find(global: &Global, id: TaskId, ui: &Ui) -> Outcome<Found>
     }
 }
 
-fn path(id: TaskId) -> PathBuf {
-    default_data_dir("client").join("tasks").join(format!("{id}.json"))
+fn path(home: &Path, id: TaskId) -> PathBuf {
+    home.join("tasks").join(format!("{id}.json"))
 }

@@ -5,7 +5,7 @@ mod fund;
 mod kept;
 mod outcome;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -132,7 +132,7 @@ impl ChainArgs {
 
     /// A purse on a chain that is connected.
     pub(crate) fn purse_of(&self, chain: Chain, wallet: &Wallet) -> Purse {
-        Purse { chain, wallet: wallet.clone(), config: self.outbox_config() }
+        Purse::new(chain, wallet, self.outbox_config(), default_data_dir("client"))
     }
 
     /// How transactions are sent.
@@ -152,9 +152,16 @@ pub(crate) struct Purse {
     pub(crate) chain: Chain,
     pub(crate) wallet: Wallet,
     config: OutboxConfig,
+    /// Where its transactions and tasks are kept.
+    pub(crate) home: PathBuf,
 }
 
 impl Purse {
+    /// A purse of this wallet at this contract, which keeps what it must not forget in `home`.
+    pub(crate) fn new(chain: Chain, wallet: &Wallet, config: OutboxConfig, home: PathBuf) -> Self {
+        Self { chain, wallet: wallet.clone(), config, home }
+    }
+
     /// Whose purse it is.
     pub(crate) fn account(&self) -> Address {
         self.wallet.address()
@@ -162,8 +169,9 @@ impl Purse {
 
     /// Sends a transaction for a purpose, once, and waits until it is final. What failed under this purpose before is tried again.
     pub(crate) async fn send(&self, purpose: &str, call: Call, ui: &Ui) -> Outcome<Mined> {
-        let outbox =
-            open(self.chain.rpc().clone(), &self.wallet, &self.config).await.map_err(outbox_failure)?;
+        let outbox = open(&self.home, self.chain.rpc().clone(), &self.wallet, &self.config)
+            .await
+            .map_err(outbox_failure)?;
         send(&outbox, purpose, call, ui).await
     }
 
@@ -173,11 +181,16 @@ impl Purse {
     }
 }
 
-/// Opens the account's outbox, in turn with other commands.
-pub(crate) async fn open(rpc: Rpc, wallet: &Wallet, config: &OutboxConfig) -> Result<Outbox, OutboxError> {
+/// Opens the account's outbox in this folder, in turn with other commands.
+pub(crate) async fn open(
+    home: &Path,
+    rpc: Rpc,
+    wallet: &Wallet,
+    config: &OutboxConfig,
+) -> Result<Outbox, OutboxError> {
     let started = tokio::time::Instant::now();
     loop {
-        match Outbox::open(&folder(), rpc.clone(), wallet.clone(), config.clone()).await {
+        match Outbox::open(&home.join("outbox"), rpc.clone(), wallet.clone(), config.clone()).await {
             Err(OutboxError::InUse { .. }) if started.elapsed() < TURN_PATIENCE => {
                 tokio::time::sleep(TURN_PAUSE).await;
             }
@@ -198,10 +211,6 @@ pub(crate) async fn send(outbox: &Outbox, purpose: &str, call: Call, ui: &Ui) ->
     let mined = sent.map_err(outbox_failure)?;
     ui.detail(format_args!("{purpose}: {} in block {}", mined.tx, mined.block));
     Ok(mined)
-}
-
-fn folder() -> PathBuf {
-    default_data_dir("client").join("outbox")
 }
 
 /// A chain's failure as a command's.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use taskmarket::{Address, Amount, ContentHash, Runtime, Task, TaskConfig};
 use wallet::Wallet;
 
+use super::money::{BUDGET, Money};
 use super::weights::{NAME, Weights};
 use super::{TEXT, WORD_COUNT};
 use crate::commands::poll::{Approve, Verdict, Verify, poll, publish};
@@ -61,14 +62,20 @@ impl Demo {
     }
 
     /// Publishes, follows, checks and approves the task, and shows what came out.
-    pub(crate) async fn run(&self, relay: &Relay, ui: &Ui) -> Outcome {
-        let wallet = Wallet::random();
-        let task = self.task(&wallet)?;
+    pub(crate) async fn run(&self, relay: &Relay, money: Option<&Money>, ui: &Ui) -> Outcome {
+        let wallet = money.map_or_else(Wallet::random, |money| money.requester().clone());
+        let task = self.task(&wallet, money)?;
+        let before = match money {
+            Some(money) => Some((money, money.balances().await?)),
+            None => None,
+        };
+        let purse = money.map(Money::purse);
         let started = Instant::now();
-        let id = publish(relay, &wallet, &task, &[&self.model, &self.input], None, ui).await?;
+        let id = publish(relay, &wallet, &task, &[&self.model, &self.input], purse, ui).await?;
         ui.say(format_args!("task {id}"));
         let verdict = Verdict { verify: Verify::Proof, approve: Approve::Auto };
-        let (checked, status) = Box::pin(poll(relay, &wallet, &task, id, started, verdict, None, ui)).await?;
+        let (checked, status) =
+            Box::pin(poll(relay, &wallet, &task, id, started, verdict, purse, ui)).await?;
         let insight = self.insight(&checked)?;
         let receipt = Receipt::new(&checked, status, started.elapsed().max(Duration::from_millis(1)), None);
         if ui.json {
@@ -76,10 +83,17 @@ impl Demo {
             return ui.print_json(&receipt);
         }
         receipt.say(ui);
+        if let Some((money, before)) = &before {
+            money.say(id, before, ui).await?;
+        }
         ui.print(insight)
     }
 
-    fn task(&self, wallet: &Wallet) -> Outcome<Task> {
+    fn task(&self, wallet: &Wallet, money: Option<&Money>) -> Outcome<Task> {
+        let budget = match money {
+            Some(_) => BUDGET.parse().map_err(Failure::failed)?,
+            None => Amount::ZERO,
+        };
         let hash = |content: &Content| content.hash.unwrap_or(ContentHash::UNPINNED);
         Ok(Task {
             requester: wallet.address(),
@@ -97,13 +111,13 @@ impl Demo {
                 max_attempts: 1,
             },
             token: Address::ZERO,
-            budget: Amount::ZERO,
-            provider_stake: Amount::ZERO,
-            dispute_bond: Amount::ZERO,
+            budget,
+            provider_stake: budget.half_up(),
+            dispute_bond: budget.half_up(),
             deadline: now().plus(DEADLINE_SECS),
             dispute_window: 86_400,
             arbiter_window: 604_800,
-            arbiter: Address::ZERO,
+            arbiter: money.map_or(Address::ZERO, Money::arbiter),
             salt: random_salt()?,
         })
     }

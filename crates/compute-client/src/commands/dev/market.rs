@@ -18,6 +18,7 @@ use tokio::process::{ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::commands::dev::child::Program;
+use crate::commands::dev::money::Money;
 use crate::commands::dev::toy;
 use crate::failure::{Context as _, Failure, Outcome};
 use crate::relay::Relay;
@@ -62,23 +63,22 @@ struct Child {
 }
 
 impl Market {
-    /// Starts the three programs on free loopback ports and waits until the agent is connected.
+    /// Starts the three programs on free loopback ports, to settle tasks where there is a chain, and waits until the agent is connected.
     ///
     /// # Errors
     /// One of them did not come up; the message has the end of its log.
-    pub(crate) async fn start(folder: &Path, ui: &Ui) -> Outcome<Self> {
-        std::fs::create_dir_all(folder).or_failed(folder.display())?;
+    pub(crate) async fn start(folder: &Path, money: Option<&Money>, ui: &Ui) -> Outcome<Self> {
+        prepare(folder)?;
         // Children run in the same folder, but the paths are shown to people who may not.
         let folder = std::fs::canonicalize(folder).or_failed(folder.display())?;
         let lock = lock(&folder)?;
         let api_key = secret(&folder.join("api-key"), "zk-")?;
-        secret(&folder.join("provider.key"), "")?;
         let [relay_port, node_port] = free_ports()?;
         let url = format!("http://127.0.0.1:{relay_port}");
         let node_listen = format!("127.0.0.1:{node_port}");
         let relay = Relay::new(&url, Some(api_key.clone()), None, &Ui::new(true, false, false))?;
 
-        let mut relay_child = Child::relay(&folder, relay_port)?;
+        let mut relay_child = Child::relay(&folder, relay_port, money)?;
         let mut node_child = Child::node(&folder, &node_listen)?;
         relay_child
             .until_ready(async || match relay.get::<Info>("v1/info").await {
@@ -94,7 +94,7 @@ impl Market {
             })
             .await?;
         ui.detail("the compute node is up");
-        let mut agent_child = Child::agent(&folder, relay_port, &node_listen)?;
+        let mut agent_child = Child::agent(&folder, relay_port, &node_listen, money)?;
         let connected = async || match relay.get::<ProviderList>("v1/providers").await {
             Ok(list) if list.providers.is_empty() => Err("it is not connected to the relay".to_owned()),
             Ok(_) => Ok(()),
@@ -163,7 +163,7 @@ impl Market {
 }
 
 impl Child {
-    fn relay(folder: &Path, port: u16) -> Outcome<Self> {
+    fn relay(folder: &Path, port: u16, money: Option<&Money>) -> Outcome<Self> {
         let listen = format!("127.0.0.1:{port}");
         let (store, key) = (folder.join("relay"), folder.join("api-key"));
         let arguments: [&OsStr; 10] = [
@@ -178,7 +178,8 @@ impl Child {
             "--drain-secs".as_ref(),
             "1".as_ref(),
         ];
-        Self::start(Program::Relay, folder, &arguments)
+        let more = money.map(Money::relay_flags).unwrap_or_default();
+        Self::start(Program::Relay, folder, &with(&arguments, &more))
     }
 
     fn node(folder: &Path, listen: &str) -> Outcome<Self> {
@@ -202,7 +203,7 @@ impl Child {
         Self::start(Program::Node, folder, &arguments)
     }
 
-    fn agent(folder: &Path, relay_port: u16, node: &str) -> Outcome<Self> {
+    fn agent(folder: &Path, relay_port: u16, node: &str, money: Option<&Money>) -> Outcome<Self> {
         let dial = format!("ws://127.0.0.1:{relay_port}{}", rpc::PROVIDER_CONNECT_PATH);
         let compute = format!("http://{node}");
         let (key, token, data) = (folder.join("provider.key"), folder.join(TOKEN_FILE), folder.join("agent"));
@@ -222,7 +223,8 @@ impl Child {
             "--drain-secs".as_ref(),
             "1".as_ref(),
         ];
-        Self::start(Program::Agent, folder, &arguments)
+        let more = money.map(Money::agent_flags).unwrap_or_default();
+        Self::start(Program::Agent, folder, &with(&arguments, &more))
     }
 
     fn start(program: Program, folder: &Path, arguments: &[&OsStr]) -> Outcome<Self> {
@@ -283,6 +285,16 @@ impl Child {
         let (name, path) = (self.program.name(), self.log.display());
         Failure::failed(format_args!("the {name} {what} ({status}); the end of {path}:{last}"))
     }
+}
+
+/// Makes the market's folder, and the provider's key in it.
+pub(super) fn prepare(folder: &Path) -> Outcome {
+    std::fs::create_dir_all(folder).or_failed(folder.display())?;
+    secret(&folder.join("provider.key"), "").map(drop)
+}
+
+fn with<'a>(arguments: &[&'a OsStr], more: &'a [String]) -> Vec<&'a OsStr> {
+    arguments.iter().copied().chain(more.iter().map(OsStr::new)).collect()
 }
 
 /// Takes the folder for one market.

@@ -4,6 +4,7 @@
 pub(crate) mod child;
 mod demo;
 mod market;
+mod money;
 mod toy;
 mod weights;
 
@@ -14,6 +15,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::commands::dev::market::Market;
+use crate::commands::dev::money::Money;
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::ui::{Style, Ui};
 
@@ -57,7 +59,7 @@ pub(crate) async fn run(args: Args, ui: &Ui) -> Outcome {
     let folder = args.data.unwrap_or_else(|| default_data_dir(PROGRAM));
     ui.say("starting a relay, an agent and a compute node");
     let mut market = tokio::select! {
-        market = Box::pin(Market::start(&folder, ui)) => market?,
+        market = Box::pin(Market::start(&folder, None, ui)) => market?,
         () = token.cancelled() => return Err(interrupted()),
     };
     tokio::select! {
@@ -93,18 +95,7 @@ async fn run_demo(args: &Args, ui: &Ui) -> Outcome {
     let folder =
         temporary.as_ref().map(TempDir::path).or(args.data.as_deref()).unwrap_or(Path::new(".")).to_owned();
     ui.say("starting a relay, an agent and a compute node, each a process of its own on loopback");
-    let outcome = match Box::pin(Market::start(&folder, ui)).await {
-        Ok(mut market) => {
-            let relay = market.relay();
-            let outcome = tokio::select! {
-                outcome = Box::pin(task.run(&relay, ui)) => outcome,
-                failure = market.died() => Err(failure),
-            };
-            market.stop().await;
-            outcome
-        }
-        Err(failure) => Err(failure),
-    };
+    let outcome = Box::pin(demonstrate(&folder, &task, ui)).await;
     match (outcome, temporary) {
         (Err(failure), Some(temporary)) => {
             Err(failure.hint(format_args!("the logs are in {}", temporary.keep().display())))
@@ -112,6 +103,20 @@ async fn run_demo(args: &Args, ui: &Ui) -> Outcome {
         (Err(failure), None) => Err(failure.hint(format_args!("the logs are in {}", folder.display()))),
         (Ok(()), _) => Ok(()),
     }
+}
+
+/// Runs the demo's task on a market of its own, with money where there can be a chain.
+async fn demonstrate(folder: &Path, task: &demo::Demo, ui: &Ui) -> Outcome {
+    market::prepare(folder)?;
+    let money = Money::start(folder, ui).await?;
+    let mut market = Market::start(folder, money.as_ref(), ui).await?;
+    let relay = market.relay();
+    let outcome = tokio::select! {
+        outcome = Box::pin(task.run(&relay, money.as_ref(), ui)) => outcome,
+        failure = market.died() => Err(failure),
+    };
+    market.stop().await;
+    outcome
 }
 
 /// Says how to use the market that is up.
