@@ -24,10 +24,13 @@ fn the_demo_embeds_a_real_text_with_the_real_model() {
         .unwrap();
     assert!(out.status.success(), "{}", said(&out));
     let text = said(&out).to_lowercase();
-    for word in ["open", "accepted", "submitted", "completed", "task", "provider", "model", "input", "result"]
-    {
+    for word in ["open", "accepted", "submitted", "task", "provider", "model", "input", "result"] {
         assert!(text.contains(word), "{word} is missing:\n{text}");
     }
+    // With a chain it is paid, and each transaction shown; without one it says that no money moves.
+    let is_paid = text.contains("paid     transaction 0x") && text.contains("requester had ");
+    let is_free = text.contains("settlement is off") && text.contains("completed");
+    assert!(is_paid != is_free, "{text}");
 }
 
 #[test]
