@@ -51,12 +51,13 @@ def until_up(port, process):
 
 
 def measure(port, tokens):
-    """Tokens a second of a long answer, and of a long prompt."""
-    body = {"model": "toy", "prompt": PROMPT, "temperature": 0, "max_tokens": tokens}
+    """Tokens a second of a long answer, and of a long prompt, which llama.cpp would else read only once."""
+    body = {"model": "toy", "prompt": PROMPT, "temperature": 0, "max_tokens": tokens, "cache_prompt": False}
     began = time.monotonic()
     usage = ask(port, "/v1/completions", body)["usage"]
     spent = time.monotonic() - began
     long = {"model": "toy", "prompt": "The relay holds no wallet key. " * 40, "temperature": 0, "max_tokens": 1}
+    long["cache_prompt"] = False
     began = time.monotonic()
     prompt = ask(port, "/v1/completions", long)["usage"]["prompt_tokens"]
     return usage["completion_tokens"] / spent, prompt / (time.monotonic() - began)
@@ -75,9 +76,9 @@ def main():
     lines = {
         "embedded": [arguments.node, "__engine", "--name", "toy", "--model", MODEL, "--port", str(ports["embedded"])],
         "llama.cpp": [
-            f"{arguments.engine}/python/bin/python", "-m", "llama_cpp.server", "--model", MODEL, "--model_alias", "toy",
-            "--host", "127.0.0.1", "--port", str(ports["llama.cpp"]), "--n_ctx", "1024", "--n_threads", threads,
-            "--n_threads_batch", threads,
+            f"{arguments.engine}/llama-server", "--model", MODEL, "--alias", "toy", "--host", "127.0.0.1",
+            "--port", str(ports["llama.cpp"]), "--ctx-size", "1024", "--parallel", "1", "--threads", threads,
+            "--threads-batch", threads,
         ],
     }
     environment = {"PATH": "/usr/bin:/bin", "RAYON_NUM_THREADS": threads}

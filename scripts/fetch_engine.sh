@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Builds real OpenAI-compatible engines for the tests, and a tiny model for them: llama.cpp's own server, from the sources that the package
-# llama-cpp-python carries, and that package's server. Takes some minutes the first time, and needs a C++ compiler; what is there already
-# is left as it is.
+# Builds a real OpenAI-compatible engine for the tests, and a tiny model for it: llama.cpp's own server, from the sources that the package
+# llama-cpp-python carries. Takes some minutes the first time, and needs a C++ compiler; what is there already is left as it is.
 #
-#   scripts/fetch_engine.sh FOLDER    writes FOLDER/python (a virtual environment), FOLDER/llama-server, FOLDER/tools.jinja (a chat template
-#                                     by which llama.cpp can be made to call tools) and FOLDER/tiny.gguf
+#   scripts/fetch_engine.sh FOLDER    writes FOLDER/llama-server, FOLDER/tools.jinja (a chat template by which it can be made to call tools),
+#                                     FOLDER/tiny.gguf, and FOLDER/python (a virtual environment that builds them)
 #
 # The tests find it by ZORAI_TEST_ENGINE=FOLDER.
 set -euo pipefail
@@ -20,11 +19,9 @@ version=0.3.36
 python=$folder/python/bin/python
 # What lies there would count as installed.
 unset PYTHONPATH
-if ! "$python" -c 'import llama_cpp.server.app, gguf, numpy' 2>/dev/null; then
+if ! "$python" -c 'import gguf, numpy' 2>/dev/null; then
     python3 -m venv "$folder/python"
-    # Without the machine's own instructions, so that a folder that is kept serves other machines too.
-    CMAKE_ARGS="-DGGML_NATIVE=OFF ${CMAKE_ARGS:-}" "$python" -m pip install --quiet --disable-pip-version-check \
-        "llama-cpp-python[server]==$version" 'gguf==0.19.0' numpy
+    "$python" -m pip install --quiet --disable-pip-version-check 'gguf==0.19.0' numpy
 fi
 if ! [ -x "$folder/llama-server" ] || ! [ -f "$folder/tools.jinja" ]; then
     build=$folder/build

@@ -20,10 +20,9 @@ async fn the_openai_sdk_talks_to_an_engine_behind_an_agent() {
     };
     let market = Market::new();
     let node_port = free_port();
-    let python = engine.join("python/bin/python");
     let command = format!(
-        "llama={} -m llama_cpp.server --model {{model}} --model_alias {{name}} --host 127.0.0.1 --port {{port}} --interrupt_requests False",
-        python.display()
+        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --parallel {{slots}}",
+        engine.join("llama-server").display()
     );
     let managed = format!("tiny=llama,model={},slots=1", engine.join("tiny.gguf").display());
     let _node =

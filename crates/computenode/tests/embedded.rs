@@ -310,12 +310,12 @@ fn a_file_that_is_no_model_is_said_to_be_none() {
 async fn it_says_what_llama_cpp_says() {
     let Some(engine) = real_engine() else { return };
     let command = format!(
-        "python={} -m llama_cpp.server --model {{model}} --model_alias {{name}} --host 127.0.0.1 --port {{port}} --n_ctx 1024",
-        engine.join("python/bin/python").display()
+        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --ctx-size 1024 --parallel 1",
+        engine.join("llama-server").display()
     );
-    let managed = format!("reference=python,model={}", toy().display());
+    let managed = format!("reference=llama,model={}", toy().display());
     let tiny = format!("tiny={},threads=1", engine.join("tiny.gguf").display());
-    let tiny_reference = format!("tiny-reference=python,model={}", engine.join("tiny.gguf").display());
+    let tiny_reference = format!("tiny-reference=llama,model={}", engine.join("tiny.gguf").display());
     let own = toy_flag();
     let flags = ["--engine-command", &*command, "--managed-engine", &*managed, "--model", &*own]
         .into_iter()
@@ -339,7 +339,9 @@ async fn it_says_what_llama_cpp_says() {
         for model in models {
             let body = story(json!({ "model": model, "prompt": prompt, "max_tokens": 8 }));
             let answer = node.ask(COMPLETIONS, body).await;
-            said.push((answer["choices"][0]["text"].clone(), answer["usage"].clone()));
+            let counts = ["prompt_tokens", "completion_tokens", "total_tokens"];
+            let counts = counts.map(|count| answer["usage"][count].clone());
+            said.push((answer["choices"][0]["text"].clone(), counts));
         }
         assert_eq!(said[0], said[1], "{prompt}");
     }

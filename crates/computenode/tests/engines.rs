@@ -277,11 +277,10 @@ async fn a_real_engine_is_started_used_restarted_and_ended() {
     let Some(engine) = real_engine() else { return };
     let folder = tempfile::tempdir().unwrap();
     let command = format!(
-        "python={} -m llama_cpp.server --model {{model}} --model_alias {{name}} --host 127.0.0.1 --port {{port}} \
-         --n_ctx 8192 --interrupt_requests False",
-        engine.join("python/bin/python").display()
+        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --ctx-size 8192 --parallel 1",
+        engine.join("llama-server").display()
     );
-    let managed = format!("tiny=python,model={}", engine.join("tiny.gguf").display());
+    let managed = format!("tiny=llama,model={}", engine.join("tiny.gguf").display());
     let flags = ["--engine-command", &*command, "--managed-engine", &*managed];
     let node = Running::start(folder.path(), &flags, "tiny").await;
     let message = json!([{ "role": "user", "content": "the task" }]);

@@ -13,6 +13,9 @@ use crate::revert::RevertReason;
 use crate::rpc::{Rpc, RpcError};
 use crate::token::IERC20;
 
+/// Where a task's money stands, by the contract: in the domain's words.
+pub use taskmarket::Money as Status;
+
 /// How many blocks are asked for events at once: what most nodes allow.
 const LOG_RANGE: u64 = 10_000;
 
@@ -70,69 +73,6 @@ impl At {
             Self::Pending => "pending".to_owned(),
             Self::Block(number) => format!("{number:#x}"),
         }
-    }
-}
-
-/// Where a task's money stands, by the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// Nothing is held, and nothing was.
-    None,
-    /// The budget is held; nobody is bound.
-    Funded,
-    /// A provider is bound until its lease ends.
-    Accepted,
-    /// A proof came in time; it may be disputed until the window ends.
-    Proven,
-    /// The requester disputed.
-    Disputed,
-    /// The provider has the budget.
-    Paid,
-    /// The money was divided.
-    Split,
-    /// The requester has the budget back.
-    Refunded,
-    /// The requester withdrew the task.
-    Cancelled,
-}
-
-impl Status {
-    /// The word in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Funded => "funded",
-            Self::Accepted => "accepted",
-            Self::Proven => "proven",
-            Self::Disputed => "disputed",
-            Self::Paid => "paid",
-            Self::Split => "split",
-            Self::Refunded => "refunded",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    /// Whether nothing changes it any more.
-    pub fn is_final(self) -> bool {
-        match self {
-            Self::Paid | Self::Split | Self::Refunded | Self::Cancelled => true,
-            Self::None | Self::Funded | Self::Accepted | Self::Proven | Self::Disputed => false,
-        }
-    }
-
-    fn from_index(index: u8) -> Option<Self> {
-        Some(match index {
-            0 => Self::None,
-            1 => Self::Funded,
-            2 => Self::Accepted,
-            3 => Self::Proven,
-            4 => Self::Disputed,
-            5 => Self::Paid,
-            6 => Self::Split,
-            7 => Self::Refunded,
-            8 => Self::Cancelled,
-            _ => return None,
-        })
     }
 }
 
@@ -287,8 +227,8 @@ impl Chain {
     /// [`ChainError`]
     pub async fn record_at(&self, id: TaskId, at: At) -> Result<Record, ChainError> {
         let record = self.read(self.escrow(), &contract::recordOfCall { taskId: id.0 }, at).await?;
-        let status = Status::from_index(record.status)
-            .ok_or_else(|| malformed("recordOf", "a status that is not known"))?;
+        let status = Status::ALL.get(usize::from(record.status)).copied();
+        let status = status.ok_or_else(|| malformed("recordOf", "a status that is not known"))?;
         Ok(Record {
             provider: record.provider,
             attempt: record.attempt,

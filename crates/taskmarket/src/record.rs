@@ -412,7 +412,7 @@ pub enum Money {
 }
 
 impl Money {
-    /// All of them.
+    /// All of them, in the order in which the contract counts them.
     pub const ALL: [Self; 9] = [
         Self::None,
         Self::Funded,

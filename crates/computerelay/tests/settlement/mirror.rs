@@ -168,7 +168,7 @@ async fn follow(world: &World, watcher: &mut Watcher, records: &mut [TaskRecord]
     for record in records {
         let stored = world.chain.record(record.id).await.unwrap();
         let money = &record.settlement;
-        assert_eq!(money.as_str(), stored.status.as_str());
+        assert_eq!(money.status, stored.status);
         let provider = money.provider.map_or(Address::ZERO, |Provider(provider)| provider);
         assert_eq!((provider, money.attempt), (stored.provider, stored.attempt), "{record:#?}");
         if matches!(stored.status, Status::Accepted | Status::Proven | Status::Disputed) {
