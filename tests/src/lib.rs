@@ -104,6 +104,15 @@ impl Process {
         }
     }
 
+    /// Ends it in order, so that what it started ends with it.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub async fn stop(mut self) {
+        self.signal("TERM");
+        self.ended().await;
+    }
+
     /// All that it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -62,7 +62,7 @@ async fn the_openai_sdks_talk_to_engines_behind_an_agent() {
     let Some(folder) = engine() else { return };
     let market = Market::new();
     let node_port = free_port();
-    let _node = node(&market, &folder, node_port, free_port()).await;
+    let node = node(&market, &folder, node_port, free_port()).await;
     let _relay = market.relay(&[]).await;
     let price = ["--price", "*=1000000,2000000"];
     let _agent = market.agent("agent", PROVIDER_KEYS[0], market.port, ("node", node_port), &price);
@@ -78,6 +78,7 @@ async fn the_openai_sdks_talk_to_engines_behind_an_agent() {
         let out = tokio::time::timeout(3 * PATIENCE, running).await.unwrap().unwrap();
         assert!(out.status.success(), "{script}: {}", said(&out));
     }
+    node.stop().await;
 }
 
 /// Whether llama.cpp's one slot works.
@@ -92,7 +93,7 @@ async fn a_client_that_leaves_frees_the_engines_slot() {
     let Some(folder) = engine() else { return };
     let market = Market::new();
     let (node_port, chat_port) = (free_port(), free_port());
-    let _node = node(&market, &folder, node_port, chat_port).await;
+    let node = node(&market, &folder, node_port, chat_port).await;
     let _relay = market.relay(&[]).await;
     let _agent = market.agent("agent", PROVIDER_KEYS[0], market.port, ("node", node_port), &[]);
     models(&market, 3).await;
@@ -114,6 +115,7 @@ async fn a_client_that_leaves_frees_the_engines_slot() {
     }
     // Machines are shared: one of three has to do with what the way takes by itself.
     assert!(shortest < Duration::from_millis(250), "{shortest:?}");
+    node.stop().await;
 }
 
 #[tokio::test]

@@ -21,11 +21,11 @@ async fn the_openai_sdk_talks_to_an_engine_behind_an_agent() {
     let market = Market::new();
     let node_port = free_port();
     let command = format!(
-        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --parallel {{slots}}",
+        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --parallel {{slots}} --threads 1",
         engine.join("llama-server").display()
     );
     let managed = format!("tiny=llama,model={},slots=1", engine.join("tiny.gguf").display());
-    let _node =
+    let node =
         market.node("node", node_port, &["--engine-command", &command, "--managed-engine", &managed]).await;
     let _relay = market.relay(&[]).await;
     let price = ["--price", "*=1000000,2000000"];
@@ -56,6 +56,7 @@ async fn the_openai_sdk_talks_to_an_engine_behind_an_agent() {
     assert_eq!(told["signed"], true, "{told:#}");
 
     the_command_line_talks_to_it_and_checks_the_receipt(&market).await;
+    node.stop().await;
 }
 
 async fn the_command_line_talks_to_it_and_checks_the_receipt(market: &Market) {

@@ -310,7 +310,7 @@ fn a_file_that_is_no_model_is_said_to_be_none() {
 async fn it_says_what_llama_cpp_says() {
     let Some(engine) = real_engine() else { return };
     let command = format!(
-        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --ctx-size 1024 --parallel 1",
+        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --ctx-size 1024 --parallel 1 --threads 1",
         engine.join("llama-server").display()
     );
     let managed = format!("reference=llama,model={}", toy().display());

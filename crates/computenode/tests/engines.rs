@@ -277,7 +277,7 @@ async fn a_real_engine_is_started_used_restarted_and_ended() {
     let Some(engine) = real_engine() else { return };
     let folder = tempfile::tempdir().unwrap();
     let command = format!(
-        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --ctx-size 8192 --parallel 1",
+        "llama={} --model {{model}} --alias {{name}} --host 127.0.0.1 --port {{port}} --ctx-size 8192 --parallel 1 --threads 1",
         engine.join("llama-server").display()
     );
     let managed = format!("tiny=llama,model={}", engine.join("tiny.gguf").display());
