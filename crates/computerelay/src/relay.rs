@@ -20,6 +20,7 @@ use crate::chain::{self, ChainView, EscrowConfig};
 use crate::config::{Args, Config};
 use crate::gateway::Gateway;
 use crate::hub::{Hub, HubConfig};
+use crate::idempotency;
 use crate::keys::{self, ApiKeys};
 use crate::location::{StoreLocation, with_password};
 use crate::market::Market;
@@ -112,6 +113,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         attempts: Attempts::new(config.max_artifact_bytes),
         logs: LogReaders::default(),
         chat_tasks: ChatTasks::default(),
+        answers: idempotency::Room::default(),
         limits: BodyLimits {
             max_body_bytes: config.max_body_bytes,
             max_artifact_bytes: config.max_artifact_bytes,

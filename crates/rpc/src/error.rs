@@ -144,6 +144,8 @@ codes! {
     NoSession = "no_session", 409, -32009;
     /// The result's bytes must be stored before its proof is taken.
     ResultMissing = "result_missing", 409, -32009;
+    /// The request under this idempotency key was carried out, and its answer could not be kept.
+    AnswerNotKept = "answer_not_kept", 410, -32010;
     /// The body is larger than this relay takes.
     PayloadTooLarge = "payload_too_large", 413, -32013;
     /// The API key would store more than it may.

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use taskmarket::Timestamp;
 
+use crate::row::{parse, text};
 use crate::{KeyId, StoreError};
 
 /// For how long an answer is kept, in seconds: a day.
@@ -27,6 +28,16 @@ pub trait Idempotency: Send + Sync {
         request: [u8; 32],
         now: Timestamp,
     ) -> Result<Begun, StoreError>;
+
+    /// Says that a request that began, or was renewed, at `before` is still carried out: its mark lapses [`IN_FLIGHT_SECS`] after `now`,
+    /// and its answer is kept for [`ANSWER_KEPT_SECS`] from then on. Answers whether it has its mark still.
+    async fn renew(
+        &self,
+        owner: &KeyId,
+        key: &str,
+        before: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
 
     /// Keeps the answer to a request that began. The first answer stays.
     async fn finish(&self, owner: &KeyId, key: &str, answer: StoredAnswer) -> Result<(), StoreError>;
@@ -58,8 +69,22 @@ pub struct StoredAnswer {
     pub status: u16,
     /// Its media type.
     pub content_type: String,
+    /// Other headers, by name.
+    pub headers: Vec<(String, String)>,
     /// Its body.
     pub body: Vec<u8>,
+}
+
+impl StoredAnswer {
+    /// The headers as they are stored.
+    pub(crate) fn headers_text(&self) -> Result<String, StoreError> {
+        text(&self.headers)
+    }
+
+    /// The headers that are stored so; answers of older versions have none.
+    pub(crate) fn headers_of(stored: Option<&str>) -> Result<Vec<(String, String)>, StoreError> {
+        stored.map_or(Ok(Vec::new()), |stored| parse(stored, || "the headers of a kept answer".to_owned()))
+    }
 }
 
 /// A kept request.

@@ -127,7 +127,7 @@ pub static TABLES: [Table; 18] = [
     },
     Table {
         name: "idempotency",
-        columns: &["owner", "key", "request", "began_at", "status", "content_type", "body"],
+        columns: &["owner", "key", "request", "began_at", "status", "content_type", "body", "headers"],
         key: 2,
         numbered: false,
     },

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use artifact::Digest;
+use axum::Extension;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -26,6 +27,7 @@ use super::App;
 use super::extract::parse;
 use super::tasks::{domain_of, take_in};
 use crate::error::ApiError;
+use crate::idempotency::Whole;
 use crate::keys::Caller;
 
 /// Requests that wait for their tasks at once; further ones are answered 503, or ask for `background`.
@@ -231,9 +233,10 @@ impl Call {
     }
 
     /// The rest of a stream, once there is one.
-    async fn events(self) -> Bytes {
+    async fn events(self, whole: Whole) -> Bytes {
         match self.end().await {
             Ok((record, message)) => {
+                whole.came();
                 let chunk = |delta: Value, finish: Option<&str>| {
                     let choice = json!({ "index": 0, "delta": delta, "finish_reason": finish });
                     let object = "chat.completion.chunk".to_owned();
@@ -345,7 +348,8 @@ fn is_final(status: Status) -> bool {
 /// An answer that begins at once, and shows that it lives until there is something to say.
 fn streamed(call: Call) -> Response {
     let ticks = interval_at(tokio::time::Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
-    let events = stream::unfold(Some((Box::pin(call.events()), ticks)), |state| async {
+    let whole = Whole::default();
+    let events = stream::unfold(Some((Box::pin(call.events(whole.clone())), ticks)), |state| async {
         let (mut events, mut ticks) = state?;
         tokio::select! {
             biased;
@@ -354,7 +358,8 @@ fn streamed(call: Call) -> Response {
         }
     });
     let body = Body::from_stream(events.map(Ok::<_, std::convert::Infallible>));
-    ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")], body).into_response()
+    let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
+    (headers, Extension(whole), body).into_response()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::response::Response;
+use http::HeaderMap;
 use http::request::Parts;
 use rpc::error::ErrorCode;
 use rpc::inference::{InferenceKind, ModelList, ModelView, ReceiptView};
@@ -16,6 +17,7 @@ use super::chat_task;
 use super::extract::{AnyKey, check_content_type, declared_length, path_part, read, require_scope};
 use crate::error::ApiError;
 use crate::gateway::{self, Content};
+use crate::idempotency::{Keyed, asked};
 use crate::keys::Caller;
 
 /// Models of keys and days that are read for a page of usage at most.
@@ -82,18 +84,33 @@ async fn serve(
     kind: InferenceKind,
 ) -> Result<Response, ApiError> {
     check_content_type(request.headers())?;
+    let key = asked(request.headers())?;
     let (parts, body) = request.into_parts();
     let room = app.gateway.room(declared_length(&parts.headers)).await?;
     let body = read(&parts.headers, body, app.gateway.max_body_bytes()).await?;
-    if kind == InferenceKind::Chat && chat_task::is_task(&body) {
-        let patience = app.gateway.patience(&parts.headers)?;
-        drop(room);
-        return chat_task::serve(&app, &caller, &body, patience).await;
+    let Some(key) = key else {
+        return carry_out(&app, caller, kind, parts.headers, Content::new(body, room)).await;
+    };
+    let keyed = Keyed::new(&caller, key, &parts, &body).await?;
+    keyed.once(&app, carry_out(&app, caller, kind, parts.headers, Content::new(body, room))).await
+}
+
+async fn carry_out(
+    app: &App,
+    caller: Caller,
+    kind: InferenceKind,
+    headers: HeaderMap,
+    content: Content,
+) -> Result<Response, ApiError> {
+    if kind == InferenceKind::Chat && chat_task::is_task(&content.body) {
+        let patience = app.gateway.patience(&headers)?;
+        // Waiting for a task takes no room.
+        let body = content.into_body();
+        return chat_task::serve(app, &caller, &body, patience).await;
     }
-    let request_id = parts.headers.get(rpc::REQUEST_ID_HEADER).cloned();
+    let request_id = headers.get(rpc::REQUEST_ID_HEADER).cloned();
     let request_id = request_id.ok_or_else(|| ApiError::internal(&"a request has no id"))?;
-    let content = Content::new(body, room);
-    let (headers, at) = (parts.headers, app.market.now());
+    let at = app.market.now();
     app.gateway.serve(gateway::Request { caller, kind, request_id, headers, content, at }).await
 }
 

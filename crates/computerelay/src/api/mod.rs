@@ -40,7 +40,7 @@ use crate::auth::{Access, identify};
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::hub::Hub;
-use crate::idempotency::honour;
+use crate::idempotency::{self, honour};
 use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::webhooks::Webhooks;
@@ -81,6 +81,8 @@ pub(crate) struct Shared {
     pub(crate) logs: LogReaders,
     /// Chat requests that wait for their tasks.
     pub(crate) chat_tasks: ChatTasks,
+    /// Answers to be kept for their idempotency keys.
+    pub(crate) answers: idempotency::Room,
     /// What is counted.
     pub(crate) metrics: Metrics,
     /// The largest bodies.

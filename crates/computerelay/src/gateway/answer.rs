@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use axum::Extension;
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -67,6 +68,7 @@ pub(super) fn answer(gateway: &Arc<Gateway>, call: &Arc<Call>, opened: Opened) -
         return response.map(|()| axum::body::Body::from(rest.first));
     }
     let passing = Passing::new(tally, rest);
+    response.extensions_mut().insert(call.whole.clone());
     response.map(|()| axum::body::Body::new(Stream { phase: Phase::Passing(Box::new(passing)) }))
 }
 
@@ -81,7 +83,7 @@ pub(super) fn answer_early(
     let waiting = Waiting { gateway: Arc::clone(gateway), call: Arc::clone(call), opening, ticks };
     let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
     let body = axum::body::Body::new(Stream { phase: Phase::Waiting(Box::new(waiting)) });
-    (StatusCode::OK, headers, body).into_response()
+    (StatusCode::OK, headers, Extension(call.whole.clone()), body).into_response()
 }
 
 fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
@@ -161,7 +163,12 @@ fn begun(waiting: &Waiting, opened: Opened) -> Phase {
     // What is no stream cannot stand in one: an engine's error becomes an event, and so does an answer.
     let value = serde_json::from_slice::<serde_json::Value>(&rest.first);
     let first = match value {
-        Ok(value) if rest.body.is_none() => Bytes::from(format!("data: {value}\n\n")),
+        Ok(value) if rest.body.is_none() => {
+            if status.is_success() {
+                waiting.call.whole.came();
+            }
+            Bytes::from(format!("data: {value}\n\n"))
+        }
         Ok(_) | Err(_) => {
             let message = format!("the provider answered {} and no stream", status.as_u16());
             event(&ErrorBody::new(ErrorCode::ProviderFailed, message), true)
@@ -259,6 +266,7 @@ impl Passing {
         match self.tally.meter.end() {
             Ok(rest) => {
                 self.tally.completed();
+                self.tally.call().whole.came();
                 Step::Last(rest)
             }
             Err(fault) => self.broken(&format!("the provider's answer broke off: {fault}"), fault.failure()),

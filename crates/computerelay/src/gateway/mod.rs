@@ -39,6 +39,7 @@ pub(crate) use directory::Directory;
 pub(crate) use room::Content;
 
 use crate::error::ApiError;
+use crate::idempotency::Whole;
 use crate::keys::Caller;
 use crate::limits::Buckets;
 use affinity::Affinity;
@@ -172,7 +173,8 @@ impl Gateway {
         let ask = Ask::read(&content.body)?;
         let patience = Patience::read(&headers, ask.stream, &self.config)?;
         let is_stream = ask.stream;
-        let call = Arc::new(Call { caller, kind, request_id, ask, patience, at, begun });
+        let call =
+            Arc::new(Call { caller, kind, request_id, ask, patience, at, begun, whole: Whole::default() });
         let mut opening: answer::Opening = Box::pin(self.counted(Arc::clone(&call), content));
         if !is_stream {
             return Ok(answer::answer(self, &call, opening.await?));

@@ -31,6 +31,11 @@ impl Content {
     pub(crate) fn new(body: Bytes, room: Option<OwnedSemaphorePermit>) -> Self {
         Self { body, _room: room }
     }
+
+    /// The body alone; its room is given back.
+    pub(crate) fn into_body(self) -> Bytes {
+        self.body
+    }
 }
 
 /// See the module.

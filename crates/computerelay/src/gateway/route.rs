@@ -24,6 +24,7 @@ use super::meter::{Fault, Form, Meter};
 use super::room::Content;
 use super::tally::{RequestHash, hash};
 use crate::error::ApiError;
+use crate::idempotency::Whole;
 use crate::keys::Caller;
 
 /// How often a request that waits looks for a host even if it is told of none.
@@ -46,6 +47,8 @@ pub(super) struct Call {
     pub(super) patience: Patience,
     pub(super) at: Timestamp,
     pub(super) begun: Instant,
+    /// Whether all of a streamed answer came.
+    pub(super) whole: Whole,
 }
 
 impl Call {

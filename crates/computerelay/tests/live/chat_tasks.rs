@@ -232,3 +232,52 @@ async fn tasks_without_a_result_are_errors_that_need_no_retry() {
     assert_error(&expired, 504, "task_expired");
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn under_an_idempotency_key_a_task_is_answered_once_too() {
+    let (rig, wallet) = (Rig::start().await, Wallet::random());
+    let mut agent = Agent::connect(&rig).await;
+    let send = |key: &str, body: &Value| {
+        let request = rig.request(Method::POST, CHAT).header("idempotency-key", key).json(body);
+        async { request.send().await.unwrap() }
+    };
+    let asked = body(&wallet, json!({ "background": true }));
+    // Who signs what the refusal shows may go on with the same key.
+    assert_eq!(send("one", &asked).await.status(), StatusCode::BAD_REQUEST);
+    let (signed, id) = signed(&rig, &wallet, &asked).await;
+    let first = send("one", &signed).await;
+    assert_eq!(first.status(), StatusCode::ACCEPTED);
+    let first = first.text().await.unwrap();
+    let taken = agent.next().await;
+    rig.wait_for(&id, "accepted").await;
+    let again = send("one", &signed).await;
+    assert_eq!(
+        (again.status(), &again.headers()["idempotency-replayed"]),
+        (StatusCode::ACCEPTED, &"true".parse().unwrap())
+    );
+    assert_eq!(again.headers()["location"], format!("/v1/tasks/{id}").as_str());
+    assert_eq!(again.text().await.unwrap(), first, "as it was then");
+    assert_error(
+        &answer(rig.request(Method::POST, CHAT).header("idempotency-key", "one").json(&asked)).await,
+        422,
+        "idempotency_mismatch",
+    );
+
+    // A stream that ends without the result is not kept; one with it is.
+    let mut streamed = signed.clone();
+    streamed["background"] = json!(false);
+    streamed["stream"] = json!(true);
+    let hurried = rig.request(Method::POST, CHAT).header("x-zorai-timeout-ms", "50");
+    let hurried = hurried.header("idempotency-key", "two").json(&streamed).send().await.unwrap();
+    assert!(hurried.text().await.unwrap().contains("deadline_exceeded"));
+    prove(&rig, &agent, &taken).await;
+    let first = send("two", &streamed).await;
+    assert!(!first.headers().contains_key("idempotency-replayed"));
+    let first = first.text().await.unwrap();
+    assert!(first.contains("the words are counted"), "{first}");
+    let again = send("two", &streamed).await;
+    assert_eq!(again.headers()["idempotency-replayed"], "true");
+    assert_eq!(again.headers()["content-type"], "text/event-stream");
+    assert_eq!(again.text().await.unwrap(), first);
+    rig.stop().await;
+}

@@ -27,7 +27,7 @@ impl Idempotency for Postgres {
                 .execute(
                     "INSERT INTO idempotency AS kept (owner, key, request, began_at) VALUES ($1, $2, $3, $4)
                      ON CONFLICT (owner, key) DO UPDATE SET request = excluded.request, began_at = excluded.began_at,
-                         status = NULL, content_type = NULL, body = NULL
+                         status = NULL, content_type = NULL, body = NULL, headers = NULL
                      WHERE kept.began_at <= $5
                          OR (kept.began_at <= $6 AND kept.request = excluded.request AND kept.status IS NULL)",
                     &[
@@ -53,11 +53,25 @@ impl Idempotency for Postgres {
         Err(StoreError::Busy)
     }
 
+    async fn renew(
+        &self,
+        owner: &KeyId,
+        key: &str,
+        before: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let sql = "UPDATE idempotency SET began_at = $4
+                   WHERE owner = $1 AND key = $2 AND began_at = $3 AND status IS NULL";
+        let (before, now) = (to_sql(before.unix()), to_sql(now.unix()));
+        Ok(self.execute(sql, &[&owner.as_str(), &key, &before, &now]).await? > 0)
+    }
+
     async fn finish(&self, owner: &KeyId, key: &str, answer: StoredAnswer) -> Result<(), StoreError> {
-        let sql = "UPDATE idempotency SET status = $3, content_type = $4, body = $5
+        let sql = "UPDATE idempotency SET status = $3, content_type = $4, body = $5, headers = $6
                    WHERE owner = $1 AND key = $2 AND status IS NULL";
-        let status = i64::from(answer.status);
-        self.execute(sql, &[&owner.as_str(), &key, &status, &answer.content_type, &answer.body]).await?;
+        let (status, headers) = (i64::from(answer.status), answer.headers_text()?);
+        let StoredAnswer { content_type, body, .. } = &answer;
+        self.execute(sql, &[&owner.as_str(), &key, &status, content_type, body, &headers]).await?;
         Ok(())
     }
 
@@ -74,11 +88,14 @@ impl Idempotency for Postgres {
 
 impl Postgres {
     async fn entry(&self, owner: &KeyId, key: &str) -> Result<Option<Entry>, StoreError> {
-        let sql = "SELECT request, began_at, status, content_type, body FROM idempotency
+        let sql = "SELECT request, began_at, status, content_type, body, headers FROM idempotency
                    WHERE owner = $1 AND key = $2";
         let Some(row) = self.query_opt(sql, &[&owner.as_str(), &key]).await? else { return Ok(None) };
         let answer = match row.opt_number(2)? {
-            Some(status) => Some(StoredAnswer { status, content_type: row.column(3)?, body: row.column(4)? }),
+            Some(status) => {
+                let headers = StoredAnswer::headers_of(row.column(5)?)?;
+                Some(StoredAnswer { status, content_type: row.column(3)?, headers, body: row.column(4)? })
+            }
             None => None,
         };
         Ok(Some(Entry { request: row.column(0)?, began_at: row.time(1)?, answer }))

@@ -35,15 +35,37 @@ impl Idempotency for Sqlite {
         .await
     }
 
-    async fn finish(&self, owner: &KeyId, key: &str, answer: StoredAnswer) -> Result<(), StoreError> {
+    async fn renew(
+        &self,
+        owner: &KeyId,
+        key: &str,
+        before: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
         let (owner, key) = (owner.clone(), key.to_owned());
         self.write(move |connection| {
+            let renewed = connection
+                .prepare_cached(
+                    "UPDATE idempotency SET began_at = ?4
+                     WHERE owner = ?1 AND key = ?2 AND began_at = ?3 AND status IS NULL",
+                )?
+                .execute((owner.as_str(), key, to_sql(before.unix()), to_sql(now.unix())))?;
+            Ok(renewed > 0)
+        })
+        .await
+    }
+
+    async fn finish(&self, owner: &KeyId, key: &str, answer: StoredAnswer) -> Result<(), StoreError> {
+        let (owner, key) = (owner.clone(), key.to_owned());
+        let headers = answer.headers_text()?;
+        self.write(move |connection| {
+            let StoredAnswer { status, content_type, body, .. } = &answer;
             connection
                 .prepare_cached(
-                    "UPDATE idempotency SET status = ?3, content_type = ?4, body = ?5
+                    "UPDATE idempotency SET status = ?3, content_type = ?4, body = ?5, headers = ?6
                      WHERE owner = ?1 AND key = ?2 AND status IS NULL",
                 )?
-                .execute(params![owner.as_str(), key, answer.status, answer.content_type, answer.body])?;
+                .execute(params![owner.as_str(), key, status, content_type, body, headers])?;
             Ok(())
         })
         .await
@@ -73,12 +95,16 @@ impl Idempotency for Sqlite {
 
 fn entry(connection: &Connection, owner: &KeyId, key: &str) -> Result<Option<Entry>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT request, began_at, status, content_type, body FROM idempotency WHERE owner = ?1 AND key = ?2",
+        "SELECT request, began_at, status, content_type, body, headers FROM idempotency
+         WHERE owner = ?1 AND key = ?2",
     )?;
     let mut rows = statement.query((owner.as_str(), key))?;
     let Some(row) = rows.next()? else { return Ok(None) };
     let answer = match row.get(2)? {
-        Some(status) => Some(StoredAnswer { status, content_type: row.get(3)?, body: row.get(4)? }),
+        Some(status) => {
+            let headers = StoredAnswer::headers_of(row.get::<_, Option<String>>(5)?.as_deref())?;
+            Some(StoredAnswer { status, content_type: row.get(3)?, headers, body: row.get(4)? })
+        }
         None => None,
     };
     Ok(Some(Entry { request: row.get(0)?, began_at: Timestamp::from_unix(row.get(1)?), answer }))

@@ -76,7 +76,8 @@ async fn fill(store: &dyn Store) {
     store.add_receipts(vec![receipt("r-1", 5)]).await.unwrap();
     store.begin(&owner(), "in flight", [1; 32], at(0)).await.unwrap();
     store.begin(&owner(), "done", [2; 32], at(0)).await.unwrap();
-    let answer = StoredAnswer { status: 201, content_type: "text/plain".into(), body: vec![0, 255] };
+    let headers = vec![("x-cost".into(), "41".into())];
+    let answer = StoredAnswer { status: 201, content_type: "text/plain".into(), headers, body: vec![0, 255] };
     store.finish(&owner(), "done", answer).await.unwrap();
 }
 

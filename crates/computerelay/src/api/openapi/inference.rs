@@ -13,6 +13,14 @@ use store::Scope;
 use super::calls::EVENT_STREAM;
 use super::operation::{Document, Operation};
 
+/// What calls of inference may answer besides.
+const OF_INFERENCE: &[ErrorCode] = &[
+    ErrorCode::ModelNotFound,
+    ErrorCode::AnswerNotKept,
+    ErrorCode::NoProviderAvailable,
+    ErrorCode::DeadlineExceeded,
+];
+
 /// What a call answers that may be a task.
 fn of_tasks(call: Operation<'_>) -> Operation<'_> {
     let accepted = "The task, to a body that is a task and asks for background.";
@@ -49,7 +57,7 @@ pub(super) fn describe(document: &mut Document) {
             .body::<InferenceRequest>()
             .answers::<Map<String, Value>>(StatusCode::OK, "The engine's answer.")
             .answers_as(StatusCode::OK, "The engine's answer.", EVENT_STREAM)
-            .fails(&[ErrorCode::ModelNotFound, ErrorCode::NoProviderAvailable, ErrorCode::DeadlineExceeded])
+            .fails(OF_INFERENCE)
             .end();
     }
     document

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use http::StatusCode;
 use rpc::error::{ErrorBody, ErrorCode};
-use rpc::inference::InferenceKind;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use store::Scope;
@@ -56,8 +55,7 @@ impl Document {
             "security": [],
         });
         let operation = Operation { document: self, method, path, value, errors: ALWAYS.to_vec() };
-        let is_inference = InferenceKind::ALL.iter().any(|kind| kind.path() == path);
-        if method == "post" && !is_inference { operation.idempotent() } else { operation }
+        if method == "post" { operation.idempotent() } else { operation }
     }
 
     /// The whole.

@@ -115,7 +115,12 @@ pub(crate) async fn old_receipts_are_forgotten_and_their_use_is_not(store: Arc<d
 }
 
 fn answer() -> StoredAnswer {
-    StoredAnswer { status: 201, content_type: "application/json".into(), body: vec![0, 0xff, b'{'] }
+    StoredAnswer {
+        status: 201,
+        content_type: "application/json".into(),
+        headers: vec![("x-cost".into(), "41".into()), ("x-model".into(), "\u{e9} \"7b\"".into())],
+        body: vec![0, 0xff, b'{'],
+    }
 }
 
 pub(crate) async fn a_request_is_carried_out_once(store: Arc<dyn Store>) {
@@ -166,6 +171,29 @@ pub(crate) async fn a_lost_request_may_begin_again(store: Arc<dyn Store>) {
     assert_eq!(store.begin(&mine, "k", [1; 32], later).await.unwrap(), Begun::Mismatch);
     assert_eq!(store.begin(&mine, "k", [2; 32], later).await.unwrap(), Begun::New);
     assert_eq!(store.begin(&mine, "k", [2; 32], later).await.unwrap(), Begun::InFlight);
+}
+
+pub(crate) async fn a_request_that_goes_on_keeps_its_mark(store: Arc<dyn Store>) {
+    let mine = owner();
+    assert_eq!(store.begin(&mine, "k", [1; 32], at(0)).await.unwrap(), Begun::New);
+    assert!(store.renew(&mine, "k", at(0), at(40)).await.unwrap());
+    assert_eq!(store.begin(&mine, "k", [1; 32], at(40 + IN_FLIGHT_SECS - 1)).await.unwrap(), Begun::InFlight);
+    let other = KeyId::of_api_key("other");
+    assert!(!store.renew(&other, "k", at(40), at(50)).await.unwrap(), "it is another's");
+
+    // Who was thought lost has no mark any more, and does not get the next one's.
+    let lapsed = at(40 + IN_FLIGHT_SECS);
+    assert_eq!(store.begin(&mine, "k", [1; 32], lapsed).await.unwrap(), Begun::New);
+    assert!(!store.renew(&mine, "k", at(40), at(500)).await.unwrap());
+    assert_eq!(store.begin(&mine, "k", [1; 32], lapsed.plus(IN_FLIGHT_SECS)).await.unwrap(), Begun::New);
+
+    store.finish(&mine, "k", answer()).await.unwrap();
+    assert!(
+        !store.renew(&mine, "k", lapsed.plus(IN_FLIGHT_SECS), at(999)).await.unwrap(),
+        "it has its answer"
+    );
+    store.abandon(&mine, "none").await.unwrap();
+    assert!(!store.renew(&mine, "none", at(0), at(1)).await.unwrap());
 }
 
 fn webhook(task_id: TaskId, url: &str) -> NewWebhook {

@@ -49,6 +49,7 @@ macro_rules! each_case {
             calls::old_receipts_are_forgotten_and_their_use_is_not
             calls::a_request_is_carried_out_once
             calls::a_lost_request_may_begin_again
+            calls::a_request_that_goes_on_keeps_its_mark
             calls::webhooks_walk_their_tasks_history
             calls::a_delivery_is_one_callers_until_it_lapses
             calls::a_failing_webhook_is_given_up_and_replayed
