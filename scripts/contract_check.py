@@ -3,10 +3,11 @@
 
 Usage: contract_check.py [--relay target/debug/compute-relay] [--examples 20] [--seed 1]
 
-1. A task is published, and what the relay answers about it is checked against the schemas.
+1. A task is published, and what the relay answers about it, event streams too, is checked against the schemas.
 2. Each JSON-RPC method is called well and with hostile parameters; each answer must be one that the document names.
 3. schemathesis (PyPI) makes up requests for every REST call: none may fail in the relay, be answered by a status or media type that
-   is not described, or be answered by something else than its schema says; and none that breaks the schema may be taken.
+   is not described, or be answered by something else than its schema says; and none that breaks the schema may be taken. Of a stream
+   without an end it reads the first event.
 
 Starts the relay itself, on a free port of loopback and with a store of its own. Needs scripts/requirements.txt. Exits 1 if
 anything is wrong.
@@ -48,8 +49,13 @@ CHECKS = [
     "missing_required_header",
     "ignored_auth",
 ]
-# A stream without an end. tests/api/events.rs covers it.
-STREAMS = ["/v1/events"]
+# A stream without an end: its first event comes at once.
+SETTINGS = """
+[[operations]]
+include-path = "/v1/events"
+max-stream-events = 1
+"""
+STREAM = "text/event-stream"
 
 # Raw JSON, since some of it is nothing that Python's json writes.
 HOSTILE = [
@@ -126,6 +132,83 @@ def check_rest(relay, document, account, failures):
         for error in validator(document, schema).iter_errors(answer):
             failures.check(False, f"GET {path}: {error.message} at {error.instance_path}")
     return task_id, len(paths)
+
+
+def open_stream(relay, path, headers):
+    """Asks for an event stream; answers status and media type, and the response, still open, or a refusal's JSON."""
+    request = urllib.request.Request(relay.url + path, headers={"Accept": STREAM} | headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=CALL_SECONDS)
+        return answer.status, answer.headers.get_content_type(), answer
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get_content_type(), json.load(error)
+
+
+def events(stream):
+    """Its events as they come, each with its fields; comments are left out."""
+    event = {}
+    for line in stream:
+        name, _, value = line.decode().rstrip("\n").partition(":")
+        if name:
+            event[name] = value.removeprefix(" ")
+        elif event:
+            yield event
+            event = {}
+
+
+def check_streams(relay, document, account, task_id, failures):
+    """Opens streams rightly and wrongly: what they begin with, and how they are refused, must be as described."""
+    of_task, of_requester = "/v1/tasks/{id}/events", "/v1/events"
+    asked = f"{of_requester}?requester={account.address}"
+    authorized = {"Authorization": f"Bearer {relay.key}"}
+    good = [
+        (of_requester, asked, {}, ["following"]),
+        (of_requester, asked + "&last_event_id=0", {}, ["following", "published"]),
+        (of_requester, asked, {"Last-Event-ID": "0"}, ["following", "published"]),
+        (of_task, f"/v1/tasks/{task_id}/events", {}, ["published"]),
+    ]
+    for path, filled, headers, expected in good:
+        status, kind, stream = open_stream(relay, filled, authorized | headers)
+        what = f"GET {filled} {headers}"
+        failures.check((status, kind) == (200, STREAM), f"{what}: {status} {kind}")
+        if status != 200:
+            continue
+        described = document["paths"][path]["get"]["responses"]["200"]["content"][kind]["schema"]
+        data = validator(document, described["properties"]["data"]["contentSchema"])
+        with stream:
+            names = []
+            for event in events(stream):
+                for error in validator(document, described).iter_errors(event):
+                    failures.check(False, f"{what}: {event} is not as described: {error.message}")
+                for error in data.iter_errors(json.loads(event["data"])):
+                    failures.check(False, f"{what}: {error.message} at {error.instance_path} of {event['data']}")
+                names.append(event["event"])
+                if len(names) == len(expected):
+                    break
+        failures.check(names == expected, f"{what}: {names}")
+    wrong = [
+        (of_requester, of_requester, authorized, 400),
+        (of_requester, of_requester + "?requester=0x12", authorized, 400),
+        (of_requester, asked + "&last_event_id=-1", authorized, 400),
+        (of_requester, asked + "&unknown=1", authorized, 400),
+        (of_requester, asked, authorized | {"Last-Event-ID": "x"}, 400),
+        (of_requester, asked, {}, 401),
+        (of_requester, asked, {"Authorization": "Bearer nobody's"}, 401),
+        (of_task, f"/v1/tasks/{task_id}/events", authorized | {"Last-Event-ID": "x"}, 400),
+        (of_task, f"/v1/tasks/{ZERO_ID}/events", authorized, 404),
+    ]
+    shape = validator(document, document["components"]["responses"]["Error"]["content"]["application/json"]["schema"])
+    for path, filled, headers, expected in wrong:
+        status, kind, refusal = open_stream(relay, filled, headers)
+        what = f"GET {filled} {headers.get('Last-Event-ID', '')}"
+        failures.check((status, kind) == (expected, "application/json"), f"{what}: {status} {kind}")
+        if status < 400:
+            refusal.close()
+            continue
+        failures.check(shape.is_valid(refusal), f"{what}: {refusal}")
+        words = document["paths"][path]["get"]["responses"].get(str(status), {}).get("description", "").split(", ")
+        failures.check(refusal.get("error", {}).get("code") in words, f"{what}: {refusal} is not one of {words}")
+    return len(good) + len(wrong)
 
 
 def call(url, key, body):
@@ -243,10 +326,9 @@ def run_schemathesis(url, key, examples, seed):
     command += ["--phases", "examples,coverage,fuzzing", "--seed", str(seed), "--max-examples", str(examples)]
     # One worker: hypothesis takes sources apart, in which CPython 3.11 confuses its threads' depths of recursion.
     command += ["--workers", "1", "--continue-on-failure", "--request-timeout", str(CALL_SECONDS), "--no-color"]
-    for path in STREAMS:
-        command += ["--exclude-path", path]
     with tempfile.TemporaryDirectory() as folder:
-        # Its own folders and database of examples go there.
+        # Its own folders and database of examples go there, and it looks there for its settings.
+        (pathlib.Path(folder) / "schemathesis.toml").write_text(SETTINGS)
         try:
             return subprocess.run(command, cwd=folder, timeout=SCHEMATHESIS_SECONDS, check=False).returncode
         except subprocess.TimeoutExpired:
@@ -267,7 +349,9 @@ def main():
             openapi, openrpc = relay.json("GET", "/openapi.json"), relay.json("GET", "/openrpc.json")
             account = Account.create()
             task_id, answers = check_rest(relay, openapi, account, failures)
-            print(f"REST: {answers} answers about a real task are as described" if not failures else "REST: wrong")
+            streams = check_streams(relay, openapi, account, task_id, failures)
+            said = f"{answers} answers about a real task and {streams} of event streams are as described"
+            print(f"REST: {said}" if not failures else "REST: wrong")
             view = relay.json("GET", f"/v1/tasks/{task_id}")
             rpc = Rpc(url, key, openrpc, failures)
             check_rpc(rpc, good_params(task_id, view["task"], view["signature"]), failures)

@@ -10,7 +10,7 @@ use taskmarket::{
     Timestamp, eip55,
 };
 
-pub use history::{Entry, EventQuery, EventView, TaskHistory};
+pub use history::{Entry, EventQuery, EventView, FollowedEvent, StreamPlace, TaskHistory};
 pub use shown::{PublicConfig, PublicTask, ShownTask};
 pub use webhooks::{WebhookList, WebhookReplay, WebhookState, WebhookView};
 

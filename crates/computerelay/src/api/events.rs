@@ -15,8 +15,7 @@ use futures_util::Stream;
 use http::header::{ACCEPT, CACHE_CONTROL};
 use http::{HeaderMap, HeaderName, StatusCode};
 use rpc::error::ErrorCode;
-use rpc::tasks::{Entry, EventQuery, EventView, TaskHistory};
-use serde_json::json;
+use rpc::tasks::{Entry, EventQuery, EventView, StreamPlace, TaskHistory};
 use store::{EventFilter, StoredEvent, StoredTask};
 use taskmarket::{Address, Status, TaskId};
 use tokio::sync::broadcast;
@@ -325,11 +324,11 @@ fn sse_event(told: &Told) -> SseEvent {
         Told::Following { last_event_id } => SseEvent::default()
             .event("following")
             .id(last_event_id.to_string())
-            .json_data(json!({ "last_event_id": last_event_id })),
+            .json_data(StreamPlace { last_event_id: *last_event_id, reason: None }),
         Told::Cut { last_event_id } => SseEvent::default()
             .event("cut")
             .id(last_event_id.to_string())
-            .json_data(json!({ "last_event_id": last_event_id, "reason": "too_slow" })),
+            .json_data(StreamPlace { last_event_id: *last_event_id, reason: Some("too_slow".to_owned()) }),
     };
     written.unwrap_or_else(|error| {
         tracing::error!(%error, "an event could not be written");

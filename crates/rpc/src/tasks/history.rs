@@ -51,6 +51,28 @@ pub struct TaskHistory {
     pub events: Vec<EventView>,
 }
 
+/// The data of an event of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(untagged)]
+pub enum FollowedEvent {
+    /// What happened to a task.
+    Task(Box<EventView>),
+    /// Where the stream is: of `following`, its first event, and of `cut`, the last one.
+    Place(StreamPlace),
+}
+
+/// Where a stream of events is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct StreamPlace {
+    /// It has told what there was up to this event.
+    pub last_event_id: u64,
+    /// Why it ends there: `too_slow`. Absent from `following`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// The query of `GET /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -8,8 +8,8 @@ use rpc::relay::{
     Info, LogQuery, MarketStats, PageQuery, ProviderList, ProviderReport, RefreshNode, SessionList,
 };
 use rpc::tasks::{
-    EventQuery, Explanation, PublishTask, PublishedTask, SignedMutation, TaskHistory, TaskPage, TaskQuery,
-    TaskView, WebhookList, WebhookReplay,
+    EventQuery, EventView, Explanation, FollowedEvent, PublishTask, PublishedTask, SignedMutation,
+    TaskHistory, TaskPage, TaskQuery, TaskView, WebhookList, WebhookReplay,
 };
 use schemars::JsonSchema;
 use serde_json::{Map, Value};
@@ -27,7 +27,6 @@ const CREATED: StatusCode = StatusCode::CREATED;
 const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
 
 const BYTES: &str = "application/octet-stream";
-pub(super) const EVENT_STREAM: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain";
 
@@ -81,7 +80,7 @@ fn tasks(document: &mut Document) {
         .path::<TaskId>("id")
         .header::<u64>("Last-Event-ID")
         .answers::<TaskHistory>(OK, "The history.")
-        .answers_as(OK, "The history.", EVENT_STREAM)
+        .streams::<EventView>(OK, "The history.")
         .empty(NO_CONTENT, "The task is final, and nothing is left to stream.")
         .end();
     document
@@ -89,7 +88,7 @@ fn tasks(document: &mut Document) {
         .key(Scope::TasksRead)
         .query::<EventQuery>()
         .header::<u64>("Last-Event-ID")
-        .answers_as(OK, "The events.", EVENT_STREAM)
+        .streams::<FollowedEvent>(OK, "The events, after one that says from where they are told.")
         .end();
     document
         .call("get", "/v1/tasks/{id}/evidence", "getEvidence", "A task's signed history, for others to check")

@@ -10,8 +10,7 @@ use rpc::inference::{
 use serde_json::{Map, Value};
 use store::Scope;
 
-use super::calls::EVENT_STREAM;
-use super::operation::{Document, Operation};
+use super::operation::{Document, EVENT_STREAM, Operation};
 
 /// What calls of inference may answer besides.
 const OF_INFERENCE: &[ErrorCode] = &[

@@ -10,6 +10,8 @@ use store::Scope;
 
 use crate::api::openrpc::{generator, typed};
 
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
+
 /// What any call may answer.
 const ALWAYS: &[ErrorCode] = &[ErrorCode::RateLimited, ErrorCode::Internal, ErrorCode::Unavailable];
 /// What a call with parameters in its path may answer.
@@ -200,6 +202,22 @@ impl Operation<'_> {
     /// It may answer in another form under this status.
     pub(super) fn answers_as(self, status: StatusCode, what: &str, form: &str) -> Self {
         self.content(status, what, form, json!({}))
+    }
+
+    /// It may answer a stream of server-sent events under this status, whose data are JSON. The schema is each event's.
+    pub(super) fn streams<T: JsonSchema>(self, status: StatusCode, what: &str) -> Self {
+        let data = typed::<T>(&mut self.document.generator);
+        let schema = json!({
+            "type": "object",
+            "description": "Each event.",
+            "properties": {
+                "event": { "type": "string", "description": "What happened, in a word." },
+                "id": { "type": "string", "description": "What the stream resumes after." },
+                "data": { "type": "string", "contentMediaType": "application/json", "contentSchema": data },
+            },
+            "required": ["event", "data"],
+        });
+        self.content(status, what, EVENT_STREAM, json!({ "schema": schema }))
     }
 
     /// It may answer nothing but this status.
