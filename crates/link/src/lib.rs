@@ -28,7 +28,8 @@
 //!    message may exceed 128 KiB; this implementation sends at most 64 KiB in one. A text message is now
 //!    a violation (Close 1002). The `:scheme` and `:authority` of requests carry no meaning
 //!    (`http` and `agent` where the caller gave none). DATA frames without payload are not to be sent except to end
-//!    a stream: the h2 library ends a connection that brings more than a hundred.
+//!    a stream: the h2 library ends a connection that brings more than a hundred. A response is whole only where its
+//!    stream ended with END_STREAM: RST_STREAM and GOAWAY break it off, whatever their code.
 //! 4. **Windows.** Each side should announce a stream window of 256 KiB and must raise the connection window to
 //!    its maximum, 2^31-1: with a smaller one, readers that stall keep it spent and so stall every other stream.
 //!    `SETTINGS_MAX_CONCURRENT_STREAMS` is [`Config::max_concurrent_streams`] on the agent.
@@ -58,7 +59,7 @@ pub use closed::{Closed, close_code};
 pub use config::Config;
 pub use connect::{ConnectError, connect};
 pub use handshake::{Handshake, HandshakeError};
-pub use session::{RequestError, ResponseBody, Session};
+pub use session::{BodyError, RequestError, ResponseBody, Session};
 pub use upgrade::{Upgrade, UpgradeError, accept};
 
 /// The WebSocket subprotocol that both sides must agree on.

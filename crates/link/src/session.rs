@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -132,6 +132,7 @@ impl Session {
         match sent {
             Ok(response) => Ok(response.map(|incoming| ResponseBody {
                 incoming,
+                is_over: false,
                 _permit: permit,
                 _session: self.clone(),
             })),
@@ -181,22 +182,43 @@ impl fmt::Debug for Session {
     }
 }
 
-/// The streamed body of a response. It keeps its session open, and its place among the open requests.
+/// The streamed body of a response. It keeps its session open, and its place among the open requests. It ends only where the agent
+/// ended its stream: one that breaks off in any other way is an error.
 pub struct ResponseBody {
     incoming: Incoming,
+    /// Whether its end, or its breaking off, was told.
+    is_over: bool,
     _permit: OwnedSemaphorePermit,
     _session: Session,
 }
 
+/// Why a response's body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The session or the stream failed.
+    #[error("body interrupted: {}", h2::chain(.0))]
+    Interrupted(hyper::Error),
+    /// The agent gave the stream up before its end, without naming an error.
+    #[error("the stream was given up before its end")]
+    GivenUp,
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.incoming).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let is_over = std::mem::replace(&mut self.is_over, !matches!(frame, Some(Ok(_))));
+        Poll::Ready(match frame {
+            // hyper takes RST_STREAM and GOAWAY with NO_ERROR for the body's end: only END_STREAM is one.
+            None if !is_over && !self.incoming.is_end_stream() => Some(Err(BodyError::GivenUp)),
+            None => None,
+            Some(frame) => Some(frame.map_err(BodyError::Interrupted)),
+        })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -164,17 +164,22 @@ fn begun(waiting: &Waiting, opened: Opened) -> Phase {
     let value = serde_json::from_slice::<serde_json::Value>(&rest.first);
     let first = match value {
         Ok(value) if rest.body.is_none() => {
+            tally.completed();
             if status.is_success() {
                 waiting.call.whole.came();
             }
             Bytes::from(format!("data: {value}\n\n"))
         }
         Ok(_) | Err(_) => {
+            if status.is_success() {
+                tally.failed(Failure::Plain);
+            } else {
+                tally.completed();
+            }
             let message = format!("the provider answered {} and no stream", status.as_u16());
             event(&ErrorBody::new(ErrorCode::ProviderFailed, message), true)
         }
     };
-    tally.completed();
     Phase::Passing(Box::new(Passing::new(tally, Rest { first, body: None })))
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::breaker::Failure;
+use super::nesting::Nesting;
 
 /// The longest line of a stream, in bytes.
 pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
@@ -36,12 +37,12 @@ pub(super) enum Fault {
     LongLine,
     #[error("its stream is malformed")]
     Malformed,
-    #[error("its stream ended before it was done")]
+    #[error("its answer ended before it was done")]
     Unfinished,
 }
 
 impl Fault {
-    /// How bad it is: a stream may break off, but no engine sends the rest.
+    /// How bad it is: an answer may break off, but no engine sends the rest.
     pub(super) fn failure(&self) -> Failure {
         match self {
             Self::TooLong(_) | Self::LongLine | Self::Malformed => Failure::Grave,
@@ -80,6 +81,8 @@ pub(super) struct Meter {
     max: u64,
     total: u64,
     hash: Sha256,
+    /// How far it has come, of JSON that has to be whole.
+    json: Option<Nesting>,
     /// The line that is not whole yet; of another form than events, the last bytes.
     tail: BytesMut,
     deltas: u64,
@@ -100,6 +103,7 @@ impl Meter {
             max,
             total: 0,
             hash,
+            json: None,
             tail: BytesMut::new(),
             deltas: 0,
             usage: None,
@@ -113,6 +117,11 @@ impl Meter {
         self.form
     }
 
+    /// The answer has to be one whole JSON text.
+    pub(super) fn expect_json(&mut self) {
+        self.json = Some(Nesting::default());
+    }
+
     /// Takes a piece in, and gives what can be passed on: nothing, where no line is whole yet.
     pub(super) fn take(&mut self, piece: Bytes) -> Result<Bytes, Fault> {
         self.total += piece.len() as u64;
@@ -120,6 +129,9 @@ impl Meter {
             return Err(Fault::TooLong(self.max));
         }
         self.hash.update(&piece);
+        if let Some(json) = &mut self.json {
+            json.pass(&piece);
+        }
         match self.form {
             Form::Whole => {
                 self.edges(&piece);
@@ -134,7 +146,8 @@ impl Meter {
         match self.form {
             Form::Whole => {
                 self.find_usage();
-                Ok(Bytes::new())
+                let is_whole = self.json.as_ref().is_none_or(Nesting::is_whole);
+                if is_whole { Ok(Bytes::new()) } else { Err(Fault::Unfinished) }
             }
             Form::Events => {
                 let rest = self.tail.split().freeze();

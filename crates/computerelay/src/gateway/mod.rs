@@ -3,7 +3,8 @@
 //! - [`directory`] knows which host serves what, by the heartbeats; [`choose`] picks one, [`breaker`] and [`affinity`] help it.
 //! - [`ask`] reads of a request what routing needs, and nothing else of it.
 //! - [`route`] brings it to a host that answers, past those that fail before their first byte.
-//! - [`answer`] passes the answer on as it comes; [`meter`] counts it, and [`tally`] draws the line below it.
+//! - [`answer`] passes the answer on as it comes; [`meter`] counts it, [`nesting`] tells whether it is whole, and [`tally`] draws the line
+//!   below it.
 //! - [`records`] keeps what was served, with the providers' receipts; [`counts`] counts it for Prometheus.
 //! - [`room`] bounds what bodies take of the memory.
 
@@ -16,6 +17,7 @@ mod config;
 mod counts;
 mod directory;
 mod meter;
+mod nesting;
 mod records;
 mod room;
 mod route;

@@ -322,17 +322,22 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
         return Err(Failed { word: "refused", why, failure: (!is_unoffered).then_some(Failure::Plain) });
     }
     let content_type = head.headers.get(CONTENT_TYPE).cloned();
-    let is_stream = content_type
-        .as_ref()
-        .is_some_and(|form| form.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
-    let form = if is_stream { Form::Events } else { Form::Whole };
+    let is = |form: &[u8]| {
+        content_type.as_ref().is_some_and(|given| given.as_bytes().to_ascii_lowercase().starts_with(form))
+    };
+    let form = if is(b"text/event-stream") { Form::Events } else { Form::Whole };
     let mut meter = Meter::new(form, call.kind, max);
+    if status.is_success() && is(b"application/json") {
+        meter.expect_json();
+    }
     let mut held = BytesMut::new();
     let broken = |why: &dyn std::fmt::Display| Failed::plain("broken_off", format!("broke off: {why}"));
-    let grave = |fault: Fault| Failed {
-        word: "cut_off",
-        why: format!("was cut off: {fault}"),
-        failure: Some(fault.failure()),
+    let faulty = |fault: Fault| match fault {
+        Fault::Unfinished => broken(&fault),
+        Fault::TooLong(_) | Fault::LongLine | Fault::Malformed => {
+            let why = format!("was cut off: {fault}");
+            Failed { word: "cut_off", why, failure: Some(fault.failure()) }
+        }
     };
     let mut receipt = None;
     let answer = |first, meter, body, receipt| Answer {
@@ -348,7 +353,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
         match body.frame().await {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(piece) => {
-                    let out = meter.take(piece).map_err(grave)?;
+                    let out = meter.take(piece).map_err(faulty)?;
                     let is_first = held.is_empty();
                     if form == Form::Events && is_first && meter.has_begun() {
                         return Ok(answer(out, meter, Some(body), receipt));
@@ -366,7 +371,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
             },
             Some(Err(error)) => return Err(broken(&error)),
             None => {
-                let rest = meter.end().map_err(grave)?;
+                let rest = meter.end().map_err(faulty)?;
                 held.extend_from_slice(&rest);
                 meter.read_whole(&held);
                 return Ok(answer(held.freeze(), meter, None, receipt));

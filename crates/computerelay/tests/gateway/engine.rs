@@ -224,7 +224,7 @@ impl Engine {
 }
 
 /// How many hosts serve each of these.
-async fn hosts(rig: &Rig, models: &[String]) -> Vec<u64> {
+pub(crate) async fn hosts(rig: &Rig, models: &[String]) -> Vec<u64> {
     let (_, list) = rig.get("/v1/models").await;
     let of = |id: &String| {
         let mut found = list["data"].as_array().unwrap().iter().filter(|model| model["id"] == id.as_str());
@@ -233,7 +233,7 @@ async fn hosts(rig: &Rig, models: &[String]) -> Vec<u64> {
     models.iter().map(of).collect()
 }
 
-fn register(wallet: &Wallet, node_id: Bytes32, hello: &Hello, url: &url::Url) -> Register {
+pub(crate) fn register(wallet: &Wallet, node_id: Bytes32, hello: &Hello, url: &url::Url) -> Register {
     let metadata = NodeMetadata {
         agent_version: "0.0.0".to_owned(),
         node_version: "0.0.0".to_owned(),

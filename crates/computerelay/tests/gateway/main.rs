@@ -9,6 +9,8 @@ mod hostile;
 mod metering;
 mod models;
 mod passing;
+mod raw;
 #[path = "../api/rig.rs"]
 #[allow(dead_code, reason = "the tests of the API use the rest of it")]
 mod rig;
+mod truncated;

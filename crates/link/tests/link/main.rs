@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests fail by panicking")]
 
+mod endings;
 mod hostile;
 mod keep_alive;
 mod requests;
