@@ -164,6 +164,38 @@ impl Lease {
         self.is_judged = true;
         self.listing.health.failed(failure, self.tries, self.begun);
     }
+
+    /// The host failed the request, or the request the host: its judgement is put off.
+    pub(super) fn suspected(&mut self) -> Suspicion {
+        self.is_judged = true;
+        let Self { listing, begun, tries, .. } = self;
+        Suspicion { health: Arc::clone(&listing.health), begun: *begun, tries: *tries, is_judged: false }
+    }
+}
+
+/// A failure that counts once it is known to be the host's; dropped, it counts for nothing.
+#[derive(Debug)]
+pub(super) struct Suspicion {
+    health: Arc<Health>,
+    begun: Instant,
+    tries: bool,
+    is_judged: bool,
+}
+
+impl Suspicion {
+    /// Another host served the request.
+    pub(super) fn confirmed(mut self) {
+        self.is_judged = true;
+        self.health.failed(Failure::Plain, self.tries, self.begun);
+    }
+}
+
+impl Drop for Suspicion {
+    fn drop(&mut self) {
+        if !self.is_judged {
+            self.health.breaker().abandoned(self.tries, Instant::now());
+        }
+    }
 }
 
 impl Drop for Lease {

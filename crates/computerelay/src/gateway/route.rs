@@ -19,7 +19,7 @@ use super::Gateway;
 use super::ask::{Ask, Patience};
 use super::breaker::Failure;
 use super::choose::{NoChoice, Want};
-use super::directory::Lease;
+use super::directory::{Lease, Suspicion};
 use super::meter::{Fault, Form, Meter};
 use super::room::Content;
 use super::tally::{RequestHash, hash};
@@ -85,17 +85,27 @@ struct Failed {
     /// In a word, of which there are few.
     word: &'static str,
     why: String,
-    /// How bad that is, if it is the host's fault.
-    failure: Option<Failure>,
+    blame: Blame,
+}
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy)]
+enum Blame {
+    /// The host's.
+    Host(Failure),
+    /// The host's or the request's: engines answer so to requests that they cannot digest, and where they are out of order. If another
+    /// host serves the request, it was the host.
+    Unclear,
+    Nobody,
 }
 
 impl Failed {
     fn plain(word: &'static str, why: impl Into<String>) -> Self {
-        Self { word, why: why.into(), failure: Some(Failure::Plain) }
+        Self { word, why: why.into(), blame: Blame::Host(Failure::Plain) }
     }
 
     fn unasked(why: impl Into<String>) -> Self {
-        Self { word: "unreachable", why: why.into(), failure: None }
+        Self { word: "unreachable", why: why.into(), blame: Blame::Nobody }
     }
 }
 
@@ -103,6 +113,7 @@ impl Gateway {
     /// Brings a request to a host that answers.
     pub(super) async fn open(self: Arc<Self>, call: Arc<Call>, content: Content) -> Result<Opened, ApiError> {
         let mut tried = Vec::new();
+        let mut suspicions: Vec<(String, Suspicion)> = Vec::new();
         let mut queued = Duration::ZERO;
         let mut last = None;
         let too_late = || deadline_exceeded(call.patience.total);
@@ -114,6 +125,8 @@ impl Gateway {
             match self.attempt(&call, &content, &lease, &model).await {
                 Ok(answer) => {
                     lease.answered();
+                    let served = |(asked, _): &mut (String, _)| answer.status.is_success() && *asked == model;
+                    suspicions.extract_if(.., served).for_each(|(_, suspicion)| suspicion.confirmed());
                     if let Some(conversation) = self.conversation(&call, &model) {
                         self.affinity.note(conversation, key);
                     }
@@ -136,11 +149,13 @@ impl Gateway {
                         first_byte,
                     });
                 }
-                Err(Failed { word, why, failure }) => {
+                Err(Failed { word, why, blame }) => {
                     self.counts.failed(word);
                     tracing::info!(provider = %key.provider, node_id = %key.node_id, model, why, "a host failed an inference request");
-                    if let Some(failure) = failure {
-                        lease.failed(failure);
+                    match blame {
+                        Blame::Host(failure) => lease.failed(failure),
+                        Blame::Unclear => suspicions.push((model, lease.suspected())),
+                        Blame::Nobody => {}
                     }
                     if Instant::now() >= call.deadline() {
                         return Err(too_late());
@@ -281,11 +296,12 @@ impl Gateway {
         match timeout(patience, answered).await {
             Ok(answer) => answer.map(|answer| Answer { sent, ..answer }),
             // Who is in more of a hurry than the relay says nothing of the host.
-            Err(_) => Err(Failed {
-                word: "silent",
-                why: format!("sent nothing for {} ms", patience.as_millis()),
-                failure: (patience >= self.config.first_byte).then_some(Failure::Plain),
-            }),
+            Err(_) => {
+                let is_fair = patience >= self.config.first_byte;
+                let blame = if is_fair { Blame::Host(Failure::Plain) } else { Blame::Nobody };
+                let why = format!("sent nothing for {} ms", patience.as_millis());
+                Err(Failed { word: "silent", why, blame })
+            }
         }
     }
 }
@@ -302,8 +318,9 @@ struct Answer {
 }
 
 fn unsent(error: RequestError) -> Failed {
-    let failure = error.may_have_been_sent().then_some(Failure::Plain);
-    Failed { word: "unreachable", why: format!("could not be asked: {error}"), failure }
+    let was_sent = error.may_have_been_sent();
+    let blame = if was_sent { Blame::Host(Failure::Plain) } else { Blame::Nobody };
+    Failed { word: "unreachable", why: format!("could not be asked: {error}"), blame }
 }
 
 /// Reads an answer's beginning: of a stream its first whole lines, of anything else all of it, or as much as is held back.
@@ -311,15 +328,19 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
     let (head, mut body) = response.into_parts();
     let status = head.status;
     if status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(Failed { word: "busy", why: "is busy".into(), failure: None });
+        return Err(Failed { word: "busy", why: "is busy".into(), blame: Blame::Nobody });
     }
     // Of what a client can be told to have done wrong, these are the host's own.
     let is_own = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408);
     if is_own || !(status.is_success() || status.is_client_error()) {
         let why = format!("answered {}", status.as_u16());
-        // What an engine does not offer says nothing of what it does: others may go on asking for that.
-        let is_unoffered = matches!(status.as_u16(), 404 | 405 | 501);
-        return Err(Failed { word: "refused", why, failure: (!is_unoffered).then_some(Failure::Plain) });
+        let blame = match status.as_u16() {
+            // What an engine does not offer says nothing of what it does: others may go on asking for that.
+            404 | 405 | 501 => Blame::Nobody,
+            401 | 403 | 408 | 500 => Blame::Unclear,
+            _ => Blame::Host(Failure::Plain),
+        };
+        return Err(Failed { word: "refused", why, blame });
     }
     let content_type = head.headers.get(CONTENT_TYPE).cloned();
     let is = |form: &[u8]| {
@@ -336,7 +357,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
         Fault::Unfinished => broken(&fault),
         Fault::TooLong(_) | Fault::LongLine | Fault::Malformed => {
             let why = format!("was cut off: {fault}");
-            Failed { word: "cut_off", why, failure: Some(fault.failure()) }
+            Failed { word: "cut_off", why, blame: Blame::Host(fault.failure()) }
         }
     };
     let mut receipt = None;

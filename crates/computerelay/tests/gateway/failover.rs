@@ -93,12 +93,12 @@ async fn where_everybody_fails_the_reason_is_told_and_their_breakers_open() {
     let rig = start(Duration::from_secs(60)).await;
     let mut hosts = Vec::new();
     for _ in 0..2 {
-        hosts.push(Engine::start(&rig, Script::new(Play::Json(500, "{}".to_owned()))).await);
+        hosts.push(Engine::start(&rig, Script::new(Play::Json(503, "{}".to_owned()))).await);
     }
     for _ in 0..3 {
         let failed = answer(ask(&rig)).await;
         assert_error(&failed, 503, "no_provider_available");
-        assert!(failed.1["error"]["message"].as_str().unwrap().contains("answered 500"), "{}", failed.1);
+        assert!(failed.1["error"]["message"].as_str().unwrap().contains("answered 503"), "{}", failed.1);
     }
     for host in &mut hosts {
         for _ in 0..3 {
@@ -149,5 +149,59 @@ async fn what_a_host_does_not_offer_is_no_fault_of_it() {
     }
     host.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
     assert_eq!(ask(&rig).send().await.unwrap().status(), StatusCode::OK);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_no_engine_digests_closes_no_host_to_others() {
+    let rig = start(Duration::from_secs(60)).await;
+    let mut hosts = Vec::new();
+    for _ in 0..2 {
+        hosts.push(Engine::start(&rig, Script::new(Play::Json(500, "{}".to_owned()))).await);
+    }
+    for status in [500, 500, 500, 500, 401, 403, 408] {
+        for host in &mut hosts {
+            host.play.send(Play::Json(status, "{}".to_owned())).unwrap();
+        }
+        let failed = answer(ask(&rig)).await;
+        assert_error(&failed, 503, "no_provider_available");
+        for host in &mut hosts {
+            host.sees().await;
+        }
+    }
+    // Where the other says what is wrong with the request, nothing is learned of the first either.
+    hosts[1].play.send(Play::Json(400, "{}".to_owned())).unwrap();
+    for status in [500, 500, 500, 500] {
+        hosts[0].play.send(Play::Json(status, "{}".to_owned())).unwrap();
+        assert_eq!(ask_first(&rig, &hosts[0]).send().await.unwrap().status(), StatusCode::BAD_REQUEST);
+        hosts[0].sees().await;
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_of_one_engine_alone_counts_against_its_host() {
+    let rig = start(Duration::from_secs(60)).await;
+    let good = Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await;
+    let mut bad = Engine::start(&rig, Script::new(Play::Json(500, "{}".to_owned()))).await;
+    for _ in 0..3 {
+        let response = ask_first(&rig, &bad).send().await.unwrap();
+        assert_eq!(response.headers()["x-zorai-provider"], good.provider().as_str());
+        bad.sees().await;
+    }
+    let response = ask_first(&rig, &bad).send().await.unwrap();
+    assert_eq!(response.headers()["x-zorai-attempts"], "1", "the other is not asked for a while");
+    assert!(bad.seen.try_recv().is_err());
+
+    // Another model's answer says nothing of this one's host.
+    let mut script = Script::new(Play::Json(500, "{}".to_owned()));
+    script.offers = vec![offer("small")];
+    let mut small = Engine::start(&rig, script).await;
+    for _ in 0..4 {
+        let body = json!({ "model": "small", "models": ["zorai-demo"] });
+        let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+        assert_eq!(response.headers()["x-zorai-model"], "zorai-demo");
+        small.sees().await;
+    }
     rig.stop().await;
 }
