@@ -43,6 +43,9 @@ pub const QUEUE_TIMEOUT_HEADER: &str = "x-queue-timeout";
 /// The most models that a request may name to fall back to.
 pub const MAX_FALLBACKS: usize = 8;
 
+/// The most entries of each list of a request's preferences.
+pub const MAX_PREFERRED: usize = 64;
+
 /// The most models of one host.
 pub const MAX_MODELS: usize = 256;
 
@@ -134,10 +137,13 @@ pub struct InferenceRequest {
 #[serde(default, deny_unknown_fields)]
 pub struct Preferences {
     /// These first, in this order.
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
     pub order: Vec<Provider>,
     /// These only, where any are named.
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
     pub only: Vec<Provider>,
     /// None of these.
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
     pub ignore: Vec<Provider>,
     /// Whether others than those of `order` may be asked; yes unless said otherwise.
     pub allow_fallbacks: Option<bool>,
@@ -146,6 +152,7 @@ pub struct Preferences {
     /// The highest prices.
     pub max_price: Option<MaxPrice>,
     /// Of these quantisations only, where any are named.
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
     pub quantizations: Vec<String>,
     /// Hosts that lately took longer until their first byte, in seconds, come last.
     pub preferred_max_latency: Option<f64>,

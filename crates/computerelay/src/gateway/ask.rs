@@ -9,14 +9,15 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use rpc::error::ErrorCode;
 use rpc::inference::{
-    FIRST_BYTE_HEADER, MAX_FALLBACKS, MAX_MODEL_ID_BYTES, Preferences, QUEUE_TIMEOUT_HEADER, TIMEOUT_HEADER,
-    TOKEN_HEADER,
+    FIRST_BYTE_HEADER, MAX_FALLBACKS, MAX_MODEL_ID_BYTES, MAX_PREFERRED, Preferences, QUEUE_TIMEOUT_HEADER,
+    TIMEOUT_HEADER, TOKEN_HEADER,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::config::GatewayConfig;
+use super::directory::MAX_WORD_BYTES;
 use crate::error::ApiError;
 
 /// Turns that tell conversations apart, at most: those up to the first of the user.
@@ -82,14 +83,20 @@ impl Ask {
                 models.push(name);
             }
         }
+        if let Some(long) = models.iter().position(|name| name.len() > MAX_MODEL_ID_BYTES) {
+            let name = if long == 0 && named.is_some() { "model" } else { "models" };
+            return Err(field(name, &format!("no model's name is longer than {MAX_MODEL_ID_BYTES} bytes")));
+        }
         if models.is_empty() {
             return Err(field("model", "is needed: GET /v1/models lists those that there are"));
         }
+        let preferences = parsed.provider.unwrap_or_default();
+        check(&preferences)?;
         let beginnings = [parsed.messages, parsed.prompt, parsed.input];
         Ok(Self {
             models,
             stream: parsed.stream.unwrap_or_default(),
-            preferences: parsed.provider.unwrap_or_default(),
+            preferences,
             beginning: beginnings.into_iter().find_map(|beginning| beginning.0),
             named,
         })
@@ -110,6 +117,26 @@ impl Ask {
         };
         [before, name.as_bytes(), after].concat().into()
     }
+}
+
+/// Checks that no list of preferences is long: each of its entries is compared with every host of a model, while no other request can
+/// choose one.
+fn check(preferences: &Preferences) -> Result<(), ApiError> {
+    let Preferences { order, only, ignore, quantizations, .. } = preferences;
+    for (name, entries) in [
+        ("provider.order", order.len()),
+        ("provider.only", only.len()),
+        ("provider.ignore", ignore.len()),
+        ("provider.quantizations", quantizations.len()),
+    ] {
+        if entries > MAX_PREFERRED {
+            return Err(field(name, &format!("{MAX_PREFERRED} at most")));
+        }
+    }
+    if quantizations.iter().any(|one| one.len() > MAX_WORD_BYTES) {
+        return Err(field("provider.quantizations", &format!("{MAX_WORD_BYTES} bytes each at most")));
+    }
+    Ok(())
 }
 
 fn field(name: &'static str, why: &str) -> ApiError {
@@ -309,7 +336,29 @@ mod tests {
 
     #[test]
     fn wrong_bodies_name_the_field() {
+        let long = |list: &str, entry: &str| {
+            let of = |count| {
+                let entries = vec![format!("{entry:?}"); count].join(",");
+                format!(r#"{{"model":"m","provider":{{"{list}":[{entries}]}}}}"#)
+            };
+            read(&of(MAX_PREFERRED));
+            of(MAX_PREFERRED + 1)
+        };
+        let address = format!("0x{}", "aa".repeat(20));
+        let [order, only, ignore] = ["order", "only", "ignore"].map(|list| long(list, &address));
+        let quantizations = long("quantizations", "q4_k_m");
+        let word = format!(r#"{{"model":"m","provider":{{"quantizations":["{}"]}}}}"#, "q".repeat(65));
+        let name = "m".repeat(MAX_MODEL_ID_BYTES + 1);
+        let (model, fallback) =
+            (format!(r#"{{"model":"{name}"}}"#), format!(r#"{{"model":"m","models":["{name}"]}}"#));
         for (body, param) in [
+            (order.as_str(), Some("provider.order")),
+            (&only, Some("provider.only")),
+            (&ignore, Some("provider.ignore")),
+            (&quantizations, Some("provider.quantizations")),
+            (&word, Some("provider.quantizations")),
+            (&model, Some("model")),
+            (&fallback, Some("models")),
             ("{}", Some("model")),
             (r#"{"model":7}"#, Some("model")),
             (r#"{"model":"m","models":["1","2","3","4","5","6","7","8","9"]}"#, Some("models")),

@@ -22,7 +22,7 @@ const MAX_LISTED: usize = 10_000;
 /// How long a model that nobody serves any more is known still: until then, it has no provider just now, and is not unknown.
 const KNOWN: Duration = Duration::from_secs(600);
 /// The longest name of an engine or a quantisation, in bytes.
-const MAX_WORD_BYTES: usize = 64;
+pub(super) const MAX_WORD_BYTES: usize = 64;
 /// Names that are suggested for one that is not known.
 const SUGGESTIONS: usize = 3;
 /// Names that one that is not known is compared with.
