@@ -14,6 +14,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::{HeaderName, HeaderValue, StatusCode};
 use rpc::chat_task::{ChatTask, ChatTaskAnswer, ChatTaskError, ChatTaskErrorDetail, Lacking, TypedData};
 use rpc::error::{ErrorBody, ErrorCode};
+use rpc::inference::MAX_MODEL_ID_BYTES;
 use rpc::tasks::PublishTask;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -27,6 +28,7 @@ use super::App;
 use super::extract::parse;
 use super::tasks::{domain_of, take_in};
 use crate::error::ApiError;
+use crate::gateway::Content;
 use crate::idempotency::Whole;
 use crate::keys::Caller;
 
@@ -75,19 +77,19 @@ struct Call {
     _place: OwnedSemaphorePermit,
 }
 
-/// Answers a chat request that is a task; `patience` is how long its client waits.
+/// Answers a chat request that is a task; `patience` is how long its client waits. What was sent is let go before it waits.
 ///
 /// # Errors
 /// What is wrong with it.
 pub(super) async fn serve(
     app: &App,
     caller: &Caller,
-    body: &[u8],
+    content: Content,
     patience: Duration,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
     caller.require(Scope::TasksWrite)?;
-    let asked: ChatTask = parse(body)?;
+    let asked = read(content)?;
     let domain = domain_of(app, asked.verifying_contract())?;
     let Some(signature) = asked.signature else { return unsigned(app, &asked, &domain) };
     let body = signed(app, &asked, signature, &domain)?;
@@ -100,7 +102,8 @@ pub(super) async fn serve(
             )
         })?),
     };
-    let model = asked.model.clone().unwrap_or_else(|| body.task.model_cid.to_string());
+    let is_stream = asked.stream == Some(true);
+    let model = asked.model.unwrap_or_else(|| body.task.model_cid.to_string());
     let (stored, _) = take_in(app, caller, body).await?;
     if !caller.may_read(&stored.owner) {
         let why = "another API key published this task: its result is not this one's to read";
@@ -108,7 +111,17 @@ pub(super) async fn serve(
     }
     let Some(place) = place else { return Ok(accepted(&stored.record, model)) };
     let call = Call { app: app.clone(), id: stored.record.id, model, patience, begun, _place: place };
-    Ok(if asked.stream == Some(true) { streamed(call) } else { call.answer().await })
+    Ok(if is_stream { streamed(call) } else { call.answer().await })
+}
+
+/// Reads what is asked, and lets the bytes go.
+fn read(content: Content) -> Result<ChatTask, ApiError> {
+    let asked: ChatTask = parse(&content.body)?;
+    if asked.model.as_ref().is_some_and(|model| model.len() > MAX_MODEL_ID_BYTES) {
+        let why = format!("model: {MAX_MODEL_ID_BYTES} bytes at most");
+        return Err(ApiError::new(ErrorCode::InvalidField, why).with_param("model"));
+    }
+    Ok(asked)
 }
 
 fn lacking(lacking: Lacking) -> ApiError {

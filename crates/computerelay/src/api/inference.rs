@@ -104,9 +104,8 @@ async fn carry_out(
 ) -> Result<Response, ApiError> {
     if kind == InferenceKind::Chat && chat_task::is_task(&content.body) {
         let patience = app.gateway.patience(&headers)?;
-        // Waiting for a task takes no room.
-        let body = content.into_body();
-        return chat_task::serve(app, &caller, &body, patience).await;
+        // Few requests are tasks: the others need not carry what those wait with.
+        return Box::pin(chat_task::serve(app, &caller, content, patience)).await;
     }
     let request_id = headers.get(rpc::REQUEST_ID_HEADER).cloned();
     let request_id = request_id.ok_or_else(|| ApiError::internal(&"a request has no id"))?;

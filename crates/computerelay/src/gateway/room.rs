@@ -31,11 +31,6 @@ impl Content {
     pub(crate) fn new(body: Bytes, room: Option<OwnedSemaphorePermit>) -> Self {
         Self { body, _room: room }
     }
-
-    /// The body alone; its room is given back.
-    pub(crate) fn into_body(self) -> Bytes {
-        self.body
-    }
 }
 
 /// See the module.

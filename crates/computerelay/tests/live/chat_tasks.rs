@@ -76,6 +76,7 @@ async fn without_a_signature_it_says_all_that_there_is_to_sign() {
         (json!({ "config": { "vram": 1 } }), "config.vram"),
         (json!({ "budget": 7 }), "budget"),
         (json!({ "signature": "0x00" }), "signature"),
+        (json!({ "model": "m".repeat(257) }), "model"),
     ] {
         let (status, refused) = post(&rig, &body(&wallet, change)).await;
         assert_eq!((status.as_u16(), &refused["error"]["param"]), (400, &json!(param)), "{refused}");
@@ -145,6 +146,29 @@ async fn a_signed_body_is_answered_with_the_tasks_result() {
     let reader = rig.new_key(&["inference"]).await;
     let theirs = answer(rig.bare(Method::POST, CHAT).bearer_auth(&reader).json(&waiting)).await;
     assert_error(&theirs, 403, "forbidden");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_is_let_go_before_its_task_is_waited_for() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let rig = Rig::start_in(dir, |config| {
+        config.gateway.max_body_bytes = 1 << 20;
+        config.gateway.max_bodies_bytes = 1 << 20;
+    })
+    .await;
+    let wallet = Wallet::random();
+    let (mut asked, id) =
+        signed(&rig, &wallet, &body(&wallet, json!({ "messages": "x".repeat(900_000) }))).await;
+    let first = tokio::spawn(answer(rig.request(Method::POST, CHAT).json(&asked)));
+    let published = async { while rig.get(&format!("/v1/tasks/{id}")).await.0 != StatusCode::OK {} };
+    tokio::time::timeout(PATIENCE, published).await.unwrap();
+    // There is room for one such body, and the first one's has none of it any more.
+    asked["background"] = json!(true);
+    let second = post(&rig, &asked).await;
+    assert_eq!(second.0, StatusCode::ACCEPTED, "{}", second.1);
+    assert!(!first.is_finished(), "it waits for its task");
+    first.abort();
     rig.stop().await;
 }
 
