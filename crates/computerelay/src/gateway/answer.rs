@@ -185,9 +185,10 @@ fn begun(waiting: &Waiting, opened: Opened) -> Phase {
 
 /// A stream on its way from a host to a client.
 struct Passing {
-    tally: Tally,
     first: Option<Bytes>,
+    /// Dropped before the tally, whose lease frees the host's slot: the host is to hear that this answer is over before it is asked again.
     body: Option<link::ResponseBody>,
+    tally: Tally,
     /// Fires when the host may have paused too long, or the answer takes too long.
     timer: Pin<Box<Sleep>>,
     last: Instant,

@@ -21,6 +21,8 @@ pub(super) struct Want<'a> {
     pub(super) preferences: &'a Preferences,
     /// Hosts that failed it.
     pub(super) tried: &'a [NodeKey],
+    /// Hosts that said a moment ago that they are busy.
+    pub(super) full: &'a [NodeKey],
     /// The host that served the conversation before.
     pub(super) favourite: Option<NodeKey>,
 }
@@ -148,7 +150,9 @@ fn obstacle(listing: &Listing, want: &Want<'_>, now: Instant) -> Option<NoChoice
     if !listing.health.breaker().admits(now) {
         return Some(NoChoice::Failing);
     }
-    (listing.load.ours.load(Ordering::Relaxed) >= offer.slots).then_some(NoChoice::Busy)
+    let is_busy =
+        listing.load.ours.load(Ordering::Relaxed) >= offer.slots || want.full.contains(&listing.key);
+    is_busy.then_some(NoChoice::Busy)
 }
 
 fn suits(listing: &Listing, preferences: &Preferences) -> bool {

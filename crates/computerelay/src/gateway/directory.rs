@@ -145,6 +145,8 @@ pub(super) struct Lease {
     /// Whether it is the one request by which a breaker tries its host.
     tries: bool,
     is_judged: bool,
+    /// Whether the host took the request: where it did not, no place becomes free with this.
+    is_taken: bool,
 }
 
 impl Lease {
@@ -157,6 +159,11 @@ impl Lease {
     pub(super) fn succeeded(&mut self) {
         self.is_judged = true;
         self.listing.health.breaker().succeeded(self.tries);
+    }
+
+    /// The host has no place for the request, whatever was thought.
+    pub(super) fn refused(&mut self) {
+        self.is_taken = false;
     }
 
     /// The host failed the request.
@@ -204,7 +211,10 @@ impl Drop for Lease {
         if !self.is_judged {
             self.listing.health.breaker().abandoned(self.tries, Instant::now());
         }
-        self.freed.notify_one();
+        // Those that wait for this host would only be refused as this one was, and wake each other for nothing.
+        if self.is_taken {
+            self.freed.notify_one();
+        }
     }
 }
 
@@ -273,7 +283,8 @@ impl Directory {
         let listing = pick(&found.hosts, want, now)?.clone();
         listing.load.ours.fetch_add(1, Ordering::Relaxed);
         let tries = listing.health.breaker().begin(now);
-        Ok(Lease { listing, begun: now, freed: Arc::clone(&found.freed), tries, is_judged: false })
+        let freed = Arc::clone(&found.freed);
+        Ok(Lease { listing, begun: now, freed, tries, is_judged: false, is_taken: true })
     }
 
     /// Told whenever a place of a model may be free.

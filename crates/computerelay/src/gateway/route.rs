@@ -1,5 +1,6 @@
 //! A request's way to a host: it waits for a free one, and goes to the next where one fails before the first byte of its answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,11 +30,15 @@ use crate::keys::Caller;
 
 /// How often a request that waits looks for a host even if it is told of none.
 const LOOK: Duration = Duration::from_millis(100);
+/// The longest that a host which says it is busy is left in peace, before a request that waits asks it again.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// As much of an answer that is not a stream is held back until it is whole, in bytes: until then, another host can take over, and
 /// its cost can stand in a header.
 const HELD_BYTES: usize = 1 << 20;
 /// As much of a stream's comments is held back until its first event, in bytes: until then, another host can take over.
 const HELD_COMMENTS: usize = 64 * 1024;
+/// The word of a host that has no place for a request just now: it has not failed, and may be asked again.
+const BUSY: &str = "busy";
 /// How long clients are asked to wait where nobody can serve them, in seconds.
 const RETRY_SECS: u16 = 5;
 
@@ -79,6 +84,44 @@ pub(super) struct Opened {
     pub(super) first_byte: Duration,
 }
 
+/// What a request has met on its way.
+#[derive(Debug, Default)]
+struct Way {
+    /// Hosts that were asked.
+    asked: HashSet<NodeKey>,
+    /// Those that failed it.
+    tried: Vec<NodeKey>,
+    /// Those that said that they are busy since it last waited.
+    full: Vec<NodeKey>,
+    /// How often it waited for such.
+    waits: u32,
+    /// How long it waited in all.
+    queued: Duration,
+    /// Why a host failed it last.
+    last: Option<String>,
+    /// The failures, by model, of which it is not known yet whose they are.
+    suspicions: Vec<(String, Suspicion)>,
+}
+
+impl Way {
+    /// How long to wait before looking again.
+    fn pause(&self) -> Duration {
+        if self.full.is_empty() {
+            LOOK
+        } else {
+            LOOK.saturating_mul(1 << self.waits.min(8)).min(LONGEST_LOOK)
+        }
+    }
+
+    /// It waited: who was busy may be so no more.
+    fn waited(&mut self) {
+        if !self.full.is_empty() {
+            self.full.clear();
+            self.waits = self.waits.saturating_add(1);
+        }
+    }
+}
+
 /// Why a host did not serve a request.
 #[derive(Debug)]
 struct Failed {
@@ -112,21 +155,18 @@ impl Failed {
 impl Gateway {
     /// Brings a request to a host that answers.
     pub(super) async fn open(self: Arc<Self>, call: Arc<Call>, content: Content) -> Result<Opened, ApiError> {
-        let mut tried = Vec::new();
-        let mut suspicions: Vec<(String, Suspicion)> = Vec::new();
-        let mut queued = Duration::ZERO;
-        let mut last = None;
+        let mut way = Way::default();
         let too_late = || deadline_exceeded(call.patience.total);
-        for attempts in 1..=self.config.max_attempts {
-            let leased = self.lease(&call, &tried, &mut queued, &mut last);
-            let leased = timeout_at(call.deadline().into(), leased).await;
+        while way.tried.len() < self.max_attempts() {
+            let leased = timeout_at(call.deadline().into(), self.lease(&call, &mut way)).await;
             let (mut lease, model) = leased.map_err(|_| too_late())??;
             let key = lease.listing.key;
+            way.asked.insert(key);
             match self.attempt(&call, &content, &lease, &model).await {
                 Ok(answer) => {
                     lease.answered();
                     let served = |(asked, _): &mut (String, _)| answer.status.is_success() && *asked == model;
-                    suspicions.extract_if(.., served).for_each(|(_, suspicion)| suspicion.confirmed());
+                    way.suspicions.extract_if(.., served).for_each(|(_, suspicion)| suspicion.confirmed());
                     if let Some(conversation) = self.conversation(&call, &model) {
                         self.affinity.note(conversation, key);
                     }
@@ -144,8 +184,8 @@ impl Gateway {
                         body,
                         receipt,
                         request_hash,
-                        attempts,
-                        queued,
+                        attempts: u32::try_from(way.asked.len()).unwrap_or(u32::MAX),
+                        queued: way.queued,
                         first_byte,
                     });
                 }
@@ -154,18 +194,28 @@ impl Gateway {
                     tracing::info!(provider = %key.provider, node_id = %key.node_id, model, why, "a host failed an inference request");
                     match blame {
                         Blame::Host(failure) => lease.failed(failure),
-                        Blame::Unclear => suspicions.push((model, lease.suspected())),
+                        Blame::Unclear => way.suspicions.push((model, lease.suspected())),
                         Blame::Nobody => {}
                     }
                     if Instant::now() >= call.deadline() {
                         return Err(too_late());
                     }
-                    last = Some(format!("{} {why}", key.provider));
-                    tried.push(key);
+                    if word == BUSY {
+                        lease.refused();
+                        way.full.push(key);
+                    } else {
+                        way.last = Some(format!("{} {why}", key.provider));
+                        way.tried.push(key);
+                    }
                 }
             }
         }
-        Err(no_provider(last.as_deref().unwrap_or_default()))
+        Err(no_provider(way.last.as_deref().unwrap_or_default()))
+    }
+
+    /// How many hosts may fail a request, and how many it asks that are busy before it waits.
+    fn max_attempts(&self) -> usize {
+        self.config.max_attempts as usize
     }
 
     /// Tells a key's conversations with a model apart.
@@ -176,33 +226,27 @@ impl Gateway {
     }
 
     /// A place at a host, as soon as there is one.
-    async fn lease(
-        &self,
-        call: &Call,
-        tried: &[NodeKey],
-        queued: &mut Duration,
-        last: &mut Option<String>,
-    ) -> Result<(Lease, String), ApiError> {
+    async fn lease(&self, call: &Call, way: &mut Way) -> Result<(Lease, String), ApiError> {
         let begun = Instant::now();
         let mut place: Option<SemaphorePermit<'_>> = None;
         loop {
             // Before looking, so that what is freed meanwhile is not missed.
             let freed = call.ask.models.iter().find_map(|model| self.directory.freed(model));
             let freed = freed.as_ref().map(|freed| freed.notified());
-            let (reason, model) = match self.choose(call, tried) {
+            let (reason, model) = match self.choose(call, way) {
                 Ok(found) => {
-                    *queued += begun.elapsed();
+                    way.queued += begun.elapsed();
                     return Ok(found);
                 }
                 Err(reason) => reason,
             };
             let usual = if reason == NoChoice::Busy { self.config.queue } else { Duration::ZERO };
             let patience = call.patience.queue.unwrap_or(usual);
-            let left = patience.saturating_sub(*queued + begun.elapsed());
+            let left = patience.saturating_sub(way.queued + begun.elapsed());
             let is_hopeless = matches!(reason, NoChoice::Unknown | NoChoice::WrongKind)
-                || (reason == NoChoice::Failing && last.is_some());
+                || (reason == NoChoice::Failing && way.last.is_some());
             if left.is_zero() || is_hopeless {
-                return Err(self.none(call, reason, &model, last.take()));
+                return Err(self.none(call, reason, &model, way.last.take()));
             }
             if place.is_none() {
                 let taken = self.queue.try_acquire();
@@ -216,17 +260,22 @@ impl Gateway {
             };
             tokio::select! {
                 () = woken => {}
-                () = sleep(LOOK.min(left)) => {}
+                () = sleep(way.pause().min(left)) => {}
             }
+            way.waited();
         }
     }
 
     /// A place, or what keeps the request from the model that is nearest to being served.
-    fn choose(&self, call: &Call, tried: &[NodeKey]) -> Result<(Lease, String), (NoChoice, String)> {
+    fn choose(&self, call: &Call, way: &Way) -> Result<(Lease, String), (NoChoice, String)> {
+        let Way { tried, full, .. } = way;
+        if full.len() >= self.max_attempts() {
+            return Err((NoChoice::Busy, call.ask.models.first().cloned().unwrap_or_default()));
+        }
         let mut nearest: Option<(NoChoice, &String)> = None;
         for model in &call.ask.models {
             let favourite = self.conversation(call, model).and_then(|one| self.affinity.find(one));
-            let want = Want { kind: call.kind, preferences: &call.ask.preferences, tried, favourite };
+            let want = Want { kind: call.kind, preferences: &call.ask.preferences, tried, full, favourite };
             match self.directory.choose(model, &want) {
                 Ok(lease) => return Ok((lease, model.clone())),
                 Err(reason) if nearest.is_none_or(|(before, _)| reason.rank() > before.rank()) => {
@@ -328,7 +377,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
     let (head, mut body) = response.into_parts();
     let status = head.status;
     if status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(Failed { word: "busy", why: "is busy".into(), blame: Blame::Nobody });
+        return Err(Failed { word: BUSY, why: "is busy".into(), blame: Blame::Nobody });
     }
     // Of what a client can be told to have done wrong, these are the host's own.
     let is_own = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408);

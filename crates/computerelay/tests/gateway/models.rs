@@ -138,6 +138,53 @@ async fn requests_wait_for_a_slot_as_long_as_they_may() {
 }
 
 #[tokio::test]
+async fn a_host_that_says_it_is_busy_is_waited_for() {
+    let rig = Rig::start().await;
+    let busy = || Play::Json(429, "{}".to_owned());
+    let mut engine = Engine::start(&rig, Script::new(busy())).await;
+    let at_once = answer(ask(&rig).header("x-queue-timeout", "0")).await;
+    assert_error(&at_once, 503, "no_provider_available");
+    assert!(at_once.1["error"]["message"].as_str().unwrap().contains("busy"), "{}", at_once.1);
+    engine.sees().await;
+    let begun = Instant::now();
+    assert_error(&answer(ask(&rig).header("x-queue-timeout", "0.3")).await, 503, "no_provider_available");
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    // At the beginning, after 100 ms, after 200 more, at the end, and whenever it says what it serves, which is every 200 ms.
+    let mut asked = 0;
+    while engine.seen.try_recv().is_ok() {
+        asked += 1;
+    }
+    assert!((2..=8).contains(&asked), "it was asked {asked} times");
+
+    // It waits though nothing was said of waiting, and no breaker opens.
+    let waiting = tokio::spawn(ask(&rig).send());
+    for _ in 0..3 {
+        engine.sees().await;
+    }
+    engine.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    let served = waiting.await.unwrap().unwrap();
+    assert_eq!(served.status(), StatusCode::OK);
+    assert_eq!(served.headers()["x-zorai-attempts"], "1", "one host was asked");
+    let queued: u64 = served.headers()["x-zorai-queue-ms"].to_str().unwrap().parse().unwrap();
+    assert!((200..30_000).contains(&queued), "{queued}");
+
+    // Where another one failed, the busy one is waited for still.
+    engine.play.send(busy()).unwrap();
+    let mut bad = Engine::start(&rig, Script::new(Play::Json(500, "{}".to_owned()))).await;
+    while engine.seen.try_recv().is_ok() {}
+    let waiting = tokio::spawn(ask(&rig).send());
+    bad.sees().await;
+    engine.sees().await;
+    engine.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    let served = waiting.await.unwrap().unwrap();
+    assert_eq!(
+        (served.status(), &served.headers()["x-zorai-attempts"]),
+        (StatusCode::OK, &"2".parse().unwrap())
+    );
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn few_requests_may_wait_at_once() {
     let dir = TempDir::new().unwrap();
     let rig = Rig::start_in(dir, |config| config.gateway.max_queued = 0).await;
