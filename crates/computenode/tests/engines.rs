@@ -28,6 +28,13 @@ struct Running {
 impl Running {
     /// A node with engines, once it offers `model`.
     async fn start(folder: &Path, flags: &[&str], model: &str) -> Self {
+        let running = Self::begin(folder, flags).await;
+        running.offers(model, true).await;
+        running
+    }
+
+    /// A node with engines, whatever it offers.
+    async fn begin(folder: &Path, flags: &[&str]) -> Self {
         let config: Config = args(folder, flags).into();
         let timing = EngineTiming {
             probe: Duration::from_millis(100),
@@ -41,9 +48,7 @@ impl Running {
         let api = Api::new(node.local_addr(), token.trim());
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(node.run(shutdown.clone()));
-        let running = Self { api, shutdown, serving };
-        running.offers(model, true).await;
-        running
+        Self { api, shutdown, serving }
     }
 
     /// Waits until the node offers a model, or does not any more.
@@ -195,6 +200,29 @@ async fn a_cut_answer_is_an_error_and_a_lost_engine_is_told() {
     let answer = node.complete(json!({ "model": FAKE, "prompt": "a" })).await;
     assert_eq!(answer.status(), StatusCode::OK);
     drop(again);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_loads_its_model_is_asked_until_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = FakeEngine::start_as("127.0.0.1:0".parse().unwrap(), Some(0)).await;
+    let node = Running::begin(folder.path(), &["--engine", &format!("fake=http://{}", fake.addr)]).await;
+    // The third question shows that the first two were no answer.
+    let mut asked = fake.seen.asked.subscribe();
+    tokio::time::timeout(PATIENCE, asked.wait_for(|asked| *asked >= 3)).await.unwrap().unwrap();
+    node.offers(FAKE, false).await;
+    *fake.seen.slots.lock().unwrap() = Some(3);
+    let offer = node.offers(FAKE, true).await;
+    let told = (&offer["engine"], &offer["slots"], &offer["context_tokens"]);
+    assert_eq!(told, (&json!("llama.cpp"), &json!(3), &json!(8192)));
+
+    // The next one at its place has slots of its own.
+    let addr = fake.addr;
+    drop(fake);
+    node.offers(FAKE, false).await;
+    let _next = FakeEngine::start_as(addr, Some(5)).await;
+    assert_eq!(node.offers(FAKE, true).await["slots"], 5);
     node.stop().await;
 }
 

@@ -369,14 +369,14 @@ impl Engine {
     }
 }
 
-/// Asks an idle engine how it is, until the node ends.
+/// Asks an idle engine how it is, until the node ends. One that was away is asked everything anew: it may be another.
 async fn watch_engine(inner: Arc<Inner>, engine: Arc<Engine>) {
     let timing = inner.timing;
     let watching = async {
         loop {
             let (base, before, busy) = {
                 let state = engine.state();
-                (state.base.clone(), state.served.clone(), state.busy)
+                (state.base.clone(), state.served.clone().filter(|_| state.up), state.busy)
             };
             if let Some(base) = base.filter(|_| busy == 0) {
                 let answer = probe(&inner.http, &base, before.as_ref(), timing.probe_deadline).await;
@@ -454,7 +454,7 @@ mod tests {
 
     fn miss(engine: &Engine, base: &Url, probes: u32) {
         for _ in 0..probes {
-            engine.answered(base, Err(Problem { refused: true, text: "refused".to_owned() }));
+            engine.answered(base, Err(Problem { refused: true, status: None, text: "refused".to_owned() }));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use reqwest::{Client, Url};
+use reqwest::{Client, StatusCode, Url};
 use rpc::inference::{InferenceKind, MAX_MODEL_ID_BYTES, MAX_MODELS};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,8 @@ const UNKNOWN_SLOTS: u32 = 4;
 pub(super) struct Problem {
     /// Whether nothing listens there.
     pub(super) refused: bool,
+    /// What it answered instead, if anything.
+    pub(super) status: Option<StatusCode>,
     pub(super) text: String,
 }
 
@@ -192,8 +194,13 @@ pub(super) async fn probe(
     let mut served = Served { kind, models, slots: kind.slots(), endpoints: kind.endpoints() };
     match kind {
         Kind::LlamaCpp => {
-            if let Ok(props) = ask.get::<Props>("props").await {
-                add_props(&mut served, &props);
+            match ask.get::<Props>("props").await {
+                Ok(props) => add_props(&mut served, &props),
+                // It lists its model before it has loaded it, and answers this to everything else until then.
+                Err(problem) if problem.status == Some(StatusCode::SERVICE_UNAVAILABLE) => {
+                    return Err(problem);
+                }
+                Err(_) => {}
             }
         }
         Kind::Ollama => {
@@ -282,13 +289,14 @@ struct Ask<'a> {
 
 impl Ask<'_> {
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
-        let problem = |text: String| Problem { refused: false, text };
+        let problem = |text: String| Problem { refused: false, status: None, text };
         let url = self.base.join(path).map_err(|error| problem(error.to_string()))?;
         let response = self.http.get(url).timeout(self.deadline).send().await;
-        let response =
-            response.map_err(|error| Problem { refused: error.is_connect(), text: daemon::chain(&error) })?;
-        if !response.status().is_success() {
-            return Err(problem(format!("/{path} answers {}", response.status())));
+        let response = response
+            .map_err(|error| Problem { refused: error.is_connect(), ..problem(daemon::chain(&error)) })?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(Problem { status: Some(status), ..problem(format!("/{path} answers {status}")) });
         }
         let bytes = super::read_body(response, MAX_ANSWER_BYTES).await;
         let bytes = bytes.map_err(|error| problem(error.to_string()))?;

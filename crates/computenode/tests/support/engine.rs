@@ -36,6 +36,10 @@ pub(crate) struct Seen {
     pub(crate) open: Arc<watch::Sender<u32>>,
     /// The most that were at once.
     pub(crate) most: Arc<Mutex<u32>>,
+    /// The slots that it says it has, as llama.cpp does: zero while it loads its model.
+    pub(crate) slots: Arc<Mutex<Option<u32>>>,
+    /// How often it was asked for its properties.
+    pub(crate) asked: Arc<watch::Sender<u32>>,
 }
 
 /// Counts a request until it is answered or given up.
@@ -53,14 +57,22 @@ impl FakeEngine {
     }
 
     pub(crate) async fn start_at(addr: SocketAddr) -> Self {
+        Self::start_as(addr, None).await
+    }
+
+    /// One that says that it is llama.cpp, with so many slots.
+    pub(crate) async fn start_as(addr: SocketAddr, slots: Option<u32>) -> Self {
         let seen = Seen {
             prompts: Arc::default(),
             headers: Arc::default(),
             open: Arc::new(watch::Sender::new(0)),
             most: Arc::default(),
+            slots: Arc::new(Mutex::new(slots)),
+            asked: Arc::new(watch::Sender::new(0)),
         };
         let router = Router::new()
             .route("/v1/models", get(models))
+            .route("/props", get(props))
             .route("/v1/chat/completions", post(answer))
             .route("/v1/completions", post(answer))
             .with_state(seen.clone());
@@ -96,10 +108,27 @@ impl Drop for FakeEngine {
     }
 }
 
-async fn models() -> Json<Value> {
+async fn models(State(seen): State<Seen>) -> Json<Value> {
+    let owner = if seen.slots.lock().unwrap().is_some() { "llamacpp" } else { "fake" };
     Json(json!({ "object": "list", "data": [
-        { "id": "fake-q4_0", "object": "model", "owned_by": "fake", "max_model_len": 4096 }
+        { "id": "fake-q4_0", "object": "model", "owned_by": owner, "max_model_len": 4096 }
     ]}))
+}
+
+async fn props(State(seen): State<Seen>) -> Response {
+    let slots = *seen.slots.lock().unwrap();
+    seen.asked.send_modify(|asked| *asked += 1);
+    match slots {
+        None => StatusCode::NOT_FOUND.into_response(),
+        Some(0) => {
+            let error = json!({ "code": 503, "message": "Loading model", "type": "unavailable_error" });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error }))).into_response()
+        }
+        Some(slots) => {
+            let settings = json!({ "n_ctx": 8192 });
+            Json(json!({ "total_slots": slots, "default_generation_settings": settings })).into_response()
+        }
+    }
 }
 
 async fn answer(State(seen): State<Seen>, headers: HeaderMap, body: Bytes) -> Response {
