@@ -227,6 +227,26 @@ async fn an_engine_that_loads_its_model_is_asked_until_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cut_line_does_not_hide_an_engine_that_works() {
+    let (folder, fake) = (tempfile::tempdir().unwrap(), FakeEngine::start().await);
+    let node = Running::start(folder.path(), &["--engine", &fake.flag(2)], FAKE).await;
+    let api = node.api.clone();
+    let working = tokio::spawn(async move {
+        api.send(Method::POST, "/v1/completions", Some(&json!({ "model": FAKE, "behave": "hang" }))).await
+    });
+    fake.open_is(1).await;
+    let lines = [json!({ "behave": "short", "prompt": "s" }), json!({ "prompt": "a" })];
+    let input: String = lines.iter().enumerate().map(|(id, body)| line(id, body)).collect();
+    node.batch(folder.path(), 1, FAKE, &input, r#"{"concurrency":1}"#).await;
+    let result = node.result().await;
+    assert_eq!(result[0]["error"]["code"], "engine_failed");
+    assert_eq!(result[1]["response"]["status_code"], 200);
+    assert!(!working.is_finished(), "all the while it worked");
+    working.abort();
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_keeps_its_order_and_a_bad_line_its_error() {
     let (folder, fake) = (tempfile::tempdir().unwrap(), FakeEngine::start().await);
     let node = Running::start(folder.path(), &["--engine", &fake.flag(8)], FAKE).await;

@@ -1,7 +1,7 @@
 //! The OpenAI-compatible engines behind this node: what they serve, how they are, and the way to them.
 //!
 //! Engines are configured, found on loopback, or started by the node itself (`managed`), among them the one inside this
-//! program ([`embedded`]). Each that is idle is asked
+//! program ([`embedded`]). Each that is idle or away is asked
 //! every few seconds what it serves (`probe`); while one works, its answers tell that it lives, and it is left in
 //! peace: some engines serve one request at a time, questions included. Requests go through `proxy` or as lines of a
 //! batch, each in one of the engine's slots: nothing queues here, and a request that finds no slot is refused.
@@ -351,7 +351,10 @@ impl Engine {
                 }
             }
             Err(problem) => {
-                state.missed = state.missed.saturating_add(1);
+                // One that works may have no time for questions.
+                if state.busy == 0 {
+                    state.missed = state.missed.saturating_add(1);
+                }
                 let gone = problem.refused || state.missed >= MISSED_PROBES;
                 if state.up && gone {
                     state.up = false;
@@ -369,16 +372,17 @@ impl Engine {
     }
 }
 
-/// Asks an idle engine how it is, until the node ends. One that was away is asked everything anew: it may be another.
+/// Asks an engine that is idle or away how it is, until the node ends. One that was away is asked everything anew: it may be another.
 async fn watch_engine(inner: Arc<Inner>, engine: Arc<Engine>) {
     let timing = inner.timing;
     let watching = async {
         loop {
-            let (base, before, busy) = {
+            let (base, before) = {
                 let state = engine.state();
-                (state.base.clone(), state.served.clone().filter(|_| state.up), state.busy)
+                let base = state.base.clone().filter(|_| state.busy == 0 || !state.up);
+                (base, state.served.clone().filter(|_| state.up))
             };
-            if let Some(base) = base.filter(|_| busy == 0) {
+            if let Some(base) = base {
                 let answer = probe(&inner.http, &base, before.as_ref(), timing.probe_deadline).await;
                 engine.answered(&base, answer);
             }
