@@ -262,7 +262,7 @@ impl EngineUsage {
 pub enum Outcome {
     /// All of the answer was passed on.
     Completed,
-    /// The answer broke off, or was cut off.
+    /// The answer broke off or was cut off, or its engine said in it that it failed.
     Failed,
     /// The client left.
     Cancelled,

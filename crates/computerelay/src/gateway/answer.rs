@@ -272,7 +272,9 @@ impl Passing {
         match self.tally.meter.end() {
             Ok(rest) => {
                 self.tally.completed();
-                self.tally.call().whole.came();
+                if self.tally.meter.error().is_none() {
+                    self.tally.call().whole.came();
+                }
                 Step::Last(rest)
             }
             Err(fault) => self.broken(&format!("the provider's answer broke off: {fault}"), fault.failure()),

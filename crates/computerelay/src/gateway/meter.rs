@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use memchr::{memchr, memchr_iter, memmem, memrchr};
 use rpc::inference::{EngineUsage, InferenceKind, UsageSource};
 use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::breaker::Failure;
@@ -51,6 +52,15 @@ impl Fault {
     }
 }
 
+/// What an engine says within its stream that keeps it from going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EngineError {
+    /// The request is wrong: any host would say so.
+    Request,
+    /// The engine failed, for all that it says.
+    Own,
+}
+
 /// Tokens, by the engine's word or by the count of pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count {
@@ -90,6 +100,7 @@ pub(super) struct Meter {
     usage: Option<(u64, u64)>,
     has_begun: bool,
     is_done: bool,
+    error: Option<EngineError>,
     /// Whether what was passed on ends with an event's end.
     at_boundary: bool,
 }
@@ -109,6 +120,7 @@ impl Meter {
             usage: None,
             has_begun: false,
             is_done: false,
+            error: None,
             at_boundary: true,
         }
     }
@@ -191,6 +203,11 @@ impl Meter {
         self.has_begun
     }
 
+    /// What the engine says that keeps it from going on, if it said so.
+    pub(super) fn error(&self) -> Option<EngineError> {
+        self.error
+    }
+
     /// Whether an event of the relay's own can follow at once.
     pub(super) fn at_boundary(&self) -> bool {
         self.at_boundary
@@ -240,9 +257,12 @@ impl Meter {
         if !(data.starts_with(b"{") && data.ends_with(b"}")) {
             return Err(Fault::Malformed);
         }
+        let is_last = self.kind == InferenceKind::Responses && is_last(data);
+        if is_last || data.starts_with(b"{\"error\"") {
+            self.error = self.error.or(error_in(data));
+        }
         // An engine's own error ends its stream.
-        self.is_done |=
-            data.starts_with(b"{\"error\"") || (self.kind == InferenceKind::Responses && is_last(data));
+        self.is_done |= is_last || self.error.is_some();
         if has_usage(data) {
             self.usage = usage_in(data).or(self.usage);
         }
@@ -287,6 +307,25 @@ fn is_last(data: &[u8]) -> bool {
         b"\"type\": \"error\"",
     ];
     ends.iter().any(|end| memmem::find(data, end).is_some())
+}
+
+/// What an event says that keeps the engine from going on, if it says so.
+fn error_in(data: &[u8]) -> Option<EngineError> {
+    #[derive(Deserialize)]
+    struct Event {
+        #[serde(default)]
+        error: Option<Value>,
+        #[serde(default, rename = "type")]
+        form: Option<String>,
+    }
+    let Ok(Event { error, form }) = serde_json::from_slice(data) else { return Some(EngineError::Own) };
+    let is_error = error.is_some() || matches!(form.as_deref(), Some("error" | "response.failed"));
+    is_error.then(|| {
+        let error = error.unwrap_or_default();
+        let blames_request = matches!(error["code"].as_u64(), Some(400 | 413 | 422))
+            || matches!(error["type"].as_str(), Some("invalid_request_error" | "BadRequestError"));
+        if blames_request { EngineError::Request } else { EngineError::Own }
+    })
 }
 
 fn usage_in(json: &[u8]) -> Option<(u64, u64)> {
@@ -432,6 +471,39 @@ mod tests {
         assert_eq!(meter.end(), Err(Fault::Unfinished), "it is only spoken of");
         meter.take("data: {\"type\":\"response.completed\"}\n\n".into()).unwrap();
         assert!(meter.end().is_ok());
+    }
+
+    #[test]
+    fn an_engine_says_whether_the_request_keeps_it_from_going_on() {
+        use InferenceKind::{Chat, Responses};
+        for (kind, event, said) in [
+            (Chat, r#"{"error":{"message":"m","type":"server_error","code":500}}"#, EngineError::Own),
+            (Chat, r#"{"error":"model runner has gone"}"#, EngineError::Own),
+            (
+                Chat,
+                r#"{"error":{"message":"m","type":"invalid_request_error","code":null}}"#,
+                EngineError::Request,
+            ),
+            (Chat, r#"{"error": {"message":"m","type":"x","param":null,"code":400}}"#, EngineError::Request),
+            (
+                Responses,
+                r#"{"type":"response.failed","response":{"error":{"code":"server_error"}}}"#,
+                EngineError::Own,
+            ),
+            (Responses, r#"{"type":"error","code":"server_error","message":"m"}"#, EngineError::Own),
+        ] {
+            let mut meter = events(kind);
+            meter.take(format!("data: {event}\n\n").into()).unwrap();
+            assert_eq!((meter.error(), meter.end()), (Some(said), Ok(Bytes::new())), "{event}");
+        }
+        let mut meter = events(Responses);
+        meter
+            .take("data: {\"type\":\"response.completed\",\"response\":{\"error\":null}}\n\n".into())
+            .unwrap();
+        assert_eq!((meter.error(), meter.end()), (None, Ok(Bytes::new())));
+        let mut meter = events(Chat);
+        meter.take("data: {\"error\":null,\"choices\":[]}\n\n".into()).unwrap();
+        assert_eq!((meter.error(), meter.end()), (None, Err(Fault::Unfinished)), "nothing keeps it");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::ask::{Ask, Patience};
 use super::breaker::Failure;
 use super::choose::{NoChoice, Want};
 use super::directory::{Lease, Suspicion};
-use super::meter::{Fault, Form, Meter};
+use super::meter::{EngineError, Fault, Form, Meter};
 use super::room::Content;
 use super::tally::{RequestHash, hash};
 use crate::error::ApiError;
@@ -424,6 +424,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(piece) => {
                     let out = meter.take(piece).map_err(faulty)?;
+                    is_served(&meter)?;
                     let is_first = held.is_empty();
                     if form == Form::Events && is_first && meter.has_begun() {
                         return Ok(answer(out, meter, Some(body), receipt));
@@ -442,10 +443,22 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
             Some(Err(error)) => return Err(broken(&error)),
             None => {
                 let rest = meter.end().map_err(faulty)?;
+                is_served(&meter)?;
                 held.extend_from_slice(&rest);
                 meter.read_whole(&held);
                 return Ok(answer(held.freeze(), meter, None, receipt));
             }
+        }
+    }
+}
+
+/// Whether what came of an answer serves the request: an engine whose stream begins with its failure does not, and another may.
+fn is_served(meter: &Meter) -> Result<(), Failed> {
+    match meter.error() {
+        None | Some(EngineError::Request) => Ok(()),
+        Some(EngineError::Own) => {
+            let why = "said in its stream that it failed".to_owned();
+            Err(Failed { word: "refused", why, blame: Blame::Unclear })
         }
     }
 }

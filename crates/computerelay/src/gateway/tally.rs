@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::Gateway;
 use super::breaker::Failure;
 use super::directory::Lease;
-use super::meter::{Count, Meter};
+use super::meter::{Count, EngineError, Meter};
 use super::records::Record;
 use super::room::Content;
 use super::route::{Call, Opened};
@@ -91,8 +91,13 @@ impl Tally {
         self.finish(Outcome::Failed);
     }
 
-    /// All of the answer came.
+    /// All of the answer came: it is served, unless its engine said in it what kept it from going on.
     pub(super) fn completed(&mut self) {
+        match self.meter.error() {
+            None => {}
+            Some(EngineError::Own) => return self.failed(Failure::Plain),
+            Some(EngineError::Request) => return self.finish(Outcome::Failed),
+        }
         self.lease.succeeded();
         let count = self.meter.count();
         if self.status.is_success() {

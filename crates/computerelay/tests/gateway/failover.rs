@@ -31,6 +31,9 @@ async fn a_host_that_fails_before_its_first_byte_is_replaced() {
         Play::Break(vec![]),
         Play::Break(vec!["data: {\"half".into()]),
         Play::Stream(vec!["<html>\n".into()]),
+        Play::Stream(vec![
+            "data: {\"error\":{\"message\":\"no memory\",\"type\":\"server_error\"}}\n\n".into(),
+        ]),
         Play::Hang,
         Play::Stall(vec![": thinking".into()]),
     ] {

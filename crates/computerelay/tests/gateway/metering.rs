@@ -163,6 +163,33 @@ async fn what_broke_off_costs_nothing() {
 }
 
 #[tokio::test]
+async fn what_its_engine_says_has_failed_costs_nothing() {
+    let rig = Rig::start().await;
+    let error =
+        |form: &str| format!("data: {{\"error\":{{\"message\":\"no\",\"type\":\"{form}\"}}}}\n\n").into();
+    let engine = Engine::start(&rig, Script::new(Play::Hang)).await;
+    for (id, pieces) in [
+        ("late", vec![delta("a"), delta("b"), error("server_error")]),
+        // Any host would say so: nobody else is asked, and the client reads it.
+        ("wrong", vec![error("invalid_request_error")]),
+    ] {
+        engine.play.send(Play::Stream(pieces.clone())).unwrap();
+        let response = ask(&rig).header("x-request-id", id).send().await.unwrap();
+        assert_eq!(response.bytes().await.unwrap(), pieces.concat(), "it passes as it is");
+        let failed = record(&rig, id).await;
+        assert_eq!((&failed["outcome"], &failed["cost"]), (&json!("failed"), &json!("0")), "{failed}");
+    }
+    // Three in a row that are the host's fault open its breaker; those between that are the request's change nothing.
+    let late = vec![delta("a"), error("server_error")];
+    for pieces in [vec![error("invalid_request_error")], late.clone(), late] {
+        engine.play.send(Play::Stream(pieces)).unwrap();
+        ask(&rig).send().await.unwrap().bytes().await.unwrap();
+    }
+    assert_error(&answer(ask(&rig)).await, 503, "no_provider_available");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_uses_as_many_tokens_as_its_limit_says() {
     let rig = Rig::start().await;
     let _engine = Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await;
