@@ -271,7 +271,7 @@ fn seen(record: &ReceiptView) -> String {
     let millis = |millis: u64| span(std::time::Duration::from_millis(millis));
     let outcome = match record.outcome {
         rpc::inference::Outcome::Completed => "it was answered in full",
-        rpc::inference::Outcome::Failed => "its answer broke off",
+        rpc::inference::Outcome::Failed => "its answer failed",
         rpc::inference::Outcome::Cancelled => "its client left before the end",
     };
     let counted = match record.usage_source {
@@ -292,6 +292,13 @@ fn seen(record: &ReceiptView) -> String {
 /// Checks the cost's arithmetic, where the record has the prices. Neither is signed.
 fn cost(record: &ReceiptView) -> Outcome<Statement> {
     let ReceiptView { cost, prompt_tokens, completion_tokens, .. } = record;
+    if record.outcome == rpc::inference::Outcome::Failed {
+        if *cost != Amount::ZERO {
+            let why = format_args!("the cost is wrong: an answer that failed costs nothing, not {cost}");
+            return Err(Failure::unverified(why));
+        }
+        return Ok(said(Word::Relay, "it cost nothing, as its answer failed"));
+    }
     let (Some(prompt), Some(completion)) = (record.prompt_price, record.completion_price) else {
         return Ok(said(Word::Relay, format!("it cost {cost}; the record lacks the prices")));
     };
@@ -385,9 +392,18 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_costs_nothing() {
+        let mut failed = record(|_| {});
+        (failed.outcome, failed.cost) = (Ended::Failed, Amount::ZERO);
+        let statements = checked(failed).unwrap();
+        assert!(statements.last().unwrap().text.contains("it cost nothing"), "{statements:#?}");
+    }
+
+    #[test]
     fn every_lie_is_found() {
         type Lie = fn(&mut ReceiptView);
-        let lies: [(&str, Lie); 8] = [
+        let lies: [(&str, Lie); 9] = [
+            ("the cost is wrong", |view| view.outcome = Ended::Failed),
             ("receipt: ", |view| view.receipt.as_mut().unwrap().mutation.completion_tokens = 4),
             ("receipt: ", |view| view.receipt.as_mut().unwrap().mutation.provider = Address::ZERO),
             ("agree on provider", |view| view.provider = Address::ZERO),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpc::inference::{ReceiptView, UsageSource};
+use rpc::inference::{Outcome, ReceiptView, UsageSource};
 use rpc::tasks::SignedMutation;
 use store::{KeyId, Store, StoreError};
 use taskmarket::{ContentHash, Domain, InferenceReceipt, Signed};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::meter::MAX_TOKENS;
-use super::tally::RequestHash;
+use super::tally::{RequestHash, cost};
 
 /// How long records are gathered that are then committed together.
 const GATHER: Duration = Duration::from_millis(300);
@@ -178,6 +178,11 @@ fn row(record: Record, request_hash: Option<[u8; 32]>) -> store::Receipt {
             Ok(receipt) => {
                 if view.usage_source == UsageSource::Deltas {
                     view.prompt_tokens = receipt.mutation.prompt_tokens.min(MAX_TOKENS);
+                    if let (Some(prompt), Some(completion)) = (view.prompt_price, view.completion_price)
+                        && view.outcome != Outcome::Failed
+                    {
+                        view.cost = cost((view.prompt_tokens, prompt), (view.completion_tokens, completion));
+                    }
                 }
                 view.receipt = Some(receipt);
             }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use rpc::inference::{Outcome, ReceiptView};
 use sha2::{Digest as _, Sha256};
-use taskmarket::Amount;
+use taskmarket::{Amount, U256};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Gateway;
@@ -79,10 +79,8 @@ impl Tally {
     pub(super) fn cost(&self) -> (Count, Amount) {
         let count = self.meter.count();
         let offer = &self.lease.listing.offer;
-        let part = |tokens: u64, price: Amount| price.0.saturating_mul(taskmarket::U256::from(tokens));
-        let sum = part(count.prompt, offer.prompt_price)
-            .saturating_add(part(count.completion, offer.completion_price));
-        (count, Amount(sum.div_ceil(taskmarket::U256::from(MILLION))))
+        let cost = cost((count.prompt, offer.prompt_price), (count.completion, offer.completion_price));
+        (count, cost)
     }
 
     /// The answer failed by its host's fault.
@@ -163,6 +161,12 @@ impl Drop for Tally {
     fn drop(&mut self) {
         self.finish(Outcome::Cancelled);
     }
+}
+
+/// What so many tokens in and out cost at these prices for a million, rounded up.
+pub(super) fn cost(prompt: (u64, Amount), completion: (u64, Amount)) -> Amount {
+    let part = |(tokens, price): (u64, Amount)| price.0.saturating_mul(U256::from(tokens));
+    Amount(part(prompt).saturating_add(part(completion)).div_ceil(U256::from(MILLION)))
 }
 
 /// What of an answer is to be passed on.

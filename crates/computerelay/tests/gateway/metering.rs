@@ -69,7 +69,8 @@ async fn records_are_their_keys_own_and_survive_the_relay() {
     response.bytes().await.unwrap();
     let record = record(&rig, "r-1").await;
     assert_eq!((&record["usage_source"], &record["completion_tokens"]), (&json!("deltas"), &json!(3)));
-    assert_eq!(record["prompt_tokens"], 7, "by the receipt");
+    // 7 prompt tokens at 2, by the receipt, and 3 others at 3.
+    assert_eq!((&record["prompt_tokens"], &record["cost"]), (&json!(7), &json!("23")));
     let get = |key: &str| rig.bare(Method::GET, "/v1/receipts/r-1").bearer_auth(key);
     assert_eq!(answer(get(&mine)).await, (StatusCode::OK, record));
     assert_error(&answer(get(&other)).await, 404, "not_found");
