@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
 use rpc::REQUEST_ID_HEADER;
-use rpc::inference::PROVIDER_HEADER;
+use rpc::inference::{EngineUsage, PROVIDER_HEADER};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -78,14 +78,20 @@ impl<'a> Body<'a> {
 }
 
 /// What an answer used, by the engine's word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Usage {
-    /// Tokens in; `/v1/responses` has another name for it.
-    #[serde(default, alias = "input_tokens")]
+    /// Tokens in.
     pub(crate) prompt_tokens: u64,
     /// Tokens out.
-    #[serde(default, alias = "output_tokens")]
     pub(crate) completion_tokens: u64,
+}
+
+impl Usage {
+    /// What a `usage` block says, if it says anything.
+    pub(crate) fn of(block: EngineUsage) -> Option<Self> {
+        let (prompt_tokens, completion_tokens) = block.tokens()?;
+        Some(Self { prompt_tokens, completion_tokens })
+    }
 }
 
 /// A piece of an answer.
@@ -144,7 +150,7 @@ impl Answer {
         if let Some(refusal) = chunk.error.as_ref().map(Refusal::of_error) {
             return Err(refusal.failure("the answer broke off", Exit::Failed));
         }
-        self.usage = chunk.usage.or(self.usage);
+        self.usage = chunk.usage.and_then(Usage::of).or(self.usage);
         let Some(choice) = chunk.choices.into_iter().next() else { return Ok(()) };
         self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
         let Some(delta) = choice.delta.or(choice.message) else { return Ok(()) };
@@ -169,7 +175,7 @@ struct Chunk {
     #[serde(default)]
     choices: Vec<Choice>,
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Option<EngineUsage>,
     #[serde(default)]
     error: Option<Value>,
 }
@@ -302,6 +308,10 @@ mod tests {
         assert_eq!((answer.pieces, answer.finish_reason.as_deref()), (3, Some("stop")));
         assert_eq!(answer.usage, Some(Usage { prompt_tokens: 3, completion_tokens: 4 }));
         assert!(answer.is_done && answer.first.is_some());
+        // Some engines name the counts both ways, and some do not know one of them.
+        let both = r#"{"choices":[],"usage":{"prompt_tokens":3,"input_tokens":3,"completion_tokens":4,"output_tokens":4}}"#;
+        let (answer, _) = taken(&[both, r#"{"choices":[],"usage":{"prompt_tokens":null}}"#]).unwrap();
+        assert_eq!(answer.usage, Some(Usage { prompt_tokens: 3, completion_tokens: 4 }));
         let (answer, _) = taken(&[r#"{"choices":[{"message":{"content":"whole"}}]}"#]).unwrap();
         assert_eq!(answer.text, "whole");
     }

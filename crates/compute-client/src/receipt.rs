@@ -1,6 +1,6 @@
 //! Inference receipts: what one proves of a request and its answer, against the bytes one has, and whose word each statement is.
 
-use rpc::inference::{ReceiptView, UsageSource};
+use rpc::inference::{EngineUsage, ReceiptView, UsageSource};
 use rpc::tasks::SignedMutation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -238,7 +238,7 @@ fn tokens(receipt: &InferenceReceipt, response: Option<&[u8]>) -> Outcome<Statem
 fn usage_in(response: &[u8]) -> Option<Usage> {
     let usage = |value: &Value| {
         let usage = value.get("usage").or_else(|| value.get("response")?.get("usage"))?;
-        Usage::deserialize(usage).ok()
+        Usage::of(EngineUsage::deserialize(usage).ok()?)
     };
     if let Ok(whole) = serde_json::from_slice::<Value>(response) {
         return usage(&whole);
@@ -397,6 +397,14 @@ mod tests {
         (failed.outcome, failed.cost) = (Ended::Failed, Amount::ZERO);
         let statements = checked(failed).unwrap();
         assert!(statements.last().unwrap().text.contains("it cost nothing"), "{statements:#?}");
+    }
+
+    #[test]
+    fn usage_blocks_may_name_a_count_twice_or_not_know_it() {
+        let both =
+            br#"{"usage":{"prompt_tokens":3,"input_tokens":3,"completion_tokens":5,"output_tokens":5}}"#;
+        assert_eq!(usage_in(both), Some(Usage { prompt_tokens: 3, completion_tokens: 5 }));
+        assert_eq!(usage_in(br#"{"usage":{"prompt_tokens":null}}"#), None);
     }
 
     #[test]
