@@ -27,8 +27,13 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// A body, with the room that was taken for it.
-    pub(crate) fn new(body: Bytes, room: Option<OwnedSemaphorePermit>) -> Self {
+    /// A body, with the room that was taken for it. What it does not need of that is given back: for a body whose length was not said
+    /// there is room for the longest.
+    pub(crate) fn new(body: Bytes, mut room: Option<OwnedSemaphorePermit>) -> Self {
+        if let Some(room) = &mut room {
+            let extra = room.num_permits().saturating_sub(units(body.len() as u64) as usize);
+            drop(room.split(extra));
+        }
         Self { body, _room: room }
     }
 }
@@ -53,10 +58,10 @@ impl Room {
     /// # Errors
     /// 503 where there is none for a while.
     pub(super) async fn take(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
-        if bytes <= SMALL_BYTES {
+        let units = units(bytes);
+        if units == 0 {
             return Ok(None);
         }
-        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         match timeout(self.patience, Arc::clone(&self.units).acquire_many_owned(units)).await {
             Ok(Ok(permit)) => Ok(Some(permit)),
             Ok(Err(_)) | Err(_) => {
@@ -64,6 +69,11 @@ impl Room {
             }
         }
     }
+}
+
+/// The room that a body of so many bytes takes.
+fn units(bytes: u64) -> u32 {
+    if bytes <= SMALL_BYTES { 0 } else { u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX) }
 }
 
 #[cfg(test)]
@@ -82,5 +92,17 @@ mod tests {
         assert!(room.take(1 << 20).await.is_ok());
         // The largest body always finds room, one at a time.
         assert!(Room::new(1, 1 << 20).take(1 << 20).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_body_gives_back_what_it_does_not_need() {
+        let room = Room { patience: Duration::from_millis(10), ..Room::new(1 << 20, 100) };
+        let half = Content::new(vec![0; 1 << 19].into(), room.take(1 << 20).await.unwrap());
+        let small = Content::new(vec![0; 100].into(), room.take(1 << 19).await.unwrap());
+        let other = room.take(1 << 19).await.unwrap();
+        assert!(other.is_some(), "the small one needs none");
+        assert!(room.take(SMALL_BYTES + 1).await.is_err());
+        drop((half, small, other));
+        assert!(room.take(1 << 20).await.is_ok(), "all of it comes back");
     }
 }

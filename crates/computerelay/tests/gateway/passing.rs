@@ -107,6 +107,28 @@ async fn large_bodies_pass_and_larger_ones_are_refused() {
 }
 
 #[tokio::test]
+async fn a_small_body_of_unsaid_length_leaves_room_for_others() {
+    let dir = TempDir::new().unwrap();
+    let rig = Rig::start_in(dir, |config| {
+        config.gateway.max_body_bytes = 1 << 20;
+        config.gateway.max_bodies_bytes = 1 << 20;
+    })
+    .await;
+    let mut engine = Engine::start(&rig, Script::new(Play::Hang)).await;
+    let text = json!({ "model": "zorai-demo", "stream": true }).to_string();
+    let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>(text)]);
+    let small = rig.request(Method::POST, "/v1/chat/completions").header("content-type", "application/json");
+    let small = tokio::spawn(small.body(reqwest::Body::wrap_stream(pieces)).send());
+    engine.sees().await;
+    engine.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    let body = json!({ "model": "zorai-demo", "prompt": "x".repeat(900_000) });
+    let large = rig.request(Method::POST, "/v1/completions").json(&body).send().await.unwrap();
+    assert_eq!(large.status(), StatusCode::OK, "while the small one waits for its answer");
+    small.abort();
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_is_heard_of_within_250_ms() {
     let rig = Rig::start().await;
     let mut engine = Engine::start(&rig, Script::new(Play::Stall(vec![delta("first")]))).await;
