@@ -1,6 +1,8 @@
 use axum::routing::get;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
@@ -118,6 +120,38 @@ async fn an_answer_that_nobody_reads_is_given_up_and_one_that_is_read_goes_on() 
     let unread = served.ask(Some("/long")).await;
     timeout(PATIENCE, served.given_up.cancelled()).await.expect("nobody reads it");
     drop(unread);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_unread_answer_of_a_shared_connection_ends_alone() {
+    let piece = || stream::repeat_with(|| Bytes::from(vec![0; 64 * 1024]));
+    let served = Served::start(Deadlines { read: SHORT, ..patient() }, piece).await;
+    let io = TokioIo::new(served.ask(None).await);
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+    let (mut client, connection) = handshake.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let request = http::Request::get(format!("http://{}/long", served.addr));
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        answers.push(client.send_request(request).await.unwrap().into_body());
+    }
+    let (mut read, mut unread) = (answers.remove(0), answers.remove(0));
+    let begun = Instant::now();
+    let mut since = None;
+    // Beyond the time that a connection has to say farewell.
+    while since.is_none_or(|since: Instant| since.elapsed() < SHORT * 3) {
+        assert!(begun.elapsed() < PATIENCE, "the unread one is not given up");
+        timeout(PATIENCE, read.frame()).await.unwrap().unwrap().expect("it is read, and goes on");
+        if since.is_none() && served.given_up.is_cancelled() {
+            since = Some(Instant::now());
+        }
+    }
+    let broken = async { while unread.frame().await.unwrap().is_ok() {} };
+    timeout(PATIENCE, broken).await.expect("it breaks off once it is read on");
+    drop((read, unread, client));
+    connection.abort();
     served.stop().await;
 }
 
