@@ -20,6 +20,7 @@ use super::Gateway;
 use super::ask::{Ask, Patience};
 use super::breaker::Failure;
 use super::choose::{NoChoice, Want};
+use super::config::GatewayConfig;
 use super::directory::{Lease, Suspicion};
 use super::meter::{EngineError, Fault, Form, Meter};
 use super::room::Content;
@@ -346,12 +347,19 @@ impl Gateway {
             Ok(answer) => answer.map(|answer| Answer { sent, ..answer }),
             // Who is in more of a hurry than the relay says nothing of the host.
             Err(_) => {
-                let is_fair = patience >= self.config.first_byte;
+                let is_fair = patience >= self.fair_patience(call);
                 let blame = if is_fair { Blame::Host(Failure::Plain) } else { Blame::Nobody };
                 let why = format!("sent nothing for {} ms", patience.as_millis());
                 Err(Failed { word: "silent", why, blame })
             }
         }
+    }
+
+    /// How long a host has been silent at least where that is its fault: of an answer that is not streamed nothing comes until it is
+    /// whole, for which it has all the time that waiting for it may leave.
+    fn fair_patience(&self, call: &Call) -> Duration {
+        let GatewayConfig { first_byte, total, queue, .. } = self.config;
+        if call.ask.stream { first_byte } else { total.saturating_sub(queue).max(first_byte) }
     }
 }
 

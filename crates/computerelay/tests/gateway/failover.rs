@@ -208,3 +208,24 @@ async fn an_error_of_one_engine_alone_counts_against_its_host() {
     }
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn a_clients_hurry_says_nothing_of_a_host() {
+    // A whole answer may take longer than the first event of a streamed one.
+    let rig = start(Duration::from_millis(50)).await;
+    let mut host = Engine::start(&rig, Script::new(Play::Hang)).await;
+    let whole = || {
+        let request = rig.request(Method::POST, "/v1/chat/completions");
+        request.json(&json!({ "model": "zorai-demo" }))
+    };
+    for header in
+        ["x-zorai-timeout-ms", "x-zorai-timeout-ms", "x-zorai-first-byte-timeout-ms", "x-zorai-timeout-ms"]
+    {
+        let late = whole().header(header, "200").send().await.unwrap();
+        assert!(late.status().is_server_error());
+        host.sees().await;
+    }
+    host.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    assert_eq!(whole().send().await.unwrap().status(), StatusCode::OK);
+    rig.stop().await;
+}
