@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::drain;
 use link::ConnectError;
+use rpc::link::AttemptKey;
 use rustls::ClientConfig;
 use taskmarket::{Bytes32, Timestamp};
 use tokio::sync::watch;
@@ -184,7 +185,8 @@ impl Agent {
         self.shared.home.node_id
     }
 
-    /// Works until `shutdown`, and then lets running attempts finish for [`Config::drain`]. The journal keeps the rest.
+    /// Works until `shutdown`, and then lets running attempts finish for [`Config::drain`], and with them what the chain waits for. The
+    /// journal and the book keep the rest.
     ///
     /// # Errors
     /// [`RunError`]: the agent must not go on without somebody's doing. A relay or a node that is away is no error.
@@ -210,6 +212,7 @@ impl Agent {
                 () = stop(&shared, shutdown) => connection.await,
             }
         };
+        warn_of_stakes(&shared).await;
         drop(closing);
         shared.tasks.close();
         drain("the agent's tasks", END_PATIENCE, shared.tasks.wait()).await;
@@ -274,12 +277,26 @@ async fn connect(shared: &Arc<Shared>) -> Result<(), RunError> {
     stay_connected(shared).await
 }
 
-/// Waits for `shutdown`, takes no more offers, lets running attempts finish for a while, and closes.
+/// Waits for `shutdown`, takes no more offers, lets running attempts and their money come to rest for a while, and closes.
 async fn stop(shared: &Shared, shutdown: CancellationToken) {
     shutdown.cancelled().await;
     shared.draining.cancel();
-    drain("running attempts", shared.config.drain, shared.attempts.none_left()).await;
+    let rest = async {
+        shared.attempts.none_left().await;
+        if let Some(money) = &shared.money {
+            money.at_rest().await;
+        }
+    };
+    drain("running attempts", shared.config.drain, rest).await;
     shared.closing.cancel();
+}
+
+/// Says which stakes are lost unless the agent is started again in time.
+async fn warn_of_stakes(shared: &Shared) {
+    let Some(money) = &shared.money else { return };
+    for (AttemptKey { task_id, attempt }, until) in money.owed().await {
+        tracing::error!(task = %task_id, attempt, %until, "the chain waits for this agent: start it again before the lease ends, or the stake is lost");
+    }
 }
 
 /// Tokens go to the relay and to the node: say so where others on the way could read them.

@@ -163,7 +163,8 @@ pub struct Args {
     #[command(flatten)]
     pub escrow: EscrowArgs,
 
-    /// When told to stop, let running tasks finish for so long; those that do not are taken up again at the next start.
+    /// When told to stop, let running tasks finish for so long, and what the chain waits for of settled ones; those that do not are
+    /// taken up again at the next start.
     #[arg(long, env = "ZORAI_AGENT_DRAIN_SECS", value_name = "SECONDS", default_value = "30")]
     pub drain_secs: u64,
 

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use escrow::Status;
 use http::StatusCode;
 use http_body_util::Full;
@@ -84,7 +86,7 @@ async fn a_task_without_an_arbiter_pays_with_the_proof() {
     let escrow = settled.chain.escrow();
     soon("the money", async {
         while settled.chain.balance(Address::ZERO, escrow).await.unwrap() != Amount::ZERO {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
@@ -275,4 +277,24 @@ async fn payments_that_are_due_together_are_taken_together() {
     settled.earnings(3).await;
     assert_eq!(settled.sent().await, sent + 1);
     agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_proves_before_it_ends() {
+    let Some(mut settled) = Settled::new().await else { return };
+    settled.world.config.drain = Duration::from_secs(15);
+    let agent = settled.world.start();
+    let (_, session) = settled.world.connected().await;
+    settled.stake_is(STAKE).await;
+    let id = bound(&mut settled, &session, 1).await;
+    settled.endpoint.takes(false);
+    settled.world.node.finish(&id, b"r");
+    settled.world.proof().await;
+    agent.shutdown.cancel();
+    settled.endpoint.has_dropped().await;
+    settled.endpoint.has_looked().await;
+    assert!(!agent.task.is_finished());
+    settled.endpoint.takes(true);
+    agent.ended().await.unwrap();
+    assert_eq!(settled.record(id).await.status, Status::Proven);
 }

@@ -1,5 +1,6 @@
 //! A claim: what this provider wants of the money of one attempt, and how far it got.
 
+use escrow::Record;
 use rpc::link::AttemptKey;
 use rpc::tasks::{FailureView, SignedMutation};
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,18 @@ impl Claim {
     /// Which attempt it is of.
     pub(crate) fn key(&self) -> AttemptKey {
         AttemptKey { task_id: self.accept.mutation.task_id, attempt: self.accept.mutation.attempt }
+    }
+
+    /// Whether what the chain stores is of this attempt and this provider.
+    pub(crate) fn is_of(&self, record: &Record) -> bool {
+        let accept = &self.accept.mutation;
+        (record.provider, record.attempt) == (accept.provider, accept.attempt)
+    }
+
+    /// Until when this provider can be held to the attempt, by what is known here.
+    pub(crate) fn lease_end(&self) -> Timestamp {
+        let signed = self.accept.mutation.lease_until;
+        self.bound.map_or(signed, |bound| bound.max(signed))
     }
 
     /// The proof, once there is one.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::book::Closing;
 use super::check::ACCEPT_MARGIN_SECS;
 use super::claim::{Claim, Ending, Standing, Wish};
+use super::rest::Hold;
 use super::step::{Clock, Margins, Step, next_step};
 use super::{Money, Open};
 use crate::agent::now;
@@ -67,13 +68,17 @@ async fn look(money: &Money, staking: &mut Staking) -> Result<(), Trouble> {
     if let Err(error) = keeper.stake(staking).await {
         tracing::warn!(%error, "the stake cannot be looked at for now");
     }
+    // Before the claims are looked at: what is sent and final by then shows in their records.
+    let mut quiet = keeper.outbox.unfinished().await?.is_empty();
     let mut batched = Batched::default();
     for claim in keeper.due(&head).await {
         let key = claim.key();
         if let Err(error) = keeper.attend(claim, &head, &mut batched).await {
+            quiet = false;
             tracing::warn!(task = %key.task_id, attempt = key.attempt, %error, "its money cannot be looked after for now");
         }
     }
+    money.looked(quiet);
     keeper.send_batches(batched, &head).await?;
     keeper.withdraw(&head).await?;
     keeper.count_costs(&head).await
@@ -99,29 +104,36 @@ impl Keeper<'_> {
     /// Looks at a claim and does its next step.
     async fn attend(&self, claim: Claim, head: &Block, batched: &mut Batched) -> Result<(), Trouble> {
         let key = claim.key();
-        let timing = &self.money.config.timing;
+        let slow_poll = self.money.config.timing.slow_poll;
         let record = self.chain.record(key.task_id).await?;
         let clock = Clock { head: head.time, now: head.time.max(now()) };
-        let margins = Margins {
-            fail: timing.fail_margin_secs,
-            accept: ACCEPT_MARGIN_SECS,
-            patience: timing.approval_patience_secs,
-        };
         let Some(claim) = self.note(&claim, &record, head).await? else { return Ok(()) };
-        let step = next_step(&claim, &record, clock, &margins);
+        let step = next_step(&claim, &record, clock, &self.margins());
+        let hold = Hold::of(&claim, &record, &step);
         let waits =
             matches!(step, Step::Wait(_)) && matches!(record.status, Status::Proven | Status::Disputed);
         self.open(&key, |open| {
             let window = Duration::from_secs(record.until.since(clock.now));
-            let pause = if waits { timing.slow_poll.min(window) } else { Duration::ZERO };
+            let pause = if waits { slow_poll.min(window) } else { Duration::ZERO };
             open.look_at = Instant::now() + pause;
             open.window_until = waits.then_some(record.until);
+            // What is asked for since then was not looked at.
+            open.hold = if open.claim.wish == claim.wish { hold } else { Hold::Unknown };
             if matches!(step, Step::Wait(_)) {
                 open.done_since = None;
             }
         })
         .await;
         self.act(claim, &record, step, head, batched).await
+    }
+
+    fn margins(&self) -> Margins {
+        let timing = &self.money.config.timing;
+        Margins {
+            fail: timing.fail_margin_secs,
+            accept: ACCEPT_MARGIN_SECS,
+            patience: timing.approval_patience_secs,
+        }
     }
 
     async fn act(
@@ -168,8 +180,7 @@ impl Keeper<'_> {
 
     /// Notes what the record says of a claim, and tells the work. The answer is the claim as it is now, if it is open.
     async fn note(&self, claim: &Claim, record: &Record, head: &Block) -> Result<Option<Claim>, Trouble> {
-        let accept = &claim.accept.mutation;
-        let mine = (record.provider, record.attempt) == (accept.provider, accept.attempt);
+        let mine = claim.is_of(record);
         let given_back =
             matches!(claim.wish, Wish::GiveUp { .. }) && self.is_done(&purpose(claim, "fail")).await?;
         let change = |claim: &mut Claim| {

@@ -9,12 +9,14 @@ mod check;
 mod claim;
 mod earnings;
 mod keeper;
+mod rest;
 mod step;
 mod terms;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use escrow::tx::{Outbox, OutboxConfig, OutboxError, Trouble};
@@ -31,6 +33,7 @@ pub use book::BookError;
 pub(crate) use claim::{Claim, Standing, Wish};
 pub use earnings::{EarningsArgs, EarningsError};
 pub(crate) use keeper::keep;
+use rest::Hold;
 pub use terms::{EscrowConfig, EscrowTiming, Terms};
 
 use crate::agent::now;
@@ -72,6 +75,8 @@ pub(crate) struct Money {
     claims: Mutex<BTreeMap<AttemptKey, Open>>,
     /// Told when a claim changed.
     changed: Notify,
+    /// Whether nothing was on its way when the keeper last looked at all claims.
+    quiet: AtomicBool,
     /// When the log last told of a transaction that waits.
     complained: std::sync::Mutex<Option<Instant>>,
 }
@@ -80,6 +85,8 @@ pub(crate) struct Money {
 struct Open {
     claim: Claim,
     standing: watch::Sender<Standing>,
+    /// Whether it may be left alone, by the last look.
+    hold: Hold,
     /// When the chain is asked about it next.
     look_at: Instant,
     /// It is not put into a batch any more, since the contract refused one with it.
@@ -97,7 +104,15 @@ impl Open {
             Wish::Fetch | Wish::Bind | Wish::Prove { .. } => Standing::Reserved,
         };
         let standing = watch::Sender::new(standing);
-        Self { claim, standing, look_at: Instant::now(), alone: false, window_until: None, done_since: None }
+        Self {
+            claim,
+            standing,
+            hold: Hold::Unknown,
+            look_at: Instant::now(),
+            alone: false,
+            window_until: None,
+            done_since: None,
+        }
     }
 }
 
@@ -125,6 +140,7 @@ impl Money {
             outbox: OnceCell::new(),
             claims: Mutex::default(),
             changed: Notify::new(),
+            quiet: AtomicBool::new(true),
             complained: std::sync::Mutex::default(),
         })
     }
@@ -268,7 +284,7 @@ impl Money {
         self.update(key, update).await?;
         if changed {
             if let Some(open) = self.claims.lock().await.get_mut(key) {
-                open.look_at = Instant::now();
+                (open.look_at, open.hold) = (Instant::now(), Hold::Unknown);
             }
             self.changed.notify_one();
         }

@@ -56,7 +56,7 @@ pub(crate) enum Step {
 /// What is to be done about a claim now.
 pub(crate) fn next_step(claim: &Claim, record: &Record, clock: Clock, margins: &Margins) -> Step {
     let accept = &claim.accept.mutation;
-    let mine = (record.provider, record.attempt) == (accept.provider, accept.attempt);
+    let mine = claim.is_of(record);
     match record.status {
         Status::Paid if mine => Step::Close(Ending::Paid),
         Status::Split if mine => Step::Close(Ending::Split),

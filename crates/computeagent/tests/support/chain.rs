@@ -16,7 +16,7 @@ pub(crate) const ARBITER_KEY: usize = 3;
 pub(crate) const WINDOW: u64 = 500;
 pub(crate) const STAKE: u64 = 1_000_000;
 pub(crate) const BUDGET: u64 = 1_000;
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) struct Settled {
     pub(crate) world: World,
@@ -137,6 +137,11 @@ impl Settled {
     /// Sends something from the requester's account.
     pub(crate) async fn send(&self, purpose: &str, call: Call) {
         self.requester.send(purpose, call, LONG).await.unwrap();
+    }
+
+    /// Asks the development chain for something of its own.
+    pub(crate) async fn tell(&self, method: &str, params: Value) -> Value {
+        self.rpc.request(method, params).await.unwrap()
     }
 
     /// Offers what must be taken, under the escrow's domain.

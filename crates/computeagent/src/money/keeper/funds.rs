@@ -86,10 +86,8 @@ impl Keeper<'_> {
         let mut locked = Amount::ZERO;
         for claim in claims.iter().filter(|claim| claim.task.token == token) {
             let record = self.chain.record(claim.key().task_id).await?;
-            let accept = &claim.accept.mutation;
-            let mine = (record.provider, record.attempt) == (accept.provider, accept.attempt);
             let holds = matches!(record.status, Status::Accepted | Status::Proven | Status::Disputed);
-            if mine && holds {
+            if claim.is_of(&record) && holds {
                 locked = locked.checked_add(claim.task.provider_stake).unwrap_or(locked);
             }
         }
