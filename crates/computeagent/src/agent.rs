@@ -189,7 +189,8 @@ impl Agent {
     /// journal and the book keep the rest.
     ///
     /// # Errors
-    /// [`RunError`]: the agent must not go on without somebody's doing. A relay or a node that is away is no error.
+    /// [`RunError`]: the agent must not go on without somebody's doing. Settled attempts are proven or given back before it ends. A relay
+    /// or a node that is away is no error.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let Self { shared, host } = self;
         let config = &shared.config;
@@ -207,9 +208,18 @@ impl Agent {
         restore(&shared).await?;
         let result = {
             let mut connection = pin!(connect(&shared));
+            let mut stopped = pin!(stop(&shared, shutdown));
             tokio::select! {
-                result = &mut connection => result,
-                () = stop(&shared, shutdown) => connection.await,
+                result = &mut connection => {
+                    if let Err(error) = &result {
+                        tokio::select! {
+                            () = let_go(&shared, error) => {}
+                            () = &mut stopped => {}
+                        }
+                    }
+                    result
+                }
+                () = &mut stopped => connection.await,
             }
         };
         warn_of_stakes(&shared).await;
@@ -289,6 +299,24 @@ async fn stop(shared: &Shared, shutdown: CancellationToken) {
     };
     drain("running attempts", shared.config.drain, rest).await;
     shared.closing.cancel();
+}
+
+/// Sees to it that no stake hangs on an agent which no relay listens to any more: what has a result is proven, the rest is given back.
+/// That ends with the last lease at the latest.
+async fn let_go(shared: &Shared, error: &RunError) {
+    let Some(money) = &shared.money else { return };
+    shared.draining.cancel();
+    let exposed = money.exposed().await;
+    if let Some(until) = exposed.iter().map(|(_, lease_end)| *lease_end).max() {
+        tracing::error!(%error, attempts = exposed.len(), %until, "no more tasks are taken; the agent ends once none of its stakes can be lost");
+    }
+    while !money.exposed().await.is_empty() {
+        for key in money.unproven().await {
+            shared.attempts.call_off_unfinished(&key);
+        }
+        money.pause().await;
+    }
+    drain("transactions", shared.config.drain, money.at_rest()).await;
 }
 
 /// Says which stakes are lost unless the agent is started again in time.

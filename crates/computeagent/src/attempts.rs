@@ -126,6 +126,13 @@ impl Attempts {
         Some(held.over.clone())
     }
 
+    /// As [`Self::call_off`], where the node has not come to a result.
+    pub(crate) fn call_off_unfinished(&self, key: &AttemptKey) {
+        if let Some(held) = self.lock().get(key).filter(|held| held.computing) {
+            held.called_off.cancel();
+        }
+    }
+
     /// The attempts of a task that are held.
     pub(crate) fn of_task(&self, task_id: &TaskId) -> Vec<AttemptKey> {
         self.lock().keys().filter(|key| key.task_id == *task_id).copied().collect()

@@ -6,9 +6,11 @@ mod support;
 
 use std::time::Duration;
 
+use computeagent::RunError;
 use escrow::Status;
 use http::StatusCode;
 use http_body_util::Full;
+use link::close_code;
 use rpc::tasks::SignedMutation;
 use support::chain::{BUDGET, STAKE, Settled, WINDOW, address};
 use support::*;
@@ -297,4 +299,27 @@ async fn an_agent_that_is_stopped_proves_before_it_ends() {
     settled.endpoint.takes(true);
     agent.ended().await.unwrap();
     assert_eq!(settled.record(id).await.status, Status::Proven);
+}
+
+#[tokio::test]
+async fn a_relay_that_turns_the_agent_away_takes_no_stake_by_it() {
+    let Some(mut settled) = Settled::new().await else { return };
+    let agent = settled.world.start();
+    let (_, session) = settled.world.connected().await;
+    settled.stake_is(STAKE).await;
+    let computing = bound(&mut settled, &session, 1).await;
+    let proven = bound(&mut settled, &session, 2).await;
+    settled.endpoint.takes(false);
+    settled.world.node.finish(&proven, b"r");
+    settled.world.proof().await;
+    session.close(close_code::REFUSED, "not wanted");
+    settled.endpoint.has_dropped().await;
+    settled.endpoint.has_looked().await;
+    assert!(!agent.task.is_finished());
+    settled.endpoint.takes(true);
+    let error = agent.ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Refused { .. }), "{error}");
+    assert_eq!(settled.record(proven).await.status, Status::Proven);
+    assert_eq!(settled.record(computing).await.status, Status::Funded);
+    assert!(!settled.world.node.knows(&computing));
 }

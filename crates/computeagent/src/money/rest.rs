@@ -6,7 +6,7 @@ use escrow::{Record, Status};
 use rpc::link::AttemptKey;
 use taskmarket::Timestamp;
 
-use super::claim::Claim;
+use super::claim::{Claim, Wish};
 use super::step::Step;
 use super::{Money, OUTBOX_POLL, Open};
 use crate::agent::now;
@@ -71,6 +71,17 @@ impl Money {
     /// The attempts that would cost their stake if this agent ended now, and until when they can be brought to their end.
     pub(crate) async fn owed(&self) -> Vec<(AttemptKey, Timestamp)> {
         self.held(|open| matches!(open.hold, Hold::Unknown | Hold::Owed)).await
+    }
+
+    /// As [`Self::owed`], and those to which somebody may still bind this provider.
+    pub(crate) async fn exposed(&self) -> Vec<(AttemptKey, Timestamp)> {
+        self.held(|open| open.hold != Hold::Free).await
+    }
+
+    /// The attempts without a result.
+    pub(crate) async fn unproven(&self) -> Vec<AttemptKey> {
+        let held = self.held(|open| matches!(open.claim.wish, Wish::Fetch | Wish::Bind)).await;
+        held.into_iter().map(|(key, _)| key).collect()
     }
 
     /// What nobody can be held to any more is not counted, also where the chain is out of reach.
