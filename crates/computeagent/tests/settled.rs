@@ -11,8 +11,9 @@ use escrow::Status;
 use http::StatusCode;
 use http_body_util::Full;
 use link::close_code;
+use rpc::link::Assignment;
 use rpc::tasks::SignedMutation;
-use support::chain::{BUDGET, STAKE, Settled, WINDOW, address};
+use support::chain::{BUDGET, LONG, STAKE, Settled, WINDOW, address};
 use support::*;
 use taskmarket::{Address, Amount, ApproveResult, Domain, TaskId, U256};
 use wallet::Wallet;
@@ -20,8 +21,12 @@ use wallet::Wallet;
 /// Bound and at work.
 async fn bound(settled: &mut Settled, session: &link::Session, salt: u8) -> TaskId {
     let offered = settled.funded(salt).await;
+    bound_to(settled, session, &offered).await
+}
+
+async fn bound_to(settled: &mut Settled, session: &link::Session, offered: &Assignment) -> TaskId {
     let id = offered.task_id;
-    settled.accepted(session, &offered).await;
+    settled.accepted(session, offered).await;
     settled.world.node.hold(&id);
     settled.world.node.begins(&id).await;
     id
@@ -322,4 +327,37 @@ async fn a_relay_that_turns_the_agent_away_takes_no_stake_by_it() {
     assert_eq!(settled.record(proven).await.status, Status::Proven);
     assert_eq!(settled.record(computing).await.status, Status::Funded);
     assert!(!settled.world.node.knows(&computing));
+}
+
+#[tokio::test]
+async fn claims_on_another_contract_are_left_alone() {
+    let Some(mut settled) = Settled::new().await else { return };
+    let agent = settled.world.start();
+    let (_, session) = settled.world.connected().await;
+    settled.stake_is(STAKE).await;
+    let mut task = settled.task(1).await;
+    task.dispute_window = 9_000;
+    let offered = settled.fund(&task).await;
+    let id = bound_to(&mut settled, &session, &offered).await;
+    settled.world.node.finish(&id, b"r");
+    settled.becomes(id, Status::Proven).await;
+    agent.stop().await.unwrap();
+
+    let first = settled.chain.domain();
+    let deployed =
+        escrow::tx::deploy(&settled.requester, "another", escrow::tx::PERMIT2, LONG).await.unwrap();
+    settled.escrow().domain = deployed.chain.domain();
+    settled.escrow().stake = None;
+    let agent = settled.world.start_again().await;
+    settled.world.connected().await;
+    let head = settled.chain.head().await.unwrap().time;
+    settled.pass(task.deadline.since(head)).await;
+    settled.endpoint.has_looked().await;
+    agent.stop().await.unwrap();
+
+    settled.escrow().domain = first;
+    let agent = settled.world.start_again().await;
+    settled.pass(task.dispute_window).await;
+    settled.becomes(id, Status::Paid).await;
+    agent.stop().await.unwrap();
 }

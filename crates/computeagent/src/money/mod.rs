@@ -145,12 +145,23 @@ impl Money {
         })
     }
 
-    /// Takes the open claims up again, and opens the outbox.
+    /// Takes the open claims on this contract up again, and opens the outbox. Those on others stay in the book: this contract knows
+    /// nothing of them.
     pub(crate) async fn restore(&self) -> Result<(), MoneyError> {
         self.outbox().await?;
-        let open = self.book.claims().await?;
+        let domain = self.domain();
         let mut claims = self.claims.lock().await;
-        claims.extend(open.into_iter().map(|claim| (claim.key(), Open::new(claim))));
+        for claim in self.book.claims().await? {
+            let key = claim.key();
+            if claim.task.id(&domain) == key.task_id {
+                claims.insert(key, Open::new(claim));
+            } else {
+                tracing::warn!(
+                    task = %key.task_id, attempt = key.attempt, lease_end = %claim.lease_end(),
+                    "its money is left alone: --escrow does not name its contract"
+                );
+            }
+        }
         Ok(())
     }
 
