@@ -75,8 +75,9 @@ pub struct Pending {
     pub gas_limit: u64,
     /// Each time it was signed, the newest last. At most one of them can be mined.
     pub signed: Vec<Signed>,
-    /// Whether the nonce was seen used by another transaction, once.
-    pub lost: bool,
+    /// Since when no receipt comes for any of them though the nonce is used, in unix seconds of this machine's clock.
+    #[serde(default)]
+    pub lost_since: Option<u64>,
 }
 
 /// A signed transaction.

@@ -32,7 +32,8 @@ pub struct OutboxConfig {
     pub max_fee_per_gas: u64,
     /// The most gas that one transaction may use.
     pub max_gas: u64,
-    /// How long a transaction may wait to be mined before its fees are raised.
+    /// How long a transaction may wait to be mined before its fees are raised, and how long its receipt is waited for before its nonce
+    /// counts as taken by another.
     pub stuck_after: Duration,
     /// How often the chain is looked at while something is on its way.
     pub poll: Duration,

@@ -112,7 +112,7 @@ impl Sender {
             return self.lost(entry, pending, view).await;
         }
         // Also where it was mined, and a reorganisation dropped the block.
-        pending.lost = false;
+        pending.lost_since = None;
         let acknowledged = matches!(entry.state, State::Sent(_) | State::Mined { .. });
         let last = pending.signed.last().cloned();
         entry.state =
@@ -150,7 +150,7 @@ impl Sender {
         entry.trouble = None;
         let confirmations = (view.head.number + 1).saturating_sub(mined.block);
         entry.state = if confirmations < self.config.confirmations {
-            State::Mined { pending, mined }
+            State::Mined { pending: Pending { lost_since: None, ..pending }, mined }
         } else if receipt.status.is_zero() {
             let reason = self.why_reverted(&entry.call, mined.block).await?;
             State::Failed(FailureReason::Reverted {
@@ -177,17 +177,21 @@ impl Sender {
         }
     }
 
-    /// Another transaction has the nonce. Once that is final, what was signed can never be mined, and the purpose gets a new one.
+    /// The nonce is used, and nothing tells that it was by what was signed. Once that is final and stays so for a while, another
+    /// transaction has it: what was signed can never be mined, and the purpose gets a new nonce.
     async fn lost(&self, entry: &mut Entry, mut pending: Pending, view: &View) -> Result<(), OutboxError> {
         let nonce = pending.nonce;
         if view.final_nonce <= nonce {
             return Ok(());
         }
-        // Seen twice, since the endpoint that was asked for receipts may have been behind the one that was asked for the nonce.
-        if !pending.lost {
-            pending.lost = true;
+        // Receipts may come late: from an endpoint that is behind the one that was asked for the nonce, or whose index is.
+        let Some(since) = pending.lost_since else {
+            pending.lost_since = Some(now());
             entry.state = State::Sent(pending);
             return self.save(entry).await;
+        };
+        if now().saturating_sub(since) < self.config.stuck_after.as_secs() {
+            return Ok(());
         }
         tracing::warn!(purpose = entry.purpose, nonce, "another transaction took the nonce");
         entry.state = State::Planned { nonce: None };
@@ -260,7 +264,8 @@ impl Sender {
         entry.trouble = match self.prepare(entry, &in_flight, view).await? {
             Ok((nonce, gas_limit, fees)) => {
                 let signed = self.sign(&entry.call, nonce, gas_limit, fees)?;
-                entry.state = State::Signed(Pending { nonce, gas_limit, signed: vec![signed], lost: false });
+                entry.state =
+                    State::Signed(Pending { nonce, gas_limit, signed: vec![signed], lost_since: None });
                 entry.trouble = None;
                 self.save(entry).await?;
                 return self.broadcast(entry).await;

@@ -80,8 +80,17 @@ async fn a_nonce_that_another_program_took_is_replaced_once_that_is_final() {
     outbox.step().await.unwrap();
     let entry = outbox.get("pay").await.unwrap().unwrap();
     assert!(entry.pending().is_some_and(|pending| pending.nonce == 0), "not final yet: {entry:?}");
-
     mine(&place.rpc, 3).await;
+    outbox.step().await.unwrap();
+    outbox.step().await.unwrap();
+    let entry = outbox.get("pay").await.unwrap().unwrap();
+    assert!(entry.pending().is_some_and(|pending| pending.nonce == 0), "a receipt may come: {entry:?}");
+    drop(outbox);
+
+    let impatient =
+        escrow::tx::OutboxConfig { stuck_after: std::time::Duration::ZERO, ..place.config.clone() };
+    let place = Box0 { config: impatient, ..place };
+    let outbox = place.open().await;
     outbox.step().await.unwrap();
     outbox.step().await.unwrap();
     let entry = outbox.get("pay").await.unwrap().unwrap();
@@ -89,6 +98,24 @@ async fn a_nonce_that_another_program_took_is_replaced_once_that_is_final() {
     mine(&place.rpc, 3).await;
     outbox.send("pay", pay(to), LONG).await.unwrap();
     assert_eq!((balance(&place.rpc, to).await, nonce(&place.rpc, outbox.account()).await), (U256::ONE, 2));
+}
+
+#[tokio::test]
+async fn a_receipt_that_comes_late_is_waited_for() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    let proxy = Proxy::start(anvil.url(), Mood::KnowsNoReceipt).await;
+    let place = Box0::new(rpc_to(vec![proxy.url()]), config());
+    let to = stranger();
+    let outbox = place.open().await;
+    outbox.submit("pay", pay(to)).await.unwrap();
+    for _ in 0..5 {
+        outbox.step().await.unwrap();
+    }
+    let entry = outbox.get("pay").await.unwrap().unwrap();
+    assert!(entry.pending().is_some_and(|pending| pending.nonce == 0), "{entry:?}");
+    proxy.set(Mood::Honest);
+    outbox.send("pay", pay(to), LONG).await.unwrap();
+    assert_eq!((balance(&place.rpc, to).await, nonce(&place.rpc, outbox.account()).await), (U256::ONE, 1));
 }
 
 #[tokio::test]

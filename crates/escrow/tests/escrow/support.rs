@@ -106,6 +106,8 @@ pub(crate) enum Mood {
     TakesNone,
     /// Passes transactions on and dies before it answers.
     DiesAfterTaking,
+    /// Knows no receipt.
+    KnowsNoReceipt,
     /// Answers nothing.
     Down,
 }
@@ -177,8 +179,22 @@ async fn pass(State(shared): State<Arc<Shared>>, body: Body) -> Response {
         .header("content-type", "application/json")
         .send();
     let answer = answer.await.unwrap().bytes().await.unwrap();
+    if let Some(twisted) = twisted(mood, &request, &answer) {
+        return axum::Json(twisted).into_response();
+    }
     if sends && mood == Mood::DiesAfterTaking {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     ([("content-type", "application/json")], answer).into_response()
+}
+
+/// What it says in place of the chain's answer, where its mood makes a difference.
+fn twisted(mood: Mood, request: &Value, answer: &[u8]) -> Option<Value> {
+    let method = request["method"].as_str().unwrap();
+    let mut answer: Value = serde_json::from_slice(answer).unwrap();
+    match (mood, method) {
+        (Mood::KnowsNoReceipt, "eth_getTransactionReceipt") => answer["result"] = Value::Null,
+        _ => return None,
+    }
+    Some(answer)
 }
