@@ -2,7 +2,8 @@
 //!
 //! A request goes to the endpoint that worked last. Where that one cannot be reached, is busy, or serves another chain, the next
 //! is asked; after all of them, the round begins again, a little later each time, until the request's time is over. What a chain
-//! answers, refusals included, is an answer and not tried elsewhere.
+//! answers, refusals included, is an answer and not tried elsewhere. A refusal of a question for more events than an endpoint gives is
+//! tried elsewhere once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,8 +27,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause between rounds.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// JSON-RPC's code for a limit that was exceeded (EIP-1474), and what providers use for "too many requests".
-const BUSY_CODES: [i64; 2] = [-32005, 429];
+/// JSON-RPC's code for a limit that was exceeded (EIP-1474): of requests, or of what one request may ask for.
+const LIMIT_CODE: i64 = -32005;
+/// What providers use for "too many requests".
+const BUSY_CODE: i64 = 429;
+/// The method whose answers have no bound but the endpoint's.
+const LOGS_METHOD: &str = "eth_getLogs";
+/// What providers say under [`LIMIT_CODE`] of requests, in contrast to what one may ask for.
+const RATE_WORDS: [&str; 5] =
+    ["rate limit", "request rate", "request count", "too many requests", "per second"];
 
 /// How endpoints are asked.
 #[derive(Debug, Clone)]
@@ -198,6 +206,7 @@ impl Rpc {
             let count = self.inner.endpoints.len();
             let mut reasons = Vec::new();
             let mut strange = 0;
+            let mut too_much = None;
             for index in (0..count).map(|step| (first + step) % count) {
                 let endpoint = &self.inner.endpoints[index];
                 match self.ask_checked(endpoint, method, params).await {
@@ -213,12 +222,17 @@ impl Rpc {
                             "no answer"
                         );
                         strange += usize::from(silence.other_chain);
+                        too_much = silence.too_much.or(too_much);
                         reasons.push(format!("{}: {}", endpoint.name(), silence.why));
                     }
                 }
                 if Instant::now() >= deadline {
                     break;
                 }
+            }
+            // Neither time nor another endpoint helps: less is to be asked for.
+            if let Some(refusal) = too_much {
+                return Err(refusal);
             }
             // Time does not change which chain an endpoint serves.
             if strange == count {
@@ -259,11 +273,16 @@ impl Rpc {
                 .map_or_else(|known| known, |_| served);
             if served != expected {
                 let why = format!("it serves chain {served}, not {expected}");
-                return Err(Silence { why, other_chain: true });
+                return Err(Silence { other_chain: true, ..Silence::from(why) });
             }
             endpoint.checked.store(true, Ordering::Relaxed);
         }
-        Ok(self.ask(endpoint, method, params).await?)
+        match self.ask(endpoint, method, params).await? {
+            Err(refusal @ RpcError::Refused { code: LIMIT_CODE, .. }) => {
+                Err(Silence { too_much: Some(refusal.clone()), ..Silence::from(refusal.to_string()) })
+            }
+            answer => Ok(answer),
+        }
     }
 
     async fn ask(
@@ -282,7 +301,7 @@ impl Rpc {
         if let Some(error) = answer.remove("error").filter(|error| !error.is_null()) {
             let code = error["code"].as_i64().unwrap_or(0);
             let message = quote(error["message"].as_str().unwrap_or("no reason given"));
-            if BUSY_CODES.contains(&code) {
+            if is_busy(method, code, &message) {
                 return Err(format!("it is busy: {message}"));
             }
             return Ok(Err(RpcError::Refused {
@@ -324,12 +343,21 @@ struct Silence {
     why: String,
     /// It serves another chain, and will go on to.
     other_chain: bool,
+    /// More is asked for than it answers at once.
+    too_much: Option<RpcError>,
 }
 
 impl From<String> for Silence {
     fn from(why: String) -> Self {
-        Self { why, other_chain: false }
+        Self { why, other_chain: false, too_much: None }
     }
+}
+
+/// Whether an error says that the endpoint takes no more requests for now.
+fn is_busy(method: &str, code: i64, message: &str) -> bool {
+    let message = message.to_lowercase();
+    let of_requests = method != LOGS_METHOD || RATE_WORDS.iter().any(|word| message.contains(word));
+    code == BUSY_CODE || (code == LIMIT_CODE && of_requests)
 }
 
 /// Where nodes put what a contract reverted with: the data itself, or an object that holds it.

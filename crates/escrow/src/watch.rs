@@ -19,6 +19,9 @@ use crate::chain::{Block, Chain, ChainError, Log};
 const MAX_RANGE: u64 = 2000;
 /// Blocks beyond those that wait for confirmations that are still followed one by one; further behind, only final ones are read.
 const NEAR: u64 = 64;
+/// After so many portions of a range that was narrowed a wider one is tried: an endpoint that is too slow for it costs a whole
+/// request's time.
+const WIDEN_AFTER: u32 = 16;
 /// The most events of one portion. More in one block are taken whole.
 const MAX_EVENTS: usize = 10_000;
 
@@ -93,14 +96,17 @@ pub struct Watcher {
     cursor: Option<ChainHead>,
     /// Blocks after it up to the head, by number, each the parent of the next.
     recent: BTreeMap<u64, Block>,
+    /// How many blocks are asked for at once.
     range: u64,
+    /// Portions of that range since it was changed.
+    portions: u32,
 }
 
 impl Watcher {
     /// A watcher that goes on after a block, or at [`WatchConfig::from_block`].
     pub fn new(chain: Chain, config: WatchConfig, cursor: Option<ChainHead>) -> Self {
         let config = WatchConfig { confirmations: config.confirmations.max(1), ..config };
-        Self { chain, config, cursor, recent: BTreeMap::new(), range: MAX_RANGE }
+        Self { chain, config, cursor, recent: BTreeMap::new(), range: MAX_RANGE, portions: 0 }
     }
 
     /// The last block whose facts were told.
@@ -128,14 +134,15 @@ impl Watcher {
         let is_near = head.number.saturating_sub(next) <= self.config.confirmations + NEAR;
         let replaced = if is_near { self.follow(head, next).await? } else { self.check_cursor().await? };
         let Some(last_final) = last_final.filter(|last| *last >= next) else {
-            let pending = self.facts(next, head.number).await?;
+            let pending = self.all_facts(next, head.number).await?;
             return Ok(Progress { head: as_head(&head), portion: None, caught_up: true, pending, replaced });
         };
         let to = last_final.min(next + self.range - 1);
         let (to, facts) = self.portion(next, to).await?;
         let end = self.header(to).await?;
         let caught_up = to == last_final;
-        let pending = if caught_up && is_near { self.facts(to + 1, head.number).await? } else { Vec::new() };
+        let pending =
+            if caught_up && is_near { self.all_facts(to + 1, head.number).await? } else { Vec::new() };
         let portion = Some((as_head(&end), facts));
         Ok(Progress { head: as_head(&head), portion, caught_up, pending, replaced })
     }
@@ -203,28 +210,49 @@ impl Watcher {
         Err(WatchError::Unsteady { block: cursor.block })
     }
 
-    /// The facts of final blocks, as many blocks as the chain answers for at once; answers up to which.
+    /// The facts of blocks from one on, as many blocks as the chain answers for at once; answers up to which.
     async fn portion(&mut self, from: u64, mut to: u64) -> Result<(u64, Vec<TaskFact>), WatchError> {
         loop {
+            let is_whole_range = to - from + 1 >= self.range;
             match self.facts(from, to).await {
                 Ok(facts) if facts.len() <= MAX_EVENTS || to == from => {
-                    if to - from + 1 >= self.range {
-                        self.range = (self.range * 2).min(MAX_RANGE);
+                    self.portions += u32::from(is_whole_range);
+                    if self.portions >= WIDEN_AFTER {
+                        (self.range, self.portions) = ((self.range * 2).min(MAX_RANGE), 0);
                     }
                     return Ok((to, facts));
                 }
                 // Too wide a range for the node, or for memory here.
-                Err(WatchError::Chain(ChainError::Rpc(error))) if !error.is_answer() || to == from => {
-                    return Err(ChainError::Rpc(error).into());
-                }
-                Ok(_) | Err(WatchError::Chain(ChainError::Rpc(_))) => {
-                    self.range = (to - from).div_ceil(2).max(1);
-                    to = from + self.range - 1;
-                    tracing::debug!(from, to, "fewer blocks are asked for at once");
+                Ok(_) => to = self.narrow(from, to),
+                Err(WatchError::Chain(ChainError::Rpc(error))) if to > from => {
+                    to = self.narrow(from, to);
+                    // Maybe too wide for the time that a request has. Maybe the endpoints are away: that is said.
+                    if !error.is_answer() {
+                        return Err(ChainError::Rpc(error).into());
+                    }
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Halves the range; answers up to where it reaches.
+    fn narrow(&mut self, from: u64, to: u64) -> u64 {
+        (self.range, self.portions) = ((to - from).div_ceil(2).max(1), 0);
+        let to = from + self.range - 1;
+        tracing::debug!(from, to, "fewer blocks are asked for at once");
+        to
+    }
+
+    /// The facts of all blocks `from..=to`.
+    async fn all_facts(&mut self, from: u64, to: u64) -> Result<Vec<TaskFact>, WatchError> {
+        let (mut all, mut next) = (Vec::new(), from);
+        while next <= to {
+            let (last, facts) = self.portion(next, to.min(next + self.range - 1)).await?;
+            all.extend(facts);
+            next = last + 1;
+        }
+        Ok(all)
     }
 
     /// The facts of blocks `from..=to`, each tied to its block.

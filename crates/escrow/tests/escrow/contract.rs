@@ -13,27 +13,27 @@ use taskmarket::{
 
 use crate::support::{Box0, LONG, anvil, config, mine, rpc_to, wallet};
 
-struct Market {
-    _anvil: Anvil,
-    place: Box0,
-    chain: Chain,
+pub(crate) struct Market {
+    pub(crate) anvil: Anvil,
+    pub(crate) place: Box0,
+    pub(crate) chain: Chain,
     deployer: Outbox,
 }
 
-async fn market(args: &[&str]) -> Option<Market> {
+pub(crate) async fn market(args: &[&str]) -> Option<Market> {
     let anvil = anvil(args).await?;
     let place = Box0::new(rpc_to(vec![anvil.url()]), config());
     let deployer = place.open().await;
     let deployed = tx::deploy(&deployer, "deploy", tx::PERMIT2, LONG).await.unwrap();
     assert_eq!(deployed.chain_id, 31337);
-    Some(Market { _anvil: anvil, place, chain: deployed.chain, deployer })
+    Some(Market { anvil, place, chain: deployed.chain, deployer })
 }
 
 fn hash(byte: u8) -> ContentHash {
     ContentHash([byte; 32].into())
 }
 
-fn task(now: Timestamp) -> Task {
+pub(crate) fn task(now: Timestamp) -> Task {
     Task {
         requester: wallet(1).address(),
         model_cid: "https://models.example/m".parse().unwrap(),

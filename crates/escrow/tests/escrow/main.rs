@@ -8,3 +8,4 @@ mod crashes;
 mod endpoints;
 mod outbox;
 mod support;
+mod watching;

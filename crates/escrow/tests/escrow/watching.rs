@@ -1,0 +1,72 @@
+//! Following the contract where the chain changes unseen, and endpoints do not give all at once.
+
+use escrow::{Chain, ChainError, WatchConfig, WatchError, Watcher};
+use taskmarket::ChainChange;
+use tokio::time::timeout;
+
+use crate::contract::{Market, market, task};
+use crate::support::{FEW_BLOCKS, LONG, Mood, Proxy, mine, rpc_to, wallet};
+
+const CONFIG: WatchConfig = WatchConfig { confirmations: 3, from_block: 0 };
+
+impl Market {
+    /// Funds a task.
+    async fn fund(&self) {
+        let now = self.chain.head().await.unwrap().time;
+        let requester = self.place.open_as(wallet(1)).await;
+        requester.send("fund", self.chain.calls().fund(&task(now)), LONG).await.unwrap();
+    }
+}
+
+/// Follows all that is final; answers how often a task was funded.
+async fn follow(watcher: &mut Watcher) -> Result<usize, WatchError> {
+    let mut funded = 0;
+    loop {
+        let progress = watcher.step().await?;
+        if let Some((to, facts)) = progress.portion {
+            funded += facts.iter().filter(|(_, fact)| fact.change == ChainChange::Funded).count();
+            watcher.move_on(to);
+        }
+        if progress.caught_up {
+            return Ok(funded);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_gives_few_blocks_is_asked_for_few() {
+    let Some(market) = market(&[]).await else { return };
+    mine(&market.place.rpc, 3 * FEW_BLOCKS).await;
+    market.fund().await;
+    mine(&market.place.rpc, 20 * FEW_BLOCKS).await;
+    let proxy = Proxy::start(market.anvil.url(), Mood::FewBlocks).await;
+    let chain = Chain::connect(rpc_to(vec![proxy.url()]), market.chain.escrow()).await.unwrap();
+    let mut watcher = Watcher::new(chain, CONFIG, None);
+    assert_eq!(follow(&mut watcher).await.unwrap(), 1);
+    let last = market.chain.head().await.unwrap().number + 1 - CONFIG.confirmations;
+    assert_eq!(watcher.cursor().unwrap().block, last);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_gives_no_events_in_time_is_asked_for_fewer_blocks_next() {
+    let Some(market) = market(&[]).await else { return };
+    market.fund().await;
+    mine(&market.place.rpc, 2 * FEW_BLOCKS).await;
+    let proxy = Proxy::start(market.anvil.url(), Mood::SilentOnManyBlocks).await;
+    let chain = Chain::connect(rpc_to(vec![proxy.url()]), market.chain.escrow()).await.unwrap();
+    let mut watcher = Watcher::new(chain, CONFIG, None);
+    let mut failures = 0;
+    let funded = timeout(LONG, async {
+        loop {
+            match follow(&mut watcher).await {
+                Ok(funded) => return funded,
+                Err(error) => {
+                    assert!(matches!(&error, WatchError::Chain(ChainError::Rpc(_))), "{error}");
+                    failures += 1;
+                }
+            }
+        }
+    });
+    assert_eq!(funded.await.unwrap(), 1);
+    assert!(failures > 0, "that it waits is not said");
+}
