@@ -13,9 +13,10 @@ use http_body_util::Full;
 use link::close_code;
 use rpc::link::Assignment;
 use rpc::tasks::SignedMutation;
+use serde_json::json;
 use support::chain::{BUDGET, LONG, STAKE, Settled, WINDOW, address};
 use support::*;
-use taskmarket::{Address, Amount, ApproveResult, Domain, TaskId, U256};
+use taskmarket::{Address, Amount, ApproveResult, CancelTask, Domain, TaskId, U256};
 use wallet::Wallet;
 
 /// Bound and at work.
@@ -360,4 +361,51 @@ async fn claims_on_another_contract_are_left_alone() {
     settled.pass(task.dispute_window).await;
     settled.becomes(id, Status::Paid).await;
     agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_claim_outlives_a_withdrawal_that_a_reorganisation_drops() {
+    let Some(mut settled) = Settled::new().await else { return };
+    settled.escrow().confirmations = 3;
+    let agent = settled.world.start();
+    let (_, session) = settled.world.connected().await;
+    settled.stake_is(STAKE).await;
+    let offered = settled.funded(1).await;
+    let id = offered.task_id;
+    settled.tell("anvil_mine", json!(["0x3"])).await;
+    settled.accepted(&session, &offered).await;
+    let before = settled.tell("evm_snapshot", json!([])).await;
+    let cancel = CancelTask { task_id: id, issued_at: now() };
+    let requester = Wallet::from_hex(REQUESTER_KEY).unwrap();
+    let cancel = requester.sign(&cancel, &settled.chain.domain()).unwrap();
+    settled.send("cancel", settled.chain.calls().cancel(&offered.task, &cancel)).await;
+    settled.becomes(id, Status::Cancelled).await;
+    settled.endpoint.has_looked().await;
+
+    assert_eq!(settled.tell("evm_revert", json!([before])).await, true);
+    settled.world.node.hold(&id);
+    settled.becomes(id, Status::Accepted).await;
+    settled.world.node.begins(&id).await;
+    agent.kill().await;
+}
+
+#[tokio::test]
+async fn a_claim_ends_with_a_withdrawal_that_is_final() {
+    let Some(mut settled) = Settled::new().await else { return };
+    settled.escrow().confirmations = 3;
+    let agent = settled.world.start();
+    let (_, session) = settled.world.connected().await;
+    settled.stake_is(STAKE).await;
+    let offered = settled.funded(1).await;
+    settled.tell("anvil_mine", json!(["0x3"])).await;
+    settled.accepted(&session, &offered).await;
+    let cancel = CancelTask { task_id: offered.task_id, issued_at: now() };
+    let requester = Wallet::from_hex(REQUESTER_KEY).unwrap();
+    let cancel = requester.sign(&cancel, &settled.chain.domain()).unwrap();
+    settled.send("cancel", settled.chain.calls().cancel(&offered.task, &cancel)).await;
+    settled.endpoint.has_looked().await;
+    assert!(settled.world.node.knows(&offered.task_id), "not final yet");
+    settled.tell("anvil_mine", json!(["0x2"])).await;
+    settled.world.node.forgets(&offered.task_id).await;
+    agent.kill().await;
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use escrow::abi::ZORAIComputeEscrowEvents as Events;
 use escrow::tx::{Entry, Outbox, State};
-use escrow::{Block, Call, Chain, Record, Status};
+use escrow::{At, Block, Call, Chain, Record, Status};
 use rpc::link::AttemptKey;
 use rpc::tasks::SignedMutation;
 use taskmarket::{AcceptTask, Amount, FailTask, Message, Timestamp, U256};
@@ -174,6 +174,7 @@ impl Keeper<'_> {
                 self.send(&claim, verb, call).await
             }
             Step::Timeout => self.send(&claim, "timeout", calls.timeout(task)).await,
+            Step::Close(_) if !self.is_over_for_good(&claim, head).await? => Ok(()),
             Step::Close(ending) => self.close(&claim, ending, head).await,
         }
     }
@@ -302,6 +303,19 @@ impl Keeper<'_> {
     async fn is_done(&self, purpose: &str) -> Result<bool, Trouble> {
         let entry = self.outbox.get(purpose).await?;
         Ok(entry.is_some_and(|entry| matches!(entry.state, State::Done(_))))
+    }
+
+    /// Whether a claim that is over by the newest block was so by the newest final one: a reorganisation could revive it else.
+    async fn is_over_for_good(&self, claim: &Claim, head: &Block) -> Result<bool, Trouble> {
+        let depth = self.money.config.confirmations.saturating_sub(1);
+        if depth == 0 {
+            return Ok(true);
+        }
+        let last_final = head.number.saturating_sub(depth);
+        let Some(block) = self.chain.block(last_final).await? else { return Ok(false) };
+        let record = self.chain.record_at(claim.key().task_id, At::Block(last_final)).await?;
+        let clock = Clock { head: block.time, now: block.time };
+        Ok(matches!(next_step(claim, &record, clock, &self.margins()), Step::Close(_)))
     }
 
     /// Ends a claim, and says what it came to.
