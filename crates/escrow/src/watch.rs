@@ -133,6 +133,10 @@ impl Watcher {
         let last_final = (head.number + 1).checked_sub(self.config.confirmations);
         let is_near = head.number.saturating_sub(next) <= self.config.confirmations + NEAR;
         let replaced = if is_near { self.follow(head, next).await? } else { self.check_cursor().await? };
+        if !is_near {
+            // Nothing ties them to the head, so they may be of a chain that is no more.
+            self.recent.clear();
+        }
         let Some(last_final) = last_final.filter(|last| *last >= next) else {
             let pending = self.all_facts(next, head.number).await?;
             return Ok(Progress { head: as_head(&head), portion: None, caught_up: true, pending, replaced });

@@ -1,6 +1,7 @@
 //! Following the contract where the chain changes unseen, and endpoints do not give all at once.
 
 use escrow::{Chain, ChainError, WatchConfig, WatchError, Watcher};
+use serde_json::{Value, json};
 use taskmarket::ChainChange;
 use tokio::time::timeout;
 
@@ -69,4 +70,26 @@ async fn an_endpoint_that_gives_no_events_in_time_is_asked_for_fewer_blocks_next
     });
     assert_eq!(funded.await.unwrap(), 1);
     assert!(failures > 0, "that it waits is not said");
+}
+
+#[tokio::test]
+async fn blocks_that_were_replaced_in_an_outage_are_forgotten() {
+    let Some(market) = market(&[]).await else { return };
+    let rpc = &market.place.rpc;
+    let mut watcher = Watcher::new(market.chain.clone(), CONFIG, None);
+    mine(rpc, CONFIG.confirmations).await;
+    assert_eq!(follow(&mut watcher).await.unwrap(), 0);
+    let before: Value = rpc.request("evm_snapshot", json!([])).await.unwrap();
+    mine(rpc, 1).await;
+    assert_eq!(watcher.step().await.unwrap().replaced, 0);
+
+    // Nobody looks while that block is replaced by the one with the money, and many come after it.
+    let replaced = market.chain.head().await.unwrap();
+    assert!(rpc.request::<bool>("evm_revert", json!([before])).await.unwrap());
+    let later = replaced.time.plus(100);
+    rpc.request::<Value>("evm_setNextBlockTimestamp", json!([later.unix()])).await.unwrap();
+    market.fund().await;
+    assert_eq!(market.chain.head().await.unwrap().number, replaced.number);
+    mine(rpc, 100).await;
+    assert_eq!(follow(&mut watcher).await.unwrap(), 1);
 }
