@@ -19,6 +19,9 @@ pub use taskmarket::Money as Status;
 /// How many blocks are asked for events at once: what most nodes allow.
 const LOG_RANGE: u64 = 10_000;
 
+/// No place and no time of a chain comes near it, and sums of a few below it do not overflow.
+const MAX_NUMBER: u64 = u64::MAX >> 1;
+
 /// Why a chain could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChainError {
@@ -449,13 +452,22 @@ pub(crate) fn or_revert(error: RpcError) -> ChainError {
 
 pub(crate) async fn block(rpc: &Rpc, at: At) -> Result<Option<Block>, ChainError> {
     let raw: Option<RawBlock> = rpc.request("eth_getBlockByNumber", json!([at.tag(), false])).await?;
-    Ok(raw.map(|raw| Block {
-        number: raw.number.to::<u64>(),
+    let Some(raw) = raw else { return Ok(None) };
+    let what = "eth_getBlockByNumber";
+    let base_fee = u128::try_from(raw.base_fee_per_gas.unwrap_or_default());
+    Ok(Some(Block {
+        number: number(what, raw.number)?,
         hash: raw.hash,
         parent: raw.parent_hash,
-        time: Timestamp::from_unix(raw.timestamp.to::<u64>()),
-        base_fee: raw.base_fee_per_gas.unwrap_or_default().to::<u128>(),
+        time: Timestamp::from_unix(number(what, raw.timestamp)?),
+        base_fee: base_fee.map_err(|_| malformed(what, "a base fee beyond all money"))?,
     }))
+}
+
+/// A place or a time as an endpoint tells it.
+fn number(what: &'static str, told: U256) -> Result<u64, ChainError> {
+    let number = u64::try_from(told).ok().filter(|number| *number <= MAX_NUMBER);
+    number.ok_or_else(|| malformed(what, "a number beyond 63 bits"))
 }
 
 fn malformed(what: &'static str, why: &str) -> ChainError {
@@ -498,10 +510,10 @@ impl TryFrom<RawLog> for Log {
         let event = ZORAIComputeEscrowEvents::decode_raw_log(&raw.topics, &raw.data)
             .map_err(|error| malformed("an event", &error.to_string()))?;
         Ok(Self {
-            block: raw.block_number.to::<u64>(),
+            block: number("an event's block", raw.block_number)?,
             block_hash: raw.block_hash,
             tx: raw.transaction_hash,
-            index: raw.log_index.to::<u64>(),
+            index: number("an event's place", raw.log_index)?,
             event,
         })
     }

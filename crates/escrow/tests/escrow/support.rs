@@ -112,6 +112,8 @@ pub(crate) enum Mood {
     FewBlocks,
     /// Does not answer where events of more blocks than that are asked for.
     SilentOnManyBlocks,
+    /// Tells numbers of blocks and events that no chain reaches.
+    BoastsOfNumbers,
     /// Answers nothing.
     Down,
 }
@@ -214,7 +216,13 @@ fn twisted(mood: Mood, request: &Value, answer: &[u8]) -> Option<Value> {
             let error = json!({ "code": -32005, "message": "query returned more than 10000 results" });
             return Some(json!({ "jsonrpc": "2.0", "id": request["id"], "error": error }));
         }
+        (Mood::BoastsOfNumbers, "eth_getBlockByNumber") => boast(&mut answer["result"], "timestamp"),
+        (Mood::BoastsOfNumbers, "eth_getLogs") => boast(&mut answer["result"][0], "logIndex"),
         _ => return None,
     }
     Some(answer)
+}
+
+fn boast(of: &mut Value, key: &str) {
+    of[key] = json!(U256::MAX);
 }

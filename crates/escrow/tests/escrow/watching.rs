@@ -93,3 +93,15 @@ async fn blocks_that_were_replaced_in_an_outage_are_forgotten() {
     mine(rpc, 100).await;
     assert_eq!(follow(&mut watcher).await.unwrap(), 1);
 }
+
+#[tokio::test]
+async fn numbers_that_no_chain_reaches_are_refused() {
+    let Some(market) = market(&[]).await else { return };
+    market.fund().await;
+    let proxy = Proxy::start(market.anvil.url(), Mood::BoastsOfNumbers).await;
+    let chain = Chain::connect(rpc_to(vec![proxy.url()]), market.chain.escrow()).await.unwrap();
+    let head = market.chain.head().await.unwrap().number;
+    for error in [chain.head().await.unwrap_err(), chain.logs(0, head, None).await.unwrap_err()] {
+        assert!(matches!(error, ChainError::Malformed { .. }), "{error}");
+    }
+}
