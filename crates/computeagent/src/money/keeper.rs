@@ -119,7 +119,7 @@ impl Keeper<'_> {
             open.window_until = waits.then_some(record.until);
             // What is asked for since then was not looked at.
             open.hold = if open.claim.wish == claim.wish { hold } else { Hold::Unknown };
-            if matches!(step, Step::Wait(_)) {
+            if matches!(step, Step::Wait(_) | Step::Close(_)) {
                 open.done_since = None;
             }
         })

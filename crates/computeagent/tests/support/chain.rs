@@ -198,6 +198,22 @@ impl Settled {
         self.rpc.request::<Value>("evm_mine", json!([])).await.unwrap();
     }
 
+    /// Adds blocks to the chain, and answers nothing before they are there.
+    pub(crate) async fn mine(&self, blocks: u64) {
+        self.rpc.request::<Value>("anvil_mine", json!([format!("{blocks:#x}")])).await.unwrap();
+    }
+
+    /// Has the chain put an empty block in the place of its newest one.
+    pub(crate) async fn take_back(&self) {
+        self.rpc.request::<Value>("anvil_reorg", json!([1, []])).await.unwrap();
+    }
+
+    /// The hash of the block of a task's last step.
+    pub(crate) async fn last_block(&self, id: TaskId) -> B256 {
+        let head = self.chain.head().await.unwrap().number;
+        self.chain.logs(0, head, Some(id)).await.unwrap().last().unwrap().block_hash
+    }
+
     /// What the program `compute-agent earnings` would print as JSON, once it has this many endings in all.
     pub(crate) async fn earnings(&self, endings: u64) -> Value {
         soon("the earnings", async {
