@@ -159,11 +159,17 @@ impl World {
 
     /// Binds a provider on chain for the least time, and answers until when.
     pub(crate) async fn accept(&self, task: &Task, who: usize, attempt: u32) -> u64 {
-        let lease_until = Timestamp::from_unix(self.now().await + 400);
-        let accept = AcceptTask { task_id: self.id(task), provider: self.address(who), attempt, lease_until };
-        let call = self.chain.calls().accept(task, &self.sign(who, &accept));
+        let lease_until = self.now().await + 400;
+        let call = self.acceptance(task, who, attempt, lease_until);
         self.send(who, &call).await.unwrap();
-        lease_until.unix()
+        lease_until
+    }
+
+    /// What binds a provider until then.
+    pub(crate) fn acceptance(&self, task: &Task, who: usize, attempt: u32, lease_until: u64) -> Call {
+        let lease_until = Timestamp::from_unix(lease_until);
+        let accept = AcceptTask { task_id: self.id(task), provider: self.address(who), attempt, lease_until };
+        self.chain.calls().accept(task, &self.sign(who, &accept))
     }
 
     pub(crate) fn proof(&self, task: &Task, who: usize, attempt: u32, now: u64) -> Signed<ComputeProof> {

@@ -9,9 +9,11 @@
 mod agent;
 mod chain;
 mod dispatch;
+mod edges;
 mod mirror;
 mod money;
 mod relay;
+mod reorgs;
 mod trouble;
 
 /// What the host of the hub's tests needs.

@@ -8,7 +8,7 @@ use crate::chain::{BUDGET, OTHER, PROVIDER, REQUESTER, STAKE, WINDOW, World, amo
 use crate::relay::{CONFIRMATIONS, Relay};
 
 /// A task whose result is submitted and whose proof is final, and until when it may be disputed.
-async fn proven(world: &World, relay: &Relay, salt: u8) -> (Task, TaskId, u64) {
+pub(crate) async fn proven(world: &World, relay: &Relay, salt: u8) -> (Task, TaskId, u64) {
     let task = world.task(salt).await;
     let id = relay.publish(world, &task).await;
     world.fund(&task).await;

@@ -126,6 +126,16 @@ impl Relay {
         .await
     }
 
+    /// Waits until all that is final now has been taken in.
+    pub(crate) async fn has_read(&self, world: &World) {
+        let last_final = world.chain.head().await.unwrap().number + 1 - CONFIRMATIONS;
+        eventually("the chain is read", || async {
+            let read = self.info().await.chain?.final_head?.block;
+            (read >= last_final).then_some(())
+        })
+        .await;
+    }
+
     /// Makes all that the chain has final, and waits for the money.
     pub(crate) async fn finally(&self, world: &World, id: TaskId, money: Money) -> TaskView {
         world.mine(CONFIRMATIONS - 1).await;

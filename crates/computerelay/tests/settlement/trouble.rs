@@ -54,6 +54,7 @@ async fn a_chain_that_takes_back_what_was_final_is_not_followed() {
     let before = world.anvil("evm_snapshot", json!([])).await;
     world.fund(&task).await;
     relay.finally(&world, id, Money::Funded).await;
+    let evidence = relay.evidence(&world, id).await;
     world.anvil("evm_revert", json!([before])).await;
     let now = world.now().await;
     world.next_block_at(now + 100).await;
@@ -63,6 +64,9 @@ async fn a_chain_that_takes_back_what_was_final_is_not_followed() {
         error.contains("was final").then_some(error)
     };
     eventually("the relay stops there", stopped).await;
+    // What was written before holds in itself, and the chain has it no more.
+    rpc::evidence::verify(&evidence).unwrap();
+    assert!(!escrow::is_on_chain(&world.chain, id, &evidence.chain[0]).await.unwrap());
     assert!(relay.explain(id).await.starts_with("waiting for the chain: "), "{}", relay.explain(id).await);
     // Nothing more is told of any task, also after a start.
     relay.restart().await;
@@ -98,6 +102,7 @@ async fn while_no_endpoint_answers_settled_tasks_wait() {
     let view = relay.settles(id, Money::Accepted).await;
     assert_eq!(view.status, Status::Accepted);
     eventually("all is well again", || async { relay_error(&relay).await.is_none().then_some(()) }).await;
+    relay.evidence(&world, id).await;
 }
 
 /// A way to the chain that can be closed.
