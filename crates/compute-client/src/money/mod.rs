@@ -208,9 +208,22 @@ pub(crate) async fn send(outbox: &Outbox, purpose: &str, call: Call, ui: &Ui) ->
     let bar = ui.spinner("waiting for the chain");
     let sent = outbox.send(purpose, call, PATIENCE).await;
     bar.finish_and_clear();
-    let mined = sent.map_err(outbox_failure)?;
+    let mined = match sent {
+        Ok(mined) => mined,
+        Err(error) => return Err(given_up(outbox, purpose, error).await),
+    };
     ui.detail(format_args!("{purpose}: {} in block {}", mined.tx, mined.block));
     Ok(mined)
+}
+
+/// Why a transaction was given up. One that is not even signed is withdrawn: no later command may send it beside its own.
+async fn given_up(outbox: &Outbox, purpose: &str, error: OutboxError) -> Failure {
+    let failure = outbox_failure(error);
+    match outbox.withdraw(purpose).await {
+        Ok(true) => failure.hint("nothing was sent"),
+        // It is on its way, or failed.
+        Ok(false) | Err(_) => failure,
+    }
 }
 
 /// A chain's failure as a command's.
@@ -236,7 +249,7 @@ pub(crate) fn outbox_failure(error: OutboxError) -> Failure {
         OutboxError::Chain(error) => chain_failure(error)
             .hint("what was signed is kept: the same command goes on where this one stopped"),
         OutboxError::InsufficientFunds { account, .. } => Failure::failed(&error)
-            .hint(format_args!("send coins to {account}; the same command then goes on")),
+            .hint(format_args!("send coins to {account}, and give the same command again")),
         OutboxError::TimedOut { .. } => Failure::failed(&error)
             .hint("the same command goes on waiting; --max-gas-price caps what is paid"),
         OutboxError::Io { .. }

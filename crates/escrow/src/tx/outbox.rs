@@ -219,6 +219,23 @@ impl Outbox {
         Ok(entry)
     }
 
+    /// Forgets what is planned and has nothing signed that may be mined. Says whether nothing of this purpose can be sent any more,
+    /// also where nothing was planned; what is on its way or has ended stays.
+    ///
+    /// # Errors
+    /// The outbox cannot be read or written.
+    pub async fn withdraw(&self, purpose: &str) -> Result<bool, OutboxError> {
+        let _turn = self.inner.turn.lock().await;
+        match self.inner.store.get(purpose).await? {
+            None => Ok(true),
+            Some(Entry { state: State::Planned { .. }, .. }) => {
+                self.inner.store.remove(purpose).await?;
+                Ok(true)
+            }
+            Some(_) => Ok(false),
+        }
+    }
+
     /// What is known of a purpose.
     ///
     /// # Errors

@@ -71,6 +71,16 @@ impl Store {
         self.with(move |connection| put(connection, &entry)).await
     }
 
+    /// Forgets an entry.
+    pub(super) async fn remove(&self, purpose: &str) -> Result<(), StoreError> {
+        let purpose = purpose.to_owned();
+        self.with(move |connection| {
+            connection.execute("DELETE FROM outbox WHERE purpose = ?1", params![purpose])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// An entry, if there is one.
     pub(super) async fn get(&self, purpose: &str) -> Result<Option<Entry>, StoreError> {
         let purpose = purpose.to_owned();

@@ -195,3 +195,23 @@ async fn an_account_without_money_waits_and_goes_on_when_refilled() {
     outbox.send("pay", pay(to), LONG).await.unwrap();
     assert_eq!(balance(&place.rpc, to).await, U256::ONE);
 }
+
+#[tokio::test]
+async fn what_is_planned_can_be_withdrawn_and_what_is_signed_cannot() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    let proxy = Proxy::start(anvil.url(), Mood::TakesNone).await;
+    let place = Box0::new(rpc_to(vec![proxy.url()]), config());
+    let to = stranger();
+    let outbox = place.open().await;
+    outbox.submit("planned", pay(to)).await.unwrap();
+    assert!(outbox.withdraw("planned").await.unwrap() && outbox.withdraw("unknown").await.unwrap());
+    assert_eq!(outbox.get("planned").await.unwrap(), None);
+
+    let error = outbox.send("signed", pay(to), SHORT).await.unwrap_err();
+    assert!(matches!(error, OutboxError::Chain(_)), "{error}");
+    assert!(!outbox.withdraw("signed").await.unwrap());
+    proxy.set(Mood::Honest);
+    outbox.wait("signed", LONG).await.unwrap();
+    assert!(!outbox.withdraw("signed").await.unwrap(), "what is done is remembered");
+    assert_eq!((balance(&place.rpc, to).await, nonce(&place.rpc, outbox.account()).await), (U256::ONE, 1));
+}
