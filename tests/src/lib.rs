@@ -9,6 +9,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+pub mod settled;
+
+pub mod endpoint;
 pub mod engine;
 pub mod gate;
 pub mod proxy;
