@@ -170,6 +170,6 @@ pub(super) fn view(app: &App, task: &StoredTask, key: Option<&Caller>) -> TaskVi
 
 fn shown(app: &App, task: &StoredTask, is_whole: bool) -> TaskView {
     let mut view = TaskView::new(&task.record, is_whole, app.market.progress(&task.record));
-    view.settlement_pending = app.market.chain().and_then(|chain| chain.pending(task.record.id));
+    view.settlement_pending = app.market.chain().and_then(|chain| chain.pending(&task.record));
     view
 }

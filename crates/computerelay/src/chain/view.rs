@@ -67,11 +67,13 @@ impl ChainView {
         }
     }
 
-    /// What the chain says of a task that is not final yet.
-    pub(crate) fn pending(&self, task: TaskId) -> Option<PendingFact> {
+    /// What the chain says of a task that is not final yet. What its record has taken already is final, even where the view does not
+    /// know so yet.
+    pub(crate) fn pending(&self, task: &TaskRecord) -> Option<PendingFact> {
         let state = self.lock();
         let head = state.head?.block;
-        let fact = state.pending.get(&task)?.last()?;
+        let facts = state.pending.get(&task.id)?;
+        let fact = facts.iter().rev().find(|fact| !task.settlement.facts.contains(&fact.id()))?;
         Some(PendingFact {
             fact: *fact,
             confirmations: (head + 1).saturating_sub(fact.block),
@@ -156,5 +158,74 @@ impl ChainView {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing can panic while it is held; if something did, the next step puts it right.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskmarket::{
+        Address, Amount, B256, Bytes32, ChainChange, ContentHash, Event, Runtime, Task, TaskConfig, U256,
+        apply, publish,
+    };
+
+    use super::*;
+
+    const DOMAIN: Domain = Domain { chain_id: 31337, verifying_contract: Address::repeat_byte(0x5e) };
+
+    fn now() -> Timestamp {
+        Timestamp::from_unix(1_800_000_000)
+    }
+
+    fn record() -> TaskRecord {
+        let wallet = wallet::Wallet::random();
+        let pin = ContentHash(B256::repeat_byte(1));
+        let task = Task {
+            requester: wallet.address(),
+            model_cid: format!("artifact://{pin}").parse().unwrap(),
+            model_hash: pin,
+            input_cid: format!("artifact://{pin}").parse().unwrap(),
+            input_hash: pin,
+            config: TaskConfig {
+                runtime: Runtime::Wasm,
+                params: "{}".to_owned(),
+                gpu_type: String::new(),
+                gpu_count: 0,
+                min_vram: 0,
+                max_duration: 60,
+                max_attempts: 1,
+            },
+            token: Address::ZERO,
+            budget: Amount(U256::from(1)),
+            provider_stake: Amount::ZERO,
+            dispute_bond: Amount::ZERO,
+            deadline: now().plus(3600),
+            dispute_window: 0,
+            arbiter_window: 0,
+            arbiter: Address::ZERO,
+            salt: Bytes32(B256::ZERO),
+        };
+        publish(now(), &wallet.sign(&task, &DOMAIN).unwrap().verify(&DOMAIN).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_a_task_has_taken_is_pending_no_more() {
+        let view = ChainView::new(DOMAIN, 2);
+        let mut record = record();
+        let head = ChainHead { block: 8, block_hash: Bytes32(B256::repeat_byte(8)), block_time: now() };
+        let fact = ChainFact {
+            tx: Bytes32(B256::repeat_byte(7)),
+            log_index: 0,
+            block: head.block,
+            block_hash: head.block_hash,
+            block_time: now(),
+            change: ChainChange::Funded,
+        };
+        let pending = vec![(record.id, fact)];
+        view.saw(&Progress { head, portion: None, caught_up: true, pending, replaced: 0 });
+        let shown = view.pending(&record).unwrap();
+        assert_eq!((shown.fact, shown.confirmations, shown.needed), (fact, 1, 2));
+        // The task is written before the view hears that the block is final.
+        apply(&mut record, now(), &Event::Chain(fact));
+        assert_eq!(view.pending(&record), None);
     }
 }

@@ -56,7 +56,7 @@ impl Hub {
         if let Some(trouble) = chain.trouble() {
             return Some(format!("waiting for the chain: {trouble}"));
         }
-        record.awaits_money().then(|| match chain.pending(record.id) {
+        record.awaits_money().then(|| match chain.pending(record) {
             Some(PendingFact { fact, confirmations, needed }) => format!(
                 "waiting for the money: {} has {confirmations} of {needed} confirmations",
                 fact.change.name()
