@@ -62,6 +62,18 @@ fn the_nodes_unit_names_what_the_node_knows() {
 }
 
 #[test]
+fn the_nodes_unit_leaves_it_the_gpus() {
+    for file in ["zorai-compute-node.service", DROP_IN] {
+        let unit = std::fs::read_to_string(packaging().join("systemd").join(file)).unwrap();
+        // ProtectClock too: to older systemd it means that the clock's devices are allowed, and then no others are.
+        let closing = ["PrivateDevices=", "DevicePolicy=", "DeviceAllow=", "ProtectClock="];
+        let found: Vec<&str> =
+            unit.lines().filter(|line| closing.iter().any(|key| line.starts_with(key))).collect();
+        assert!(found.is_empty(), "{file} takes the devices away: {found:?}");
+    }
+}
+
+#[test]
 fn the_way_out_of_containers_has_the_rights_that_it_needs_and_no_others() {
     let drop_in = std::fs::read_to_string(packaging().join("systemd").join(DROP_IN)).unwrap();
     let rights = "CAP_SYS_ADMIN CAP_SYS_PTRACE";
