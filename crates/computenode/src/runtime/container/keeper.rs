@@ -44,8 +44,16 @@ pub(super) struct Keeper {
 }
 
 enum Command {
-    Create { name: String, body: Box<ContainerCreateBody>, created: oneshot::Sender<Result<(), Error>> },
-    Remove { name: String, removed: Option<oneshot::Sender<()>> },
+    Create {
+        /// What it becomes, removed if nobody takes it.
+        container: Container,
+        body: Box<ContainerCreateBody>,
+        created: oneshot::Sender<Result<Container, Error>>,
+    },
+    Remove {
+        name: String,
+        removed: Option<oneshot::Sender<()>>,
+    },
 }
 
 /// A container, which is removed when this is dropped.
@@ -70,10 +78,10 @@ impl Keeper {
     pub(super) async fn create(&self, name: String, body: ContainerCreateBody) -> Result<Container, Error> {
         let (created, answer) = oneshot::channel();
         let ended = || Error::IOError { err: io::Error::other("the thread for containers has ended") };
-        let command = Command::Create { name: name.clone(), body: Box::new(body), created };
+        let container = Container { name, commands: self.commands.clone(), gone: false };
+        let command = Command::Create { container, body: Box::new(body), created };
         self.commands.send(command).map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())??;
-        Ok(Container { name, commands: self.commands.clone(), gone: false })
+        answer.await.map_err(|_| ended())?
     }
 }
 
@@ -168,23 +176,7 @@ async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
 
 async fn carry_out(docker: Docker, command: Command) {
     match command {
-        Command::Create { name, body, created } => {
-            let options = CreateContainerOptionsBuilder::default().name(&name).build();
-            let creating = docker.create_container(Some(options), *body);
-            let created_or_not = tokio::time::timeout(MAKE_TIME, creating).await;
-            let result = created_or_not.unwrap_or(Err(Error::RequestTimeoutError)).map(drop);
-            // Whatever came back, or did not: the engine may have made it.
-            let (failed, refused) =
-                (result.is_err(), matches!(result, Err(Error::DockerResponseServerError { .. })));
-            let unwanted = created.send(result).is_err();
-            if failed || unwanted {
-                remove(&docker, &name).await;
-            }
-            if failed && !refused {
-                tokio::time::sleep(LATE).await;
-                remove(&docker, &name).await;
-            }
-        }
+        Command::Create { container, body, created } => create(&docker, container, *body, created).await,
         Command::Remove { name, removed } => {
             remove(&docker, &name).await;
             if let Some(removed) = removed {
@@ -192,6 +184,31 @@ async fn carry_out(docker: Docker, command: Command) {
                 let _ = removed.send(());
             }
         }
+    }
+}
+
+/// Makes a container for whoever waits. Where nobody does, or does any more before looking, it is removed as it is dropped.
+async fn create(
+    docker: &Docker,
+    mut container: Container,
+    body: ContainerCreateBody,
+    created: oneshot::Sender<Result<Container, Error>>,
+) {
+    let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
+    let creating = docker.create_container(Some(options), body);
+    let error = match tokio::time::timeout(MAKE_TIME, creating).await {
+        Ok(Ok(_)) => return drop(created.send(Ok(container))),
+        Ok(Err(error)) => error,
+        Err(_) => Error::RequestTimeoutError,
+    };
+    // Whatever came back, or did not: the engine may have made it.
+    container.gone = true;
+    let refused = matches!(error, Error::DockerResponseServerError { .. });
+    drop(created.send(Err(error)));
+    remove(docker, &container.name).await;
+    if !refused {
+        tokio::time::sleep(LATE).await;
+        remove(docker, &container.name).await;
     }
 }
 
@@ -215,6 +232,9 @@ async fn remove(docker: &Docker, name: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Wake, Waker};
+
     use super::super::fake::FakeEngine;
     use super::*;
 
@@ -228,6 +248,39 @@ mod tests {
         .await;
         let keeper = Keeper::start(engine.docker.clone()).unwrap();
         assert!(keeper.create("name".to_owned(), ContainerCreateBody::default()).await.is_err());
+        is_removed(&engine).await;
+    }
+
+    #[tokio::test]
+    async fn a_container_that_is_made_while_its_job_stops_is_removed() {
+        let engine = FakeEngine::start(|request| match request {
+            "POST /containers/create" => (201, r#"{"Id":"name","Warnings":[]}"#),
+            "DELETE /containers/name" => (204, ""),
+            _ => (404, r#"{"message":"no such container"}"#),
+        })
+        .await;
+        let keeper = Keeper::start(engine.docker.clone()).unwrap();
+        let mut creating = Box::pin(keeper.create("name".to_owned(), ContainerCreateBody::default()));
+        let made = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&made));
+        assert!(creating.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        // The answer is there, and the job is dropped before it looks.
+        made.0.notified().await;
+        drop(creating);
+        is_removed(&engine).await;
+    }
+
+    /// Tells that a future can go on.
+    #[derive(Default)]
+    struct Woken(tokio::sync::Notify);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.notify_one();
+        }
+    }
+
+    async fn is_removed(engine: &FakeEngine) {
         let removed = async {
             while !engine.asked.lock().unwrap().iter().any(|asked| asked == "DELETE /containers/name") {
                 tokio::task::yield_now().await;
