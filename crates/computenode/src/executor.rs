@@ -37,6 +37,9 @@ mod tidy;
 /// How long a runtime may take to clear up after a former life of the node.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long cancelled tasks may take to end, and runtimes to end what those have outside this process.
+const ENDING_PATIENCE: Duration = Duration::from_secs(20);
+
 /// What the executor needs to know.
 pub(crate) struct Settings {
     pub(crate) slots: u32,
@@ -358,7 +361,7 @@ impl Executor {
         &self.0.metrics
     }
 
-    /// Takes no more tasks, gives running ones `grace`, and then cancels them.
+    /// Takes no more tasks, gives running ones `grace`, and then ends them with all that they have outside this process.
     pub(crate) async fn drain(&self, grace: Duration) {
         let inner = &self.0;
         inner.closed.cancel();
@@ -367,8 +370,11 @@ impl Executor {
         inner.running.close();
         if daemon::drain("running tasks", grace, inner.running.wait()).await.is_none() {
             inner.ended.cancel();
-            daemon::drain("cancelled tasks", Duration::from_secs(5), inner.running.wait()).await;
         }
+        let ends = inner.runtimes.values().map(|runtime| runtime.end());
+        // Also when no task is left: one that has ended may have left its container to be removed.
+        let ending = futures_util::future::join(futures_util::future::join_all(ends), inner.running.wait());
+        daemon::drain("cancelled tasks", ENDING_PATIENCE, ending).await;
     }
 
     fn prepare(&self, request: &ComputeRequest) -> Result<Attempt, TakeError> {

@@ -6,6 +6,7 @@ mod engines;
 mod images;
 #[path = "images/registry.rs"]
 mod registry;
+mod support;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,12 +18,15 @@ use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EgressPolicy, EngineName};
 use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, Output, RunCode, RunError, Runtime};
+use reqwest::{Method, StatusCode};
 use taskmarket::params::{ContainerParams, Params};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::engines::Engine;
 use crate::registry::Registry;
+use crate::support::http::{compute_request, task_id};
+use crate::support::process::Process;
 
 /// No job here takes longer, by far.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -72,6 +76,7 @@ async fn suite(engine: Engine, name: EngineName) {
     archives_are_checked(&bench, &layer).await;
     registries_are_asked_by_the_node_itself(&bench, &layer).await;
     a_dropped_job_leaves_nothing(&bench).await;
+    a_node_that_ends_leaves_nothing(&bench).await;
     what_a_former_life_left_is_removed(&bench).await;
     domains_are_reached_by_the_proxy_only(&bench).await;
     nothing_is_left(&bench).await;
@@ -391,6 +396,39 @@ async fn a_dropped_job_leaves_nothing(bench: &Bench) {
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("the container of a dropped job stays");
+}
+
+async fn a_node_that_ends_leaves_nothing(bench: &Bench) {
+    let folder = tempfile::tempdir_in(bench.folder.path()).unwrap();
+    let script = "trap '' TERM INT HUP; echo ready; while :; do sleep 1; done";
+    let params = ContainerParams {
+        args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        ..ContainerParams::default()
+    };
+    let mut request = compute_request(folder.path(), 1, "upper", "the input");
+    let image = images::write(folder.path(), &bench.image);
+    request["task"]["model_cid"] = format!("file://{}", image.display()).into();
+    request["task"]["config"]["runtime"] = "container".into();
+    request["task"]["config"]["params"] = Params::Container(params).to_canonical().into();
+
+    let socket = bench.engine.socket.to_str().unwrap();
+    let node = Process::start(folder.path(), &["--container-socket", socket]);
+    let (status, answer) = node.api.json(Method::POST, "/compute", Some(&request)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    let logs = format!("/logs/{}?follow=true", task_id(1));
+    let mut logs = node.api.send(Method::GET, &logs, None).await;
+    let mut said = Vec::new();
+    let ready = async {
+        while !String::from_utf8_lossy(&said).contains("ready") {
+            said.extend(logs.chunk().await.unwrap().expect("it ended"));
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.expect("it says nothing");
+    // An open connection would keep the node a little longer.
+    drop(logs);
+    node.signal("TERM");
+    assert!(node.end().success());
+    assert_eq!(bench.containers().await, Vec::<String>::new(), "a container outlives its node");
 }
 
 async fn what_a_former_life_left_is_removed(bench: &Bench) {

@@ -50,8 +50,8 @@ fn the_nodes_unit_names_what_the_node_knows() {
         assert!(help.contains(&format!("{flag} <")), "{flag} is no flag");
     }
     let stop: u64 = value(&unit, "TimeoutStopSec").trim_end_matches('s').parse().unwrap();
-    // The grace, what cancelled tasks and connections get after it, and the threads' last second.
-    assert!(stop > 10 + 5 + 5 + 1, "systemd would kill the node before its tasks have ended");
+    // The grace, what cancelled tasks, connections and engines get after it, and the threads' last second.
+    assert!(stop > 10 + 20 + 5 + 10 + 1, "systemd would kill the node before its tasks have ended");
     for key in ["NoNewPrivileges", "ProtectHome", "PrivateTmp"] {
         assert_eq!(value(&unit, key), "yes");
     }

@@ -1,68 +1,16 @@
 //! The program itself: it comes back from `kill -9`, and ends when it is told to.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::Command;
 
 use reqwest::Method;
 use serde_json::json;
 
-use support::http::{Api, compute_request, ended, task_id};
-
-struct Process {
-    child: Child,
-    api: Api,
-    /// Keeps the pipe open: a program whose log nobody takes would fail to write it.
-    log: BufReader<ChildStderr>,
-}
-
-impl Process {
-    fn start(folder: &Path, flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_compute-node"))
-            .args(["--listen", "127.0.0.1:0", "--log-format", "json", "--exit-with-stdin", "--grace", "0s"])
-            .arg("--data")
-            .arg(folder.join("data"))
-            .arg("--allow-dir")
-            .arg(folder)
-            .args(flags)
-            .env_remove("ZORAI_LOG")
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let addr = loop {
-            let mut line = String::new();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "the node ended at its start");
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-            if let Some(addr) = event["fields"]["addr"].as_str() {
-                break addr.parse().unwrap();
-            }
-        };
-        let token = std::fs::read_to_string(folder.join("data/compute-token")).unwrap();
-        Self { child, api: Api::new(addr, token.trim()), log }
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    fn end(mut self) -> ExitStatus {
-        let (done, ended) = mpsc::channel();
-        std::thread::spawn(move || {
-            std::io::copy(&mut self.log, &mut std::io::sink()).unwrap();
-            done.send(self.child.wait().unwrap())
-        });
-        ended.recv_timeout(Duration::from_secs(30)).expect("the node did not end")
-    }
-}
+use support::http::{compute_request, ended, task_id};
+use support::process::Process;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_comes_back() {

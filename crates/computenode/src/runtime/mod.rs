@@ -43,6 +43,12 @@ pub trait Runtime: Send + Sync {
         Box::pin(async { Ok(()) })
     }
 
+    /// Ends at once what jobs still have outside this process, such as containers, and returns when it is gone. The node ends:
+    /// no job starts after this.
+    fn end(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// The digests of the models that are in memory, so that a job with one of them starts sooner.
     fn warm_models(&self) -> Vec<String> {
         Vec::new()

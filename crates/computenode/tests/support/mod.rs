@@ -5,6 +5,7 @@
 pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod node;
+pub(crate) mod process;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

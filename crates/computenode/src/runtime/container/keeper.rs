@@ -3,7 +3,7 @@
 //! A job's future can be dropped at any moment, and its threads with it. What has to happen all the same happens here:
 //! a container that is being made while nobody wants it any more is removed once it is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::engine::ENGINE_TIME;
@@ -54,6 +55,9 @@ enum Command {
         name: String,
         removed: Option<oneshot::Sender<()>>,
     },
+    End {
+        ended: oneshot::Sender<()>,
+    },
 }
 
 /// A container, which is removed when this is dropped.
@@ -64,7 +68,7 @@ pub(super) struct Container {
 }
 
 impl Keeper {
-    /// Starts the thread. It ends, with its work done, after its owner.
+    /// Starts the thread. It ends, with its work done, when it is told to, or after its owner.
     pub(super) fn start(docker: Docker) -> io::Result<Self> {
         let (commands, queue) = mpsc::unbounded_channel();
         let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -82,6 +86,15 @@ impl Keeper {
         let command = Command::Create { container, body: Box::new(body), created };
         self.commands.send(command).map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
+    }
+
+    /// Kills and removes all containers, whoever has them, and makes no more. Returns once none is left.
+    pub(super) async fn end(&self) {
+        let (ended, done) = oneshot::channel();
+        if self.commands.send(Command::End { ended }).is_ok() {
+            // Without an answer the thread has ended before.
+            let _ = done.await;
+        }
     }
 }
 
@@ -161,55 +174,78 @@ async fn list(socket: &Path, node: &str) -> io::Result<Vec<Listed>> {
 }
 
 async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
+    // Each says which container is gone, if one is.
     let mut tasks = JoinSet::new();
-    loop {
+    let mut there = HashSet::new();
+    let ending = CancellationToken::new();
+    let ended = loop {
         tokio::select! {
             command = queue.recv() => match command {
-                Some(command) => drop(tasks.spawn(carry_out(docker.clone(), command))),
-                None => break,
+                Some(Command::Create { container, body, created }) => {
+                    there.insert(container.name.clone());
+                    tasks.spawn(create(docker.clone(), container, *body, created, ending.clone()));
+                }
+                Some(Command::Remove { name, removed }) => {
+                    tasks.spawn(removing(docker.clone(), name, removed));
+                }
+                Some(Command::End { ended }) => break Some(ended),
+                None => break None,
             },
-            Some(_) = tasks.join_next() => {}
-        }
-    }
-    while tasks.join_next().await.is_some() {}
-}
-
-async fn carry_out(docker: Docker, command: Command) {
-    match command {
-        Command::Create { container, body, created } => create(&docker, container, *body, created).await,
-        Command::Remove { name, removed } => {
-            remove(&docker, &name).await;
-            if let Some(removed) = removed {
-                // Nobody may wait any more.
-                let _ = removed.send(());
+            Some(done) = tasks.join_next() => {
+                if let Ok(Some(name)) = done {
+                    there.remove(&name);
+                }
             }
         }
+    };
+    // Whoever asks for something from here on hears that this thread has ended.
+    drop(queue);
+    ending.cancel();
+    for name in there {
+        tasks.spawn(removing(docker.clone(), name, None));
     }
+    while tasks.join_next().await.is_some() {}
+    if let Some(ended) = ended {
+        // Nobody may wait any more.
+        let _ = ended.send(());
+    }
+}
+
+async fn removing(docker: Docker, name: String, removed: Option<oneshot::Sender<()>>) -> Option<String> {
+    remove(&docker, &name).await;
+    if let Some(removed) = removed {
+        // Nobody may wait any more.
+        let _ = removed.send(());
+    }
+    Some(name)
 }
 
 /// Makes a container for whoever waits. Where nobody does, or does any more before looking, it is removed as it is dropped.
 async fn create(
-    docker: &Docker,
+    docker: Docker,
     mut container: Container,
     body: ContainerCreateBody,
     created: oneshot::Sender<Result<Container, Error>>,
-) {
+    ending: CancellationToken,
+) -> Option<String> {
     let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
     let creating = docker.create_container(Some(options), body);
-    let error = match tokio::time::timeout(MAKE_TIME, creating).await {
-        Ok(Ok(_)) => return drop(created.send(Ok(container))),
-        Ok(Err(error)) => error,
-        Err(_) => Error::RequestTimeoutError,
-    };
+    let made = tokio::time::timeout(MAKE_TIME, creating).await.unwrap_or(Err(Error::RequestTimeoutError));
+    if made.is_ok() && !ending.is_cancelled() {
+        drop(created.send(Ok(container)));
+        return None;
+    }
     // Whatever came back, or did not: the engine may have made it.
     container.gone = true;
-    let refused = matches!(error, Error::DockerResponseServerError { .. });
-    drop(created.send(Err(error)));
-    remove(docker, &container.name).await;
-    if !refused {
-        tokio::time::sleep(LATE).await;
-        remove(docker, &container.name).await;
+    let refused = matches!(made, Err(Error::DockerResponseServerError { .. }));
+    let late = made.is_err() && !refused;
+    drop(made.map_or_else(|error| created.send(Err(error)), |_| Ok(())));
+    remove(&docker, &container.name).await;
+    if late {
+        let _ = tokio::time::timeout(LATE, ending.cancelled()).await;
+        remove(&docker, &container.name).await;
     }
+    Some(container.name.clone())
 }
 
 /// Kills a container and removes it, with its volumes.

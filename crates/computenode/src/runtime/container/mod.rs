@@ -201,6 +201,10 @@ impl Runtime for ContainerRuntime {
             images.map_err(|error| internal(format!("cannot look for images: {error}")))
         })
     }
+
+    fn end(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.keeper.end())
+    }
 }
 
 /// The places of a job in its folder.
