@@ -167,9 +167,14 @@ impl FetchError {
             Self::Unreachable { how: Unreached::Truncated, .. } => "truncated",
             Self::Unreachable { how: Unreached::Gateways, .. } => "no_gateway_served_it",
             Self::BadManifest { source, .. } => source.code(),
-            Self::Io { source, .. } if is_full(source) => "disk_full",
+            Self::Io { .. } if self.is_disk_full() => "disk_full",
             Self::Io { .. } => "io",
         }
+    }
+
+    /// Whether this machine's disk has no more room.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 }
 

@@ -9,13 +9,14 @@ use artifact::{Digest, FetchError, Fetcher, Kept, LocalFile, LocalFolder, Origin
 use taskmarket::{ContentHash, Task};
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::empty;
 use crate::remove::remove_folder;
 use crate::runtime::{
     Context, Gpu, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress,
     RunCode, RunError, Runtime,
 };
 
-/// How often files are fetched that are removed again, to make room, before they can be used.
+/// How often files are fetched that are removed again, to make room, before they can be used, or that find no room.
 const FETCHES: usize = 3;
 
 /// An attempt that can be made.
@@ -76,6 +77,11 @@ impl Failure {
         Self { code: code.to_owned(), message }
     }
 
+    /// Whether there was no room on the disk for what was fetched.
+    fn is_disk_full(&self) -> bool {
+        self.code == "disk_full"
+    }
+
     /// Whether the attempt ended because it was called off.
     pub(crate) fn is_cancellation(&self) -> bool {
         self.code == RunCode::Cancelled.as_str()
@@ -102,8 +108,15 @@ impl Attempt {
         cancel: &CancellationToken,
     ) -> Result<Fetched, Failure> {
         let fetching = async {
+            let mut emptied = false;
             for _ in 0..FETCHES {
-                let (model, model_digest, input) = self.fetch_both(progress).await?;
+                let (model, model_digest, input) = match self.fetch_both(progress).await {
+                    Err(full) if full.is_disk_full() && !emptied && empty(self.fetcher.store()).await => {
+                        emptied = true;
+                        continue;
+                    }
+                    fetched => fetched?,
+                };
                 let mut files = input.files();
                 match &model {
                     ModelFiles::File(path) => files.push(path.clone()),

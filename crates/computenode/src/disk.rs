@@ -4,6 +4,8 @@ use std::io;
 use std::path::Path;
 use std::str::FromStr;
 
+use artifact::{BlobStore, Trimmed};
+
 /// The default's bytes, where they are less than its share.
 const DEFAULT_BYTES: u64 = 2 << 30;
 
@@ -32,6 +34,22 @@ pub struct ParseMinFreeDiskError;
 pub(crate) struct Space {
     pub(crate) total: u64,
     pub(crate) free: u64,
+}
+
+/// After a fetch that found the disk full: removes the fetched files that nobody uses, and says whether there were any. How
+/// much is missing is not known before the next try.
+pub(crate) async fn empty(store: &BlobStore) -> bool {
+    match store.trim(0).await {
+        Ok(Trimmed { blobs: 0, .. }) => false,
+        Ok(Trimmed { blobs, bytes, left }) => {
+            tracing::warn!(blobs, bytes, left, "the disk is full: fetched files removed, and fetching again");
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot remove fetched files");
+            false
+        }
+    }
 }
 
 impl MinFreeDisk {

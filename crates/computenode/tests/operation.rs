@@ -3,9 +3,12 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::Duration;
 
 use artifact::{ContentError, Digest, FetchError, ManifestError, Unreached, Wait};
+use axum::extract::Path;
 use computenode::runtime::RunCode;
 use reqwest::{Method, StatusCode};
 use rpc::failure::{self, Blame};
@@ -13,6 +16,8 @@ use serde_json::{Value, json};
 
 use support::http::{compute_request, ended, task_id};
 use support::node::TestNode;
+use support::process::Process;
+use support::program;
 
 fn refusal(answer: (StatusCode, Value)) -> (u16, String, String) {
     let (status, body) = answer;
@@ -69,6 +74,57 @@ async fn a_full_disk_keeps_tasks_away_and_says_so() {
         StatusCode::NOT_FOUND
     );
     node.stop().await;
+}
+
+/// A command that gives what follows it a disk of its own, of `size`, at `place`; `None`, with the reason printed, where that
+/// cannot be.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+fn with_disk(size: &str, place: &std::path::Path) -> Option<Command> {
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let with = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.arg(if is_root { "-m" } else { "-rm" }).args(["sh", "-ec"]);
+        let mount = format!("mount -t tmpfs -o size={size} tmpfs \"$0\"; exec \"$@\"");
+        command.arg(mount).arg(place).args(words);
+        command
+    };
+    if with(&["true"]).status().is_ok_and(|status| status.success()) {
+        return Some(with(&[env!("CARGO_BIN_EXE_compute-node")]));
+    }
+    println!("skipped: a disk cannot be mounted here");
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_finds_the_disk_full_makes_room_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let Some(command) = with_disk("24m", &data) else { return };
+    // Programs that are large, and no two alike: a section that nobody reads ends each.
+    let large = |Path(number): Path<u8>| async move {
+        // A custom section of 5 << 21 bytes, in LEB128, with a name of one letter.
+        let head = [0, 0x80, 0x80, 0x80, 5, 1, b'x'];
+        [program("upper"), head.to_vec(), vec![number; (5 << 21) - 2]].concat()
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let router = axum::Router::new().route("/{number}", axum::routing::get(large));
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+
+    let token = folder.path().join("token");
+    let node =
+        Process::start_by(command, folder.path(), &token, &["--no-container", "--allow-private-addresses"]);
+    for number in 1..=3 {
+        let mut request = compute_request(folder.path(), number, "upper", "x");
+        request["task"]["model_cid"] = json!(format!("http://{addr}/{number}"));
+        node.api.json(Method::POST, "/compute", Some(&request)).await;
+        let status = ended(&node.api, number).await;
+        assert_eq!(status["phase"], "done", "{number}: {status}");
+    }
+    node.signal("TERM");
+    assert!(node.end().success());
+    serving.abort();
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::archive::{self, Wanted};
 use super::engine::{self, in_time};
+use crate::disk::empty;
 use crate::runtime::{Context, Model, ModelFiles, RunCode, RunError, Stop, blocking};
 
 /// What this node calls the images that it brought here; the tag is a digest.
@@ -32,7 +33,7 @@ const PIECES: usize = 4;
 /// The size of a piece, in bytes.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// How often an image is fetched whose parts are removed again, to make room, before they can be used.
+/// How often an image is fetched whose parts are removed again, to make room, before they can be used, or find no room.
 const FETCHES: usize = 3;
 
 /// How long a job may wait for images to be removed after it.
@@ -204,9 +205,16 @@ impl Images {
                 context.progress.report(u8::try_from(done.saturating_mul(100) / total).unwrap_or(100));
             }
         };
+        let mut emptied = false;
         for _ in 0..FETCHES {
             let fetching = Box::pin(self.fetcher.fetch_image(reference, &platform, report));
-            let image = fetching.await.map_err(|error| not_fetched(&error))?;
+            let image = match fetching.await {
+                Err(full) if full.is_disk_full() && !emptied && empty(self.fetcher.store()).await => {
+                    emptied = true;
+                    continue;
+                }
+                fetched => fetched.map_err(|error| not_fetched(&error))?,
+            };
             let files: Vec<_> = image.files().map(|file| file.path.clone()).collect();
             let kept = self.fetcher.store().keep(&files).await;
             let kept = kept.map_err(|error| internal(format!("cannot keep the image's parts: {error}")))?;
