@@ -15,7 +15,7 @@ use computenode::runtime::{
 };
 use serde::{Deserialize, Serialize};
 use taskmarket::params::{Params, Runtime};
-use taskmarket::{ContentHash, Task};
+use taskmarket::{ContentHash, Task, TaskConfig};
 use tempfile::TempDir;
 
 use crate::commands::artifact::fetch_failed;
@@ -27,7 +27,7 @@ use crate::ui::Ui;
 
 /// How much longer than at the provider a program may take here.
 const PATIENCE: u32 = 10;
-/// The memory of a program that names no limit, in bytes: all that it can address.
+/// The memory of a program that names no limit, or a lower one, in bytes: all that it can address.
 const MEMORY_BYTES: u64 = 4 << 30;
 /// The memory of an embedding model, in bytes.
 const EMBED_MEMORY_BYTES: u64 = 16 << 30;
@@ -160,20 +160,30 @@ async fn fetch(relay: &Relay, task: &Task, checked: &Checked, folder: &TempDir, 
     let pin = Some(digest(proof.input_hash));
     let input = fetcher.fetch_file(&input, pin, Some(&origin), progress).await.map_err(fetch_failed)?;
     bar.finish_and_clear();
-    let memory_bytes = if task.config.runtime == Runtime::Embed { EMBED_MEMORY_BYTES } else { MEMORY_BYTES };
     Ok(Job {
         params: task.config.params.clone(),
         model: Model { files, digest: proof.model_hash.to_string() },
         input: input.path,
         limits: Limits {
             wall: Duration::from_secs(task.config.max_duration) * PATIENCE,
-            memory_bytes,
+            memory_bytes: memory_bytes(&task.config),
             output_bytes: OUTPUT_BYTES.max(checked.result.bytes),
         },
         gpus: Vec::new(),
         folder: work_folder(folder.path())?,
         label: format!("{}.{}", checked.id, proof.attempt),
     })
+}
+
+/// The memory that a task may be given here, in bytes: whatever it names, as its provider gave it that.
+fn memory_bytes(config: &TaskConfig) -> u64 {
+    match (config.runtime, Params::parse(config.runtime, &config.params)) {
+        (Runtime::Embed, _) => EMBED_MEMORY_BYTES,
+        (_, Ok(Params::Wasm(params))) => {
+            params.memory_mb.map_or(MEMORY_BYTES, |mib| MEMORY_BYTES.max(u64::from(mib) << 20))
+        }
+        (Runtime::Wasm | Runtime::Container | Runtime::Openai, _) => MEMORY_BYTES,
+    }
 }
 
 fn work_folder(folder: &Path) -> Outcome<std::path::PathBuf> {

@@ -107,6 +107,11 @@ async fn running_it_again_tells_a_true_result_from_a_false_one() {
     assert!(stdout(&out).contains("proven: run again, the task gives the same result"), "{}", said(&out));
     let told = json(&relay.cli(&["verify", "--rerun", &id, "--json"]).await);
     assert_eq!(told["rerun"], serde_json::json!({"result_hash": told["result_hash"]}));
+    // Nor does it fail here for more memory than a program can address, which providers may allow.
+    let file = relay.path("large");
+    let large = ["--model", &honest, "--memory", "8192", "--output", &file];
+    let out = relay.cli(&[&run[..run.len() - 2], &large].concat()).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
 
     // The provider claims the same for a program that writes something else, and for one that fails.
     let module = r#"(module (memory (export "memory") 1) (func (export "_start") unreachable))"#;
