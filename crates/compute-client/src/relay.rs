@@ -21,6 +21,7 @@ use taskmarket::{Domain, Message, ReadTask, Signed, TaskId};
 use url::Url;
 use wallet::Wallet;
 
+use crate::commands::artifact::fetch_failed;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::now;
 use crate::refusal::{Refusal, hint};
@@ -48,6 +49,8 @@ pub(crate) const LOOK_CLOSER: &str = "`zorai-compute doctor` looks closer";
 #[derive(Debug, Clone)]
 pub(crate) struct Relay {
     http: reqwest::Client,
+    /// Whom it trusts.
+    tls: Arc<rustls::ClientConfig>,
     base: Url,
     key: Option<Secret>,
     /// Who reads tasks by signature, where there is no API key.
@@ -75,7 +78,15 @@ impl Relay {
         if base.scheme() == "http" && !local && key.is_some() {
             ui.warn("the API key goes over the network unencrypted; use https");
         }
-        Ok(Self { http: client(local, ca_file)?, base, key, reader: None, ui: ui.clone() })
+        let tls = daemon::tls::client_config(ca_file).map_err(Failure::usage)?;
+        Ok(Self {
+            http: client(local, tls.clone())?,
+            tls: Arc::new(tls),
+            base,
+            key,
+            reader: None,
+            ui: ui.clone(),
+        })
     }
 
     /// The same relay, where tasks are read by this wallet's signature.
@@ -101,6 +112,13 @@ impl Relay {
     /// Whether the relay is on this machine.
     pub(crate) fn is_local(&self) -> bool {
         is_loopback(&self.base)
+    }
+
+    /// What fetches references into `store`, trusting whom this client trusts.
+    pub(crate) fn fetcher(&self, store: artifact::BlobStore) -> Outcome<artifact::Fetcher> {
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        artifact::Fetcher::with_tls(artifact::FetchPolicy::default(), store, &tls).map_err(fetch_failed)
     }
 
     /// Where to fetch `artifact://` references from.
@@ -430,8 +448,7 @@ fn is_loopback(url: &Url) -> bool {
 
 /// Redirects are not followed, so that the API key goes nowhere else; a proxy of the environment is used, except towards this
 /// machine itself.
-fn client(local: bool, ca_file: Option<&Path>) -> Outcome<reqwest::Client> {
-    let tls = daemon::tls::client_config(ca_file).map_err(Failure::usage)?;
+fn client(local: bool, tls: rustls::ClientConfig) -> Outcome<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .user_agent(concat!("zorai-compute/", env!("CARGO_PKG_VERSION")))

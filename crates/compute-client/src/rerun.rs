@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use artifact::{BlobStore, Digest, FetchPolicy, Fetcher, Reference};
+use artifact::{BlobStore, Digest, Reference};
 use computenode::runtime::embed::EmbedRuntime;
 use computenode::runtime::wasm::WasmRuntime;
 use computenode::runtime::{
@@ -133,7 +133,7 @@ fn is_of_the_task(task: &Task, error: &RunError) -> bool {
 /// Brings what the provider used here: what its proof names, whatever the task left open.
 async fn fetch(relay: &Relay, task: &Task, checked: &Checked, folder: &TempDir, ui: &Ui) -> Outcome<Job> {
     let store = BlobStore::open(folder.path().join("blobs")).or_failed("a temporary folder")?;
-    let fetcher = Fetcher::new(FetchPolicy::default(), store).map_err(fetch_failed)?;
+    let fetcher = relay.fetcher(store)?;
     let origin = relay.origin()?;
     let proof = &checked.proof;
     let bar = ui.bytes("fetching model and input", 0);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use artifact::{BlobStore, FetchError, FetchPolicy, Fetcher, Reference};
+use artifact::{BlobStore, FetchError, Reference};
 use serde_json::json;
 
 use crate::cli::Global;
@@ -58,10 +58,11 @@ async fn get(global: &Global, reference: &Reference, output: &Path, ui: &Ui) -> 
             reference.redacted()
         )));
     }
-    let origin = global.relay(ui)?.origin()?;
+    let relay = global.relay(ui)?;
+    let origin = relay.origin()?;
     let folder = tempfile::tempdir().or_failed("a temporary folder")?;
     let store = BlobStore::open(folder.path()).or_failed("a temporary folder")?;
-    let fetcher = Fetcher::new(FetchPolicy::default(), store).map_err(fetch_failed)?;
+    let fetcher = relay.fetcher(store)?;
     let bar = ui.bytes("fetching", 0);
     let progress = |done: u64, total: Option<u64>| {
         bar.set_length(total.unwrap_or(done));

@@ -1,5 +1,10 @@
 //! The commands that show and change one task.
 
+use std::sync::Arc;
+
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
 use crate::support::{API_KEY, Relay, Script, cli, code, json, said, stderr, stdout};
 
 #[tokio::test]
@@ -78,6 +83,49 @@ async fn artifacts_go_there_and_back() {
     assert_eq!(std::fs::read(relay.path("copy/inner/file")).unwrap(), b"x");
     let missing = format!("artifact://{}", "ab".repeat(32));
     assert_eq!(code(&relay.cli(&["artifact", "get", &missing]).await), 1);
+}
+
+/// Serves what `relay` serves by TLS; answers with the URL, and with the certificate in PEM.
+async fn serve_tls(relay: &Relay) -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = made.signing_key.serialize_der().try_into().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let plain = relay.url.trim_start_matches("http://").to_owned();
+    // It ends with the test's runtime.
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, plain) = (acceptor.clone(), plain.clone());
+            tokio::spawn(async move {
+                let Ok(mut from) = acceptor.accept(stream).await else { return };
+                let mut to = tokio::net::TcpStream::connect(plain).await.unwrap();
+                // Whoever hangs up is done.
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            });
+        }
+    });
+    (url, made.cert.pem())
+}
+
+#[tokio::test]
+async fn artifacts_come_from_a_relay_with_a_private_certificate() {
+    let relay = Relay::start(Script::Honest).await;
+    let (url, certificate) = serve_tls(&relay).await;
+    let ca_file = relay.path("ca.pem");
+    std::fs::write(&ca_file, certificate).unwrap();
+    let environment = [("ZORAI_RELAY", url.as_str()), ("ZORAI_AI_API_KEY", API_KEY)];
+    let (home, trust) = (relay.home.path(), ["--ca-file", ca_file.as_str()]);
+    let put = cli(home, &[&["artifact", "put", "-"], &trust[..]].concat(), &environment, b"some bytes").await;
+    assert_eq!(code(&put), 0, "{}", said(&put));
+    let reference = stdout(&put).trim().to_owned();
+    let get = cli(home, &[&["artifact", "get", &reference], &trust[..]].concat(), &environment, b"").await;
+    assert_eq!(get.stdout, b"some bytes", "{}", said(&get));
+    let get = cli(home, &["artifact", "get", &reference], &environment, b"").await;
+    assert_eq!(code(&get), 4, "{}", said(&get));
 }
 
 #[tokio::test]
