@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use crate::cli::Global;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::has_result;
+use crate::plain::Plain;
 use crate::relay::Relay;
-use crate::ui::{Style, Ui, clean};
+use crate::ui::{Style, Ui};
 
 /// The longest line of an answer that is taken, in bytes: hosts cut what a job writes to far less.
 const MAX_LINE_BYTES: usize = 1 << 20;
@@ -179,7 +180,7 @@ impl Reader<'_> {
             let json = serde_json::to_string(&line).map_err(Failure::failed)?;
             return self.ui.print(json);
         }
-        let text = clean(&line.text);
+        let text = Plain::default().take(&line.text).replace('\n', " ");
         match line.stream {
             LogStream::Stdout => self.ui.print(text),
             LogStream::Stderr => self.ui.print(self.ui.paint(Style::Dim, text)),

@@ -153,6 +153,14 @@ async fn lines_are_shown_and_made_harmless() {
 }
 
 #[tokio::test]
+async fn lines_are_shown_whole() {
+    let text = format!("a\tb {}", "x".repeat(8 << 10));
+    let line = serde_json::json!({ "n": 0, "stream": "stdout", "text": text });
+    let (out, _) = run(vec![(false, 1, Answer::Lines(1, format!("{line}\n").leak()))], &[]).await;
+    assert_eq!(stdout(&out), format!("{text}\n"));
+}
+
+#[tokio::test]
 async fn following_goes_on_after_a_break_and_with_the_next_attempt() {
     let answers = vec![
         (false, 0, Answer::Refused(ErrorCode::Conflict)),
