@@ -205,7 +205,7 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         Settle::Escrow => Some(args.money.chain.connect(global, None).await?),
     };
     let domain = chain.as_ref().map_or(Domain::UNSETTLED, Chain::domain);
-    let (task, model, input) = prepare(&args, &domain, relay.as_ref(), ui).await?;
+    let (task, model, input) = prepare(&args, &domain, relay.as_ref()).await?;
     // A key is made for a task that passed all that can be checked here.
     let wallet = key::load(global, ui, IfMissing::Make).await?;
     let task = Task { requester: wallet.address(), ..task };
@@ -257,12 +257,7 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
 }
 
 /// Looks at what the flags name, then reads and hashes it, and gives the task, of nobody yet.
-async fn prepare(
-    args: &Args,
-    domain: &Domain,
-    relay: Option<&Relay>,
-    ui: &Ui,
-) -> Outcome<(Task, Content, Content)> {
+async fn prepare(args: &Args, domain: &Domain, relay: Option<&Relay>) -> Outcome<(Task, Content, Content)> {
     let model = Named::look("--model", &args.model).await?;
     let input = Named::look("--input", &args.input).await?;
     let runtime = args.runtime.or(model.runtime()).ok_or_else(|| {
@@ -276,9 +271,6 @@ async fn prepare(
         rerun::check_runtime(runtime)?;
     }
     let params = args.program.of(runtime)?;
-    for named in [&model, &input] {
-        named.warn(ui);
-    }
     let limit = match relay {
         Some(relay) => relay.limits().await?.max_artifact_bytes,
         None => u64::MAX,

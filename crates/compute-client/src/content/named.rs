@@ -8,7 +8,6 @@ use tokio::io::AsyncReadExt as _;
 
 use super::{Content, EMBED_NEEDS, Source, WASM_MAGIC, check_size, embed_manifest};
 use crate::failure::{Context as _, Failure, Outcome};
-use crate::ui::Ui;
 
 /// What a tar has, and where.
 const TAR_MAGIC: &[u8] = b"ustar";
@@ -134,20 +133,6 @@ impl Named {
             return Err(Failure::usage(format_args!("{flag}: {text} is a folder; {runtime} takes a file")));
         }
         Ok(())
-    }
-
-    /// Warns of references that can be signed but that compute nodes do not fetch.
-    pub(crate) fn warn(&self, ui: &Ui) {
-        let Place::Reference(reference) = &self.place else { return };
-        let scheme = match reference.kind() {
-            ReferenceKind::Ipfs { .. } => "ipfs",
-            ReferenceKind::Oci { .. } => "oci",
-            ReferenceKind::Model { .. }
-            | ReferenceKind::Artifact { .. }
-            | ReferenceKind::Web { .. }
-            | ReferenceKind::File { .. } => return,
-        };
-        ui.warn(format_args!("{}: compute nodes of this version do not fetch {scheme}://", self.flag));
     }
 
     /// Reads and hashes it, for a relay that takes files of so many bytes; `runtime` is what it is a model for, if it is one.

@@ -35,6 +35,16 @@ async fn a_folder_is_uploaded_with_its_list() {
 }
 
 #[tokio::test]
+async fn what_nodes_fetch_is_named_without_a_warning() {
+    let relay = Relay::start(Script::NobodyThere).await;
+    let image = format!("oci://example.org/image@sha256:{}", "ab".repeat(32));
+    let input = "ipfs://bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
+    let out = relay.cli(&["run", "--model", &image, "--input", input, "--dry-run"]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    assert!(!stderr(&out).contains("warning"), "{}", said(&out));
+}
+
+#[tokio::test]
 async fn what_cannot_run_is_refused_before_a_key_is_made_or_anything_is_sent() {
     let relay = Relay::start(Script::NobodyThere).await;
     std::fs::create_dir(relay.path("demo")).unwrap();
