@@ -90,6 +90,7 @@ const KNOWN: &[Known] = &[
     provider("node_restarted"),
     provider("node_unreachable"),
     provider("node_error"),
+    provider("not_begun"),
     provider("result_lost"),
     provider("proof_unsigned"),
     provider("proof_refused"),

@@ -19,6 +19,9 @@ use crate::runtime::{Gpu, Output, Progress, RunError};
 /// How long an attempt may be held: its agent may be gone for good.
 const HOLD_LIMIT: Duration = Duration::from_secs(900);
 
+/// The code of an attempt that was held so long.
+pub(super) const NOT_BEGUN: &str = "not_begun";
+
 /// How often the progress of a running attempt is looked at.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -154,7 +157,7 @@ async fn hold(
     set(false);
     match begun {
         Some(Ok(())) => Ok(()),
-        Some(Err(_)) => Err(Failure::new("not_begun", "nobody let the attempt begin")),
+        Some(Err(_)) => Err(Failure::new(NOT_BEGUN, "nobody let the attempt begin")),
         None => Err(RunError::cancelled().into()),
     }
 }

@@ -202,3 +202,9 @@ async fn a_held_attempt_is_fetched_and_begins_when_it_is_told() {
     node.take(missing).await.unwrap();
     assert!(!until(|status| status.attempt == 2 && status.failure.is_some()).await.held);
 }
+
+#[test]
+fn an_attempt_that_nobody_began_is_its_hosts_failure() {
+    assert!(rpc::failure::is_known(run::NOT_BEGUN));
+    assert_eq!(rpc::failure::blame(run::NOT_BEGUN), rpc::failure::Blame::Provider);
+}
