@@ -330,6 +330,7 @@ mod tests {
             rootless: true,
             user_namespace: true,
             architecture: "amd64".to_owned(),
+            processors: Some(2),
             unenforced: Vec::new(),
             egress_unavailable: Some("no right".to_owned()),
         };

@@ -293,6 +293,7 @@ mod tests {
             &["--min-free-disk", "2GiB"],
             &["--ipfs-gateway", "ipfs.example"],
             &["--container-cpus", "0"],
+            &["--container-cpus", "0.009"],
             &["--container-cpus", "NaN"],
             &["--container-disk-mb", "0"],
             &["--allow-egress", "https://example.org"],

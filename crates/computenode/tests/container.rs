@@ -19,6 +19,7 @@ use bollard::query_parameters::ListContainersOptionsBuilder;
 use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EgressPolicy, EngineName};
 use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, Output, RunCode, RunError, Runtime};
 use reqwest::{Method, StatusCode};
+use serde_json::json;
 use taskmarket::params::{ContainerParams, Params};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,6 +75,7 @@ async fn suite(engine: Engine, name: EngineName) {
     the_surroundings_are_bare(&bench).await;
     stubborn_programs_are_ended(&bench).await;
     archives_are_checked(&bench, &layer).await;
+    a_task_cannot_make_its_host_fail(&bench, &layer).await;
     registries_are_asked_by_the_node_itself(&bench, &layer).await;
     a_dropped_job_leaves_nothing(&bench).await;
     a_node_that_ends_leaves_nothing(&bench).await;
@@ -342,6 +344,53 @@ async fn archives_are_checked(bench: &Bench, layer: &[u8]) {
     assert!(!escape.exists());
     let stolen = bench.client().inspect_image("docker.io/library/stolen:latest").await;
     assert!(stolen.is_err(), "a name in an archive became a name at the engine");
+}
+
+/// What engines refuse because of the task is the task's fault.
+async fn a_task_cannot_make_its_host_fail(bench: &Bench, layer: &[u8]) {
+    let volume = |path: &str| json!({ "Volumes": { path: {} } });
+    let folder = |path: &str| json!({ "WorkingDir": path });
+    let long = format!("/{}", "x".repeat(300));
+    let cases = [
+        volume("/"),
+        volume("/proc"),
+        volume("/proc/x/y"),
+        volume("/dev"),
+        volume("/etc/passwd"),
+        volume("/etc/passwd/x"),
+        volume(&long),
+        folder("/etc/passwd"),
+        folder("no/root"),
+        folder("/a\0b"),
+        folder(&long),
+        json!({ "Env": ["=x"] }),
+    ];
+    for case in cases {
+        let mut config = images::config(images::architecture(), &[layer]);
+        config["config"].as_object_mut().unwrap().extend(case.as_object().unwrap().clone());
+        let params = ContainerParams { args: vec!["/bin/true".to_owned()], ..ContainerParams::default() };
+        let (job, _folder) = bench.job_with(params, &images::docker_archive(&config, &[layer], "x:y"));
+        let error = bench.run(job).await.expect_err(&case.to_string());
+        assert_eq!(error.code, RunCode::BadModel, "{case}: {error}");
+    }
+
+    let with_cpu = |cpu_millis| {
+        let params = ContainerParams {
+            args: ["/bin/cat", "/in/input"].map(str::to_owned).to_vec(),
+            cpu_millis,
+            ..ContainerParams::default()
+        };
+        bench.job_with(params, &bench.image)
+    };
+    let (job, _folder) = with_cpu(Some(9));
+    assert_eq!(bench.run(job).await.unwrap_err().code, RunCode::BadParams);
+    let (job, _folder) = with_cpu(Some(10));
+    assert_eq!(bench.run(job).await.unwrap(), b"the input");
+    // A node that gives more processors than there are.
+    let settings = ContainerSettings { cpu_millis: 1_024_000, ..settings(&bench.engine) };
+    let runtime = detect(settings, fetcher(bench.folder.path(), true)).await;
+    let (job, _folder) = with_cpu(None);
+    assert_eq!(run(&runtime, job, &Context::default()).await.unwrap(), b"the input");
 }
 
 async fn registries_are_asked_by_the_node_itself(bench: &Bench, layer: &[u8]) {

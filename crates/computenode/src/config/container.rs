@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::runtime::container::{ContainerSettings, EgressPolicy};
+use crate::runtime::container::{ContainerSettings, EgressPolicy, LEAST_CPU_MILLIS};
 
 /// What a processor is counted in.
 const MILLIS: f64 = 1000.0;
@@ -92,7 +92,8 @@ impl ContainerArgs {
 
 /// Processors, in thousandths of one.
 fn parse_processors(text: &str) -> Result<u32, String> {
-    let number = text.parse().ok().filter(|number: &f64| (1.0 / MILLIS..=MAX_PROCESSORS).contains(number));
+    let least = f64::from(LEAST_CPU_MILLIS) / MILLIS;
+    let number = text.parse().ok().filter(|number: &f64| (least..=MAX_PROCESSORS).contains(number));
     let number = number.ok_or_else(|| format!("{text:?} is no number of processors, such as 2 or 0.5"))?;
     Ok((number * MILLIS).round() as u32)
 }

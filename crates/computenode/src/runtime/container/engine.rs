@@ -56,6 +56,8 @@ pub struct EngineReport {
     pub user_namespace: bool,
     /// The processors' architecture, as images name it: `amd64`, `arm64`.
     pub architecture: String,
+    /// How many processors it has, if it says.
+    pub processors: Option<u32>,
     /// What it cannot enforce. While there is anything, jobs are refused unless the operator allows them.
     pub unenforced: Vec<Unenforced>,
     /// Why no job can be let out to allowed domains, if none can.
@@ -211,6 +213,7 @@ fn report(
         rootless,
         user_namespace: rootless || has("name=userns") || settings.user_namespace.is_some(),
         architecture: architecture(version.arch.as_deref().or(info.architecture.as_deref()).unwrap_or("")),
+        processors: info.ncpu.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
         unenforced: unenforced(name, info, &options, rootless),
         egress_unavailable: egress::why_unavailable(settings, rootless),
     }

@@ -29,12 +29,16 @@ pub(super) fn failure(status: i64, killed_for_memory: bool, written: &Written, b
     RunError::new(RunCode::ExitNonzero, format!("exit status {status}{separator}{last}"))
 }
 
-/// What it means that the engine does not make or start a container: its program's fault is the image's, and every other,
-/// such as a mount or a runtime that is missing, is this host's.
+/// What it means that the engine does not make or start a container: the fault of its program, or of its paths and variables,
+/// is the image's, and every other, such as a runtime that is missing, is this host's.
 pub(super) fn refused(error: &Error) -> RunError {
     let text = error.to_string();
-    if is_programs_fault(&text.to_lowercase()) {
+    let lower = text.to_lowercase();
+    if is_programs_fault(&lower) {
         return RunError::new(RunCode::BadModel, format!("the image's program cannot be started: {text}"));
+    }
+    if is_contents_fault(&lower) {
+        return RunError::new(RunCode::BadModel, format!("no container can be made of the image: {text}"));
     }
     internal(format!("the engine does not start the container: {text}"))
 }
@@ -54,12 +58,34 @@ fn is_programs_fault(text: &str) -> bool {
     none.iter().chain(&executing).chain([&executing_in_init]).chain(&crun).any(|sign| text.contains(sign))
 }
 
+/// Whether an engine says that something in the image is in the way: of what is mounted, of the program's folder, or of its
+/// variables.
+fn is_contents_fault(text: &str) -> bool {
+    // Memory can be mounted wherever there is a folder, and what else is mounted is there: so it is the place that is none.
+    let mounts = text.contains("error mounting \"tmpfs\" to rootfs at ")
+        || (text.contains(" to rootfs at ") && text.contains("not a directory"));
+    // By Podman, by Docker, and by runc.
+    let signs = [
+        "resolving symlinks for mount destination ",
+        " workdir: mkdir ",
+        "env fields from image failed to parse",
+        "cannot mkdir: ",
+        "too many links in ",
+        "too many levels of symbolic links",
+        "file name too long",
+        "error during container init: mkdir ",
+        "cwd must be an absolute path",
+        "environment variable name can't ",
+    ];
+    mounts || signs.iter().any(|sign| text.contains(sign))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_a_program_that_cannot_be_executed_is_the_images_fault() {
+    fn only_what_is_in_it_is_the_images_fault() {
         let runc = "OCI runtime create failed: runc create failed: unable to start container process: ";
         for (text, code) in [
             (
@@ -73,6 +99,24 @@ mod tests {
                 RunCode::BadModel,
             ),
             ("No command specified".to_owned(), RunCode::BadModel),
+            (
+                format!(
+                    "{runc}error during container init: error mounting \"tmpfs\" to rootfs at \"/etc/passwd\": \
+                     mkdir /srv/merged/etc/passwd: not a directory: unknown"
+                ),
+                RunCode::BadModel,
+            ),
+            (
+                format!("{runc}error during container init: mkdir /etc/passwd: not a directory"),
+                RunCode::BadModel,
+            ),
+            ("Cannot mkdir: /etc/passwd is not a directory".to_owned(), RunCode::BadModel),
+            (
+                format!(
+                    "{runc}error during container init: environment variable name can't be empty: \"=x\""
+                ),
+                RunCode::BadModel,
+            ),
             (
                 format!(
                     "{runc}error during container init: error mounting \"/srv/in\": no such file or directory"

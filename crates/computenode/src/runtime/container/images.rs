@@ -115,7 +115,11 @@ impl Images {
         if let Some(entry) = self.known().images.get_mut(&tag) {
             entry.bytes = bytes;
         }
-        user.volumes = image.config.and_then(|config| config.volumes).unwrap_or_default();
+        let config = image.config.unwrap_or_default();
+        if config.working_dir.is_some_and(|folder| folder.contains('\0')) {
+            return Err(RunError::new(RunCode::BadModel, "the image's working folder has NUL in its name"));
+        }
+        user.volumes = config.volumes.unwrap_or_default();
         Ok(user)
     }
 

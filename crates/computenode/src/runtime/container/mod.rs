@@ -41,6 +41,7 @@ mod streams;
 
 pub use egress::EgressPolicy;
 pub use engine::{DetectError, EngineName, EngineReport, Unenforced};
+pub(crate) use spec::LEAST_CPU_MILLIS;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -153,8 +154,15 @@ impl ContainerRuntime {
     ///
     /// # Errors
     /// The engine that the settings name does not answer, or lacks the OCI runtime that they name.
-    pub async fn detect(settings: ContainerSettings, fetcher: Fetcher) -> Result<Option<Self>, DetectError> {
+    pub async fn detect(
+        mut settings: ContainerSettings,
+        fetcher: Fetcher,
+    ) -> Result<Option<Self>, DetectError> {
         let Some((docker, report)) = engine::find(&settings).await? else { return Ok(None) };
+        // Docker makes no container that is to have more than there is.
+        if let Some(most) = report.processors.map(|processors| processors.saturating_mul(1000)) {
+            settings.cpu_millis = settings.cpu_millis.min(most);
+        }
         let images = Images::new(
             docker.clone(),
             report.architecture.clone(),

@@ -16,6 +16,15 @@ use crate::runtime::{Gpu, Job, RunCode, RunError};
 /// The least memory that engines accept for a container, in MiB.
 const LEAST_MEMORY_MB: u64 = 6;
 
+/// The least processor time that kernels and engines accept for a container, in thousandths of one processor.
+pub(crate) const LEAST_CPU_MILLIS: u32 = 10;
+
+/// The most folders that an image may declare as volumes.
+const MAX_VOLUMES: usize = 64;
+
+/// Where containers have what the kernel gives them.
+const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
+
 /// The files that a container may have open, and the processes of its user, in all containers together.
 const OPEN_FILES: i64 = 4096;
 const USER_PROCESSES: i64 = 4096;
@@ -86,7 +95,8 @@ impl Bounds {
         };
         let allowed_mb = job.limits.memory_bytes >> 20;
         let memory_mb = within("memory_mb", params.memory_mb, LEAST_MEMORY_MB, allowed_mb)?;
-        let cpu_millis = within("cpu_millis", params.cpu_millis, 1, settings.cpu_millis.into())?;
+        let least_cpu = LEAST_CPU_MILLIS.into();
+        let cpu_millis = within("cpu_millis", params.cpu_millis, least_cpu, settings.cpu_millis.into())?;
         let disk_mb = within("disk_mb", params.disk_mb, 1, settings.disk_mb.into())?;
         Ok(Self {
             memory_bytes: memory_mb << 20,
@@ -155,19 +165,27 @@ impl Spec<'_> {
             }
         }
         // A volume that the image declares would be a folder on the disk, without a bound.
-        for path in self.volumes {
-            let inside = |parent: &str| path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'));
-            if !path.starts_with('/') || path.split('/').any(|part| part == "..") || path.contains([':', ','])
-            {
-                let reason = format!("the image declares {path:?} as a volume");
-                return Err(RunError::new(RunCode::BadModel, reason));
+        let refused = |reason: String| RunError::new(RunCode::BadModel, reason);
+        if self.volumes.len() > MAX_VOLUMES {
+            let reason = format!("the image declares more than {MAX_VOLUMES} volumes");
+            return Err(refused(reason));
+        }
+        for volume in self.volumes {
+            let path =
+                plain(volume).ok_or_else(|| refused(format!("the image declares {volume:?} as a volume")))?;
+            let is_in = |parent: &&str| Path::new(&path).starts_with(parent);
+            let is_place = matches!(path.as_str(), "/in" | "/out" | "/tmp");
+            if path == "/" || KERNELS.iter().any(is_in) {
+                let reason =
+                    format!("the image declares a volume at {path}, where the container's system is");
+                return Err(refused(reason));
             }
-            if inside("/in") || inside("/out") {
+            if ["/in", "/out"].iter().any(is_in) && !is_place {
                 let reason = format!("the image declares a volume at {path}, where input and output are");
-                return Err(RunError::new(RunCode::BadModel, reason));
+                return Err(refused(reason));
             }
-            if !matches!(path.trim_end_matches('/'), "/in" | "/out" | "/tmp") {
-                tmpfs.insert(path.clone(), options(room, "0777"));
+            if !is_place {
+                tmpfs.insert(path, options(room, "0777"));
             }
         }
         Ok(tmpfs)
@@ -253,6 +271,14 @@ pub(super) fn labels(settings: &ContainerSettings, life: &str, task: &str) -> Ha
     labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
+/// A path from the root on, in the one way to write it; `None` if it is none that can be mounted on.
+fn plain(path: &str) -> Option<String> {
+    let parts: Vec<&str> =
+        path.strip_prefix('/')?.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let is_bad = parts.contains(&"..") || path.contains([':', ',']) || path.chars().any(char::is_control);
+    (!is_bad).then(|| format!("/{}", parts.join("/")))
+}
+
 fn bind(source: &Path, target: &str, read_only: bool) -> Result<Mount, RunError> {
     let source = source.canonicalize().map_err(|error| {
         RunError::new(RunCode::Internal, format!("cannot mount {}: {error}", source.display()))
@@ -273,7 +299,11 @@ fn signed(bytes: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
     use super::*;
+    use crate::runtime::{Limits, Model, ModelFiles};
 
     fn body(engine: EngineName, gpus: &[Gpu], volumes: &[String]) -> Result<ContainerCreateBody, RunError> {
         let place = std::env::temp_dir();
@@ -334,10 +364,55 @@ mod tests {
     }
 
     #[test]
-    fn volumes_of_an_image_cannot_cover_input_and_output() {
-        for volume in ["/in/input", "/out/x", "data", "/a/../in", "/a:b"] {
+    fn volumes_of_an_image_cannot_cover_input_output_and_the_system() {
+        for volume in [
+            "/in/input",
+            "/out/x",
+            "//in/./x",
+            "data",
+            "",
+            "/a/../in",
+            "/a:b",
+            "/a\nb",
+            "/",
+            "//",
+            "/.",
+            "/proc",
+            "/proc/",
+            "/./proc/self",
+            "/sys/fs",
+            "/dev",
+            "/dev/shm",
+        ] {
             let error = body(EngineName::Docker, &[], &[volume.to_owned()]).unwrap_err();
             assert_eq!(error.code, RunCode::BadModel, "{volume}");
         }
+        let many: Vec<String> = (0..=MAX_VOLUMES).map(|number| format!("/{number}")).collect();
+        assert_eq!(body(EngineName::Docker, &[], &many).unwrap_err().code, RunCode::BadModel);
+        let some = ["/in/", "/out", "/tmp//", "/device", "//data/./x/"].map(str::to_owned);
+        let tmpfs = body(EngineName::Docker, &[], &some).unwrap().host_config.unwrap().tmpfs.unwrap();
+        let mut places: Vec<&str> = tmpfs.keys().map(String::as_str).collect();
+        places.sort_unstable();
+        assert_eq!(places, ["/data/x", "/device", "/tmp"]);
+    }
+
+    #[test]
+    fn processors_are_bounded_by_what_kernels_accept_and_the_node_has() {
+        let cpu = |millis: u32| {
+            let params = ContainerParams { cpu_millis: Some(millis), ..ContainerParams::default() };
+            let job = Job {
+                params: Params::Container(params).to_canonical(),
+                model: Model { files: ModelFiles::Named(String::new()), digest: String::new() },
+                input: PathBuf::new(),
+                limits: Limits { wall: Duration::ZERO, memory_bytes: 64 << 20, output_bytes: 0 },
+                gpus: Vec::new(),
+                folder: PathBuf::new(),
+                label: String::new(),
+            };
+            let settings = ContainerSettings { cpu_millis: 1500, ..ContainerSettings::default() };
+            Bounds::of(&job, &settings).map(|bounds| bounds.cpu_millis).map_err(|error| error.code)
+        };
+        assert_eq!([cpu(9), cpu(1501)], [Err(RunCode::BadParams); 2]);
+        assert_eq!([cpu(10), cpu(1500)], [Ok(10), Ok(1500)]);
     }
 }
