@@ -35,6 +35,7 @@ const CHUNK: usize = 256 << 10;
 
 /// An image that was checked.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Image {
     config: Vec<u8>,
     layers: Vec<Layer>,

@@ -273,7 +273,9 @@ impl Images {
         let _ = writing.await;
         match loaded {
             Ok(_) => Ok(()),
-            Err(error @ (Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. })) => {
+            Err(error @ (Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. }))
+                if !is_hosts_fault(&error) =>
+            {
                 let reason = format!("the engine does not take the image: {error}");
                 Err(RunError::new(RunCode::BadModel, reason))
             }
@@ -396,6 +398,13 @@ impl Write for Pieces {
     }
 }
 
+/// Whether an engine that does not take an image speaks of its disk.
+fn is_hosts_fault(error: &Error) -> bool {
+    let text = error.to_string().to_lowercase();
+    let signs = ["no space left on device", "quota exceeded", "read-only file system", "input/output error"];
+    signs.iter().any(|sign| text.contains(sign))
+}
+
 fn internal(message: impl Into<String>) -> RunError {
     RunError::new(RunCode::Internal, message)
 }
@@ -454,6 +463,34 @@ mod tests {
         }
     }
 
+    fn images(engine: &FakeEngine, place: &Path) -> Images {
+        let store = BlobStore::open(place.join("blobs")).unwrap();
+        let fetcher = Fetcher::new(FetchPolicy::default(), store).unwrap();
+        Images::new(engine.docker.clone(), "amd64".to_owned(), 100, 15, fetcher)
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_is_not_the_images_fault() {
+        let full = r#"{"errorDetail":{"message":"write /x: no space left on device"},"error":"write /x: no space left on device"}"#;
+        let broken = r#"{"errorDetail":{"message":"unexpected EOF"},"error":"unexpected EOF"}"#;
+        for (status, answer, code) in [
+            (200, full, RunCode::Internal),
+            (500, r#"{"message":"loading: disk quota exceeded"}"#, RunCode::Internal),
+            (200, broken, RunCode::BadModel),
+            (400, r#"{"message":"no such layer"}"#, RunCode::BadModel),
+        ] {
+            let engine = FakeEngine::start(move |request| match request {
+                "POST /images/load" => (status, answer),
+                _ => (500, r#"{"message":"not expected"}"#),
+            })
+            .await;
+            let place = tempfile::tempdir().unwrap();
+            let image = archive::Image::default();
+            let error = images(&engine, place.path()).import(image, "name:tag".to_owned()).await.unwrap_err();
+            assert_eq!(error.code, code, "{answer}: {error}");
+        }
+    }
+
     #[tokio::test]
     async fn an_image_that_cannot_be_removed_is_tried_again() {
         let in_use = Arc::new(AtomicBool::new(true));
@@ -467,9 +504,7 @@ mod tests {
         })
         .await;
         let place = tempfile::tempdir().unwrap();
-        let store = BlobStore::open(place.path().join("blobs")).unwrap();
-        let fetcher = Fetcher::new(FetchPolicy::default(), store).unwrap();
-        let images = Images::new(engine.docker.clone(), "amd64".to_owned(), 100, 15, fetcher);
+        let images = images(&engine, place.path());
         for tag in ["old", "new"] {
             let used = images.begin_use(tag);
             images.known().images.get_mut(tag).unwrap().bytes = 10;
