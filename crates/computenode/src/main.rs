@@ -69,6 +69,9 @@ const QUIET_LEVEL: &str = "warn";
 const THREAD_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // First, while this is the only thread. What this program may do beyond its user's rights, to let containers out, is its
+    // own: the engines that it starts get none of it. Kernels that refuse this know no such rights.
+    let _ = rustix::thread::clear_ambient_capability_set();
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == embedded::ARGUMENT).is_some() {
         return match serve_model(arguments) {

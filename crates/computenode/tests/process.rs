@@ -5,6 +5,7 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
@@ -45,6 +46,46 @@ async fn a_child_does_not_outlive_its_parent() {
     let folder = tempfile::tempdir().unwrap();
     let mut node = Process::start(folder.path(), &[]);
     drop(node.child.stdin.take());
+    assert!(node.end().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_get_none_of_the_nodes_rights() {
+    const NOBODY: u32 = 65_534;
+    // As systemd does for AmbientCapabilities: a right that goes on to whatever is executed.
+    let command = || {
+        let mut command = Command::new("setpriv");
+        let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".to_owned()];
+        command.args(user).args(["--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"]);
+        command.arg(env!("CARGO_BIN_EXE_compute-node"));
+        command
+    };
+    let tried = command().arg("--version").output();
+    if !tried.as_ref().is_ok_and(|tried| tried.status.success()) {
+        println!("skipped: rights cannot be handed on here: {tried:?}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let (script, seen) = (folder.path().join("engine"), folder.path().join("seen"));
+    let look = "grep CapAmb /proc/self/status > $1.new; mv $1.new $1; exec sleep 600";
+    std::fs::write(&script, look).unwrap();
+    let engine = format!("look=sh {} {} {{port}}", script.display(), seen.display());
+    let flags = ["--no-container", "--engine-command", &engine, "--managed-engine", "m=look,model=/none"];
+    let node = Process::start_by(command(), folder.path(), &folder.path().join("token"), &flags);
+    let own = std::fs::read_to_string(format!("/proc/{}/status", node.child.id())).unwrap();
+    let right =
+        |of: &str, set: &str| of.lines().find(|line| line.starts_with(set)).unwrap().ends_with("0400");
+    assert!(right(&own, "CapEff:"), "the node has lost its right: {own}");
+    let waiting = async {
+        while !seen.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("the engine does not start");
+    let engines = std::fs::read_to_string(&seen).unwrap();
+    assert!(!right(&engines, "CapAmb:"), "the engine has the node's right: {engines}");
+    node.signal("TERM");
     assert!(node.end().success());
 }
 
