@@ -24,7 +24,7 @@ use crate::executor::{Executor, Settings};
 use crate::gpus::Gpus;
 use crate::results::Results;
 use crate::runtime::Runtime;
-use crate::runtime::container::{ContainerRuntime, ContainerSettings};
+use crate::runtime::container::{ContainerRuntime, ContainerSettings, DetectError};
 use crate::runtime::embed::EmbedRuntime;
 use crate::runtime::openai::OpenaiRuntime;
 use crate::runtime::wasm::WasmRuntime;
@@ -99,6 +99,9 @@ pub enum BuildError {
     /// The container engine that the operator names cannot be used.
     #[error("{0}\nhint: start the engine, or leave --container-socket and --container-runtime out")]
     Container(String),
+    /// The container engine that the operator names does not answer: it may begin to.
+    #[error("{0}\nhint: start the engine, or leave --container-socket and --container-runtime out")]
+    NoContainerEngine(DetectError),
     /// The flags about engines do not fit together.
     #[error(transparent)]
     Engines(#[from] EngineError),
@@ -126,6 +129,7 @@ impl BuildError {
             | Self::InUse(_)
             | Self::Disk { .. }
             | Self::Fetch(_)
+            | Self::NoContainerEngine(_)
             | Self::Tls(daemon::tls::TlsError::Setup(_))
             | Self::Runtime { .. } => false,
         }
@@ -301,6 +305,9 @@ async fn containers(
                 return Ok(Some(runtime));
             }
             format!("{engine} at {socket} cannot keep containers in: {}", missing.join("; "))
+        }
+        Err(error @ (DetectError::NoAnswer { .. } | DetectError::Thread(_))) if is_named => {
+            return Err(BuildError::NoContainerEngine(error));
         }
         Err(error) => error.to_string(),
     };

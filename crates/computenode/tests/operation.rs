@@ -139,7 +139,8 @@ async fn an_engine_that_is_named_must_answer() {
     let flags = ["--container-socket", socket.to_str().unwrap()];
     let started = run(&flags);
     let said = String::from_utf8_lossy(&started.stderr).into_owned();
-    assert_eq!(started.status.code(), Some(2), "{said}");
+    // It may be late, as at boot: whatever starts the node is to try again, which it does not for a wrong command line.
+    assert_eq!(started.status.code(), Some(1), "{said}");
     assert!(said.contains("no container engine answers at") && said.contains("hint: "), "{said}");
     let checked = run(&[&flags[..], &["check"]].concat());
     let said = String::from_utf8_lossy(&checked.stdout).into_owned();

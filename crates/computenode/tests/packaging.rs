@@ -52,6 +52,9 @@ fn the_nodes_unit_names_what_the_node_knows() {
     let stop: u64 = value(&unit, "TimeoutStopSec").trim_end_matches('s').parse().unwrap();
     // The grace, what cancelled tasks, connections and engines get after it, and the threads' last second.
     assert!(stop > 10 + 20 + 5 + 10 + 1, "systemd would kill the node before its tasks have ended");
+    for engine in ["docker.service", "podman.socket"] {
+        assert!(value(&unit, "After").split(' ').any(|unit| unit == engine), "it starts before {engine}");
+    }
     for key in ["NoNewPrivileges", "ProtectHome", "PrivateTmp"] {
         assert_eq!(value(&unit, key), "yes");
     }

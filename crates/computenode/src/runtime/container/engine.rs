@@ -120,13 +120,13 @@ pub(super) async fn find(
     if let Some(socket) = &settings.socket {
         let found = ask(socket, settings).await;
         let found = found.map_err(|reason| DetectError::NoAnswer { socket: socket.clone(), reason })?;
-        check_runtime(&found.0, settings).await?;
+        check_runtime(&found, settings).await?;
         return Ok(Some(found));
     }
     for socket in usual_sockets() {
         match ask(&socket, settings).await {
             Ok(found) => {
-                check_runtime(&found.0, settings).await?;
+                check_runtime(&found, settings).await?;
                 return Ok(Some(found));
             }
             Err(reason) => {
@@ -138,10 +138,15 @@ pub(super) async fn find(
 }
 
 /// Whether the engine has the OCI runtime that the settings name.
-async fn check_runtime(docker: &Docker, settings: &ContainerSettings) -> Result<(), DetectError> {
+async fn check_runtime(
+    (docker, report): &(Docker, EngineReport),
+    settings: &ContainerSettings,
+) -> Result<(), DetectError> {
     let Some(name) = &settings.runtime else { return Ok(()) };
     let missing = || DetectError::NoRuntime(name.clone());
-    let info = in_time(docker.info()).await.map_err(|_| missing())?;
+    let silent =
+        |error: Error| DetectError::NoAnswer { socket: report.socket.clone(), reason: error.to_string() };
+    let info = in_time(docker.info()).await.map_err(silent)?;
     let known = info.runtimes.unwrap_or_default().remove(name).ok_or_else(missing)?;
     // Podman lists every runtime that it has heard of, installed or not.
     let path = known.path.unwrap_or_default();
