@@ -394,6 +394,37 @@ async fn trees_are_bounded_in_blocks_bytes_and_depth() {
     );
 }
 
+#[tokio::test]
+async fn a_tree_of_too_many_blocks_is_given_up_when_they_are_known() {
+    const BLOCKS: u64 = 20;
+    let mut dag = Dag::default();
+    // A block that no gateway has is the first of as many as may be read in all, the root among them.
+    let absent = cid_of(RAW, b"absent");
+    let empty = Cid::new_v1(RAW, Multihash::wrap(0, b"").unwrap());
+    let tree = |dag: &mut Dag, count: u64| {
+        let parts: Vec<Cid> = std::iter::once(absent).chain((1..count).map(|_| empty)).collect();
+        let links = |name: fn(usize) -> String| {
+            parts.iter().enumerate().map(|(number, cid)| (name(number), *cid)).collect::<Vec<_>>()
+        };
+        let sizes: Vec<u64> = parts.iter().map(|cid| if *cid == absent { 6 } else { 0 }).collect();
+        let file = node(&links(|_| String::new()), &unixfs(2, b"", &sizes, None));
+        (dag.put(DAG_PB, file, Vec::new()), dag.folder(&links(|number| number.to_string())))
+    };
+    let ((fitting, fitting_folder), (wide, wide_folder)) =
+        (tree(&mut dag, BLOCKS - 1), tree(&mut dag, BLOCKS));
+    let server = gateway(&Arc::new(dag), Mischief::None, 0).await;
+    let dir = tempfile::tempdir().unwrap();
+    let ipfs_gateways = vec![server.url("").parse().unwrap()];
+    let fetcher = fetcher(dir.path(), FetchPolicy { ipfs_gateways, max_blocks: BLOCKS, ..policy() });
+    for (file, of_folder, code) in [(fitting, fitting_folder, "not_found"), (wide, wide_folder, "bad_block")]
+    {
+        let error = get(&fetcher, &reference(&file, "")).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        let error = folder(&fetcher, &reference(&of_folder, ""), [&[], &[]]).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+}
+
 fn mischief() -> impl Strategy<Value = Mischief> {
     prop_oneof![
         any::<u16>().prop_map(Mischief::Flip),

@@ -55,6 +55,8 @@ pub(crate) struct Blocks<'a> {
     files: Vec<PathBuf>,
     /// How many more blocks may be read.
     left: u64,
+    /// How many are known that will be read, whichever way they come.
+    pending: u64,
 }
 
 /// What came of an arriving archive.
@@ -106,6 +108,7 @@ impl<'a> Blocks<'a> {
             scratch,
             files,
             left: policy.max_blocks,
+            pending: 0,
         })
     }
 
@@ -114,6 +117,7 @@ impl<'a> Blocks<'a> {
     pub(crate) async fn get(&mut self, cid: &Cid, want: Want<'_>) -> Result<(Bytes, bool), FetchError> {
         check_supported(cid).map_err(|e| self.call.bad_manifest(e))?;
         self.open = self.open.saturating_sub(1);
+        self.pending = self.pending.saturating_sub(1);
         self.left = self.left.checked_sub(1).ok_or_else(|| self.too_many(cid))?;
         if let Some(block) = inline(cid) {
             return Ok((block, false));
@@ -132,12 +136,20 @@ impl<'a> Blocks<'a> {
         self.ask_in_turn(cid, want).await
     }
 
-    /// The block just read leads to so many more, which are read next, depth first. When none is left the archive is done.
-    pub(crate) fn expect(&mut self, blocks: usize) {
+    /// The block `cid`, just read, leads to so many more, which are read next, depth first. When none is left the archive is done.
+    ///
+    /// # Errors
+    /// `bad_block` if those that are known are more than may be read: they are not gathered, which would take memory, first.
+    pub(crate) fn expect(&mut self, cid: &Cid, blocks: usize) -> Result<(), FetchError> {
+        self.pending = self.pending.saturating_add(blocks as u64);
+        if self.pending > self.left {
+            return Err(self.too_many(cid));
+        }
         self.open += blocks;
         if self.open == 0 {
             self.car = None;
         }
+        Ok(())
     }
 
     /// Whether the block lies in a file that was begun, which has to be flushed before the block is read.

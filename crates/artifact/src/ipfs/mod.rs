@@ -145,7 +145,7 @@ impl Call<'_> {
         let Node::Folder(entries) = self.node(blocks, &folder, Want::Tree(&[])).await? else {
             return Err(self.bad("it names a file, but a folder is needed"));
         };
-        blocks.expect(entries.len());
+        blocks.expect(&folder, entries.len())?;
         let mut files = Vec::new();
         let mut paths = HashSet::new();
         let mut open = vec![(String::new(), entries.into_iter())];
@@ -168,13 +168,13 @@ impl Call<'_> {
             };
             match node {
                 Some(Node::Folder(entries)) => {
-                    blocks.expect(entries.len());
+                    blocks.expect(&entry.cid, entries.len())?;
                     open.push((path, entries.into_iter()));
                 }
                 Some(Node::File { .. }) if entry.name.is_none() => return Err(self.bad_part(&entry.cid)),
                 Some(Node::File { .. }) => {
                     // The file's first block is read once more.
-                    blocks.expect(1);
+                    blocks.expect(&entry.cid, 1)?;
                     files.push(self.entry(blocks, path, entry.cid, meter).await?);
                 }
                 None => files.push(self.entry(blocks, path, entry.cid, meter).await?),
@@ -251,7 +251,7 @@ impl Call<'_> {
             if open.len() > MAX_DEPTH {
                 return Err(self.bad_block(&cid, "a file of too many levels"));
             }
-            blocks.expect(parts.len());
+            blocks.expect(&cid, parts.len())?;
             let keep = new && cid.codec() == RAW;
             self.append(blocks, &mut target, (&cid, keep), &data, meter).await?;
             open.push(parts.into_iter().map(|(cid, size)| (cid, Some(size))).collect::<Vec<_>>().into_iter());
