@@ -5,7 +5,9 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use gpu::{AllocateError, Allocator, Allotment, Device, DeviceKind, Inventory, Request, Sample, Watcher};
+use gpu::{
+    AllocateError, Allocator, Allotment, Device, DeviceKind, GpuProcess, Inventory, Request, Sample, Watcher,
+};
 use rpc::node::GpuUse;
 use taskmarket::{Runtime, TaskConfig};
 use tokio::task::JoinHandle;
@@ -145,16 +147,15 @@ impl Gpus {
         Health { samples, unhealthy, problems }
     }
 
-    /// What other programs do with each GPU; nothing of a GPU that an attempt has, where theirs cannot be told from its.
-    pub(crate) fn foreign_use(&self, samples: &[Sample]) -> Vec<GpuUse> {
+    /// What other programs do with each GPU, but those that are `ours`; nothing of a GPU that an attempt has, where theirs cannot
+    /// be told from its.
+    pub(crate) fn foreign_use(&self, samples: &[Sample], ours: impl Fn(u32) -> bool) -> Vec<GpuUse> {
         let held: BTreeSet<u32> = self.state().holders.keys().copied().collect();
         let gpus = self.0.inventory.devices.iter().zip(samples);
         gpus.filter(|(device, _)| device.kind == DeviceKind::Gpu)
-            .map(
-                |(device, sample)| {
-                    if held.contains(&device.index) { GpuUse::default() } else { foreign(device, sample) }
-                },
-            )
+            .map(|(device, sample)| {
+                if held.contains(&device.index) { GpuUse::default() } else { foreign(device, sample, &ours) }
+            })
             .collect()
     }
 
@@ -229,21 +230,23 @@ fn is_ours(pid: u32) -> bool {
 }
 
 /// What others do with a GPU that no attempt has.
-fn foreign(device: &Device, sample: &Sample) -> GpuUse {
-    let mut others = sample.processes.iter().filter(|process| !is_ours(process.pid)).peekable();
+fn foreign(device: &Device, sample: &Sample, ours: &impl Fn(u32) -> bool) -> GpuUse {
+    let is_foreign = |process: &&GpuProcess| !is_ours(process.pid) && !ours(process.pid);
+    let mut others = sample.processes.iter().filter(is_foreign).peekable();
     if others.peek().is_none() {
         return GpuUse::default();
     }
     // What the driver keeps for itself is nobody's use; where it tells no process's share, all that is used counts.
     let used = device.vram_mb.saturating_sub(sample.free_vram_mb);
     let vram_mb = others.try_fold(0u64, |sum, process| Some(sum.saturating_add(process.used_mb?)));
-    GpuUse { vram_mb: vram_mb.unwrap_or(used), utilization_percent: sample.utilization_percent.unwrap_or(0) }
+    // Nor does it tell whose work keeps a GPU busy: not others', for all that is known, where an engine works there.
+    let shared = sample.processes.iter().any(|process| ours(process.pid));
+    let utilization_percent = sample.utilization_percent.filter(|_| !shared).unwrap_or(0);
+    GpuUse { vram_mb: vram_mb.unwrap_or(used), utilization_percent }
 }
 
 #[cfg(test)]
 mod tests {
-    use gpu::GpuProcess;
-
     use super::*;
 
     fn config(runtime: Runtime, gpu_count: u32, min_vram: u64) -> TaskConfig {
@@ -313,13 +316,24 @@ mod tests {
         let inventory = Inventory::declared("Test GPU", 1000);
         let (device, mut sample) = (&inventory.devices[0], inventory.sample().remove(0));
         (sample.free_vram_mb, sample.utilization_percent) = (300, Some(90));
-        assert_eq!(foreign(device, &sample), GpuUse::default(), "what no program uses is the driver's");
+        let engines = |pid| pid == 3;
+        assert_eq!(
+            foreign(device, &sample, &engines),
+            GpuUse::default(),
+            "what no program uses is the driver's"
+        );
         sample.processes = vec![GpuProcess { pid: std::process::id(), used_mb: Some(400) }];
-        assert_eq!(foreign(device, &sample), GpuUse::default(), "what the node uses is its own");
+        assert_eq!(foreign(device, &sample, &engines), GpuUse::default(), "what the node uses is its own");
+        sample.processes.push(GpuProcess { pid: 3, used_mb: Some(500) });
+        assert_eq!(foreign(device, &sample, &engines), GpuUse::default(), "so is what its engines use");
+        let mut shared = sample.clone();
+        shared.processes.push(GpuProcess { pid: 1, used_mb: Some(200) });
+        assert_eq!(foreign(device, &shared, &engines), GpuUse { vram_mb: 200, utilization_percent: 0 });
+        sample.processes.pop();
         sample.processes.push(GpuProcess { pid: 1, used_mb: Some(200) });
-        assert_eq!(foreign(device, &sample), GpuUse { vram_mb: 200, utilization_percent: 90 });
+        assert_eq!(foreign(device, &sample, &engines), GpuUse { vram_mb: 200, utilization_percent: 90 });
         sample.processes.push(GpuProcess { pid: 2, used_mb: None });
-        assert_eq!(foreign(device, &sample).vram_mb, 700);
-        assert_eq!(Gpus::new(inventory.clone(), false).foreign_use(&[sample])[0].vram_mb, 700);
+        assert_eq!(foreign(device, &sample, &engines).vram_mb, 700);
+        assert_eq!(Gpus::new(inventory.clone(), false).foreign_use(&[sample], engines)[0].vram_mb, 700);
     }
 }

@@ -336,7 +336,7 @@ async fn report(State(service): State<Service>) -> Json<NodeReport> {
         unhealthy,
         draining: executor.is_draining(),
         gpu_problems: problems,
-        foreign_gpu_use: gpus.foreign_use(&samples),
+        foreign_gpu_use: gpus.foreign_use(&samples, |pid| service.0.engines.have(pid)),
     })
 }
 

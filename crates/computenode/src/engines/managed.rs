@@ -132,7 +132,7 @@ async fn run(
     ending: &CancellationToken,
 ) -> Option<String> {
     let Started { mut child, group, base, stdin: _held } = started;
-    let hangs = engine.began(base);
+    let hangs = engine.began(base, group.0);
     let why = tokio::select! {
         ended = child.wait() => return Some(match ended {
             Ok(status) => status.to_string(),

@@ -24,6 +24,7 @@ use std::time::Duration;
 use daemon::chain;
 use reqwest::{Client, Url};
 use rpc::inference::{InferenceKind, MAX_MODELS, ModelOffer};
+use rustix::process::{Pid, getpgid};
 use taskmarket::Amount;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -91,6 +92,8 @@ struct State {
 
 /// A managed engine's process, as its answers tell.
 struct Process {
+    /// Its group, in which is what it starts for itself.
+    group: Pid,
     /// Whether it has answered: until then it loads its model, however long that takes.
     answered: bool,
     /// Tells its supervisor that it answers no more.
@@ -223,6 +226,12 @@ impl Engines {
         offers.into_values().collect()
     }
 
+    /// Whether a process is an engine that the node started, or one that such an engine started.
+    pub(crate) fn have(&self, pid: u32) -> bool {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        pid.is_some_and(|pid| self.0.launches.iter().any(|(engine, _)| engine.has(pid)))
+    }
+
     /// What can be asked of a model.
     pub(crate) fn kinds(&self, model: &str) -> Vec<InferenceKind> {
         let mut offers = self.offers().into_iter();
@@ -307,11 +316,17 @@ impl Engine {
         }
     }
 
-    /// A managed engine's process has begun at this place. What this gives is cancelled when it hangs.
-    fn began(&self, base: Url) -> CancellationToken {
+    /// A managed engine's process has begun at this place, as the leader of a group. What this gives is cancelled when it hangs.
+    fn began(&self, base: Url, group: Pid) -> CancellationToken {
         let hangs = CancellationToken::new();
-        self.moved(Some(base), Some(Process { answered: false, hangs: hangs.clone() }));
+        self.moved(Some(base), Some(Process { group, answered: false, hangs: hangs.clone() }));
         hangs
+    }
+
+    /// Whether a process is this engine, or one that it started, where the node manages it.
+    fn has(&self, pid: Pid) -> bool {
+        let group = self.state().process.as_ref().map(|process| process.group);
+        group.is_some_and(|group| getpgid(Some(pid)) == Ok(group))
     }
 
     /// A managed engine's process is gone.
@@ -468,7 +483,7 @@ mod tests {
         let base = Url::parse("http://127.0.0.1:1/").unwrap();
         let served =
             || Served { kind: probe::Kind::Other, models: Vec::new(), slots: 1, endpoints: Vec::new() };
-        let first = engine.began(base.clone());
+        let first = engine.began(base.clone(), getpgid(None).unwrap());
         miss(&engine, &base, 1000);
         assert!(!first.is_cancelled(), "it loads its model");
         engine.answered(&base, Ok(served()));
@@ -478,8 +493,27 @@ mod tests {
         assert!(first.is_cancelled(), "it has answered, and answers no more");
 
         engine.ended();
-        let second = engine.began(base.clone());
+        let second = engine.began(base.clone(), getpgid(None).unwrap());
         miss(&engine, &base, 1000);
         assert!(!second.is_cancelled(), "its former process answered, and this one loads its model");
+    }
+    #[test]
+    fn an_engines_processes_are_its_group() {
+        use std::os::unix::process::CommandExt as _;
+        let engine = engine();
+        let start = || std::process::Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        let mut children = [start(), start()];
+        let [own, other] = [0, 1].map(|index: usize| Pid::from_child(&children[index]));
+        let seen = || [engine.has(own), engine.has(other)];
+        let before = seen();
+        engine.began(Url::parse("http://127.0.0.1:1/").unwrap(), own);
+        let running = seen();
+        engine.ended();
+        let after = seen();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!((before, running, after), ([false; 2], [true, false], [false; 2]));
     }
 }
