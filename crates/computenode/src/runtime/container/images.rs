@@ -141,9 +141,21 @@ impl Images {
     /// Removes the images that were used longest ago until the others fit into their room. What cannot be removed now is
     /// tried again the next time.
     pub(super) async fn trim(&self) {
+        self.trim_to(self.kept_bytes).await;
+    }
+
+    /// Removes the images that nothing runs from, and says whether that made room.
+    async fn remove_unused(&self) -> bool {
+        let unused = || self.known().images.values().filter(|entry| entry.users == 0).count();
+        let before = unused();
+        self.trim_to(0).await;
+        unused() < before
+    }
+
+    async fn trim_to(&self, kept_bytes: u64) {
         let trimming = async {
             let mut stuck = HashSet::new();
-            while let Some((tag, turn)) = self.oldest_beyond_room(&stuck) {
+            while let Some((tag, turn)) = self.oldest_beyond_room(kept_bytes, &stuck) {
                 let _turn = turn.lock_owned().await;
                 if self.known().images.get(&tag).is_none_or(|entry| entry.users > 0) {
                     continue;
@@ -238,10 +250,18 @@ impl Images {
         blocking(move || check(&Wanted { architecture: &architecture, bytes, stop: &stop })).await
     }
 
-    /// Gives the engine an image that was checked.
+    /// Gives the engine an image that was checked; where its disk is full, again without those that nothing runs from.
     async fn bring(&self, image: archive::Image, name: &str) -> Result<ImageInspect, RunError> {
         let diff_ids = image.diff_ids.clone();
-        self.import(image, name.to_owned()).await?;
+        let image = Arc::new(image);
+        let imported = match self.import(Arc::clone(&image), name.to_owned()).await {
+            Err(full) if is_disk_full(&full) && self.remove_unused().await => {
+                tracing::warn!("the engine's disk was full: images removed, and loading again");
+                self.import(image, name.to_owned()).await
+            }
+            imported => imported,
+        };
+        imported.map_err(|error| not_loaded(&error))?;
         let loaded = self.inspect(name).await?;
         let loaded = loaded.ok_or_else(|| internal("the engine loaded an image and does not have it"))?;
         let layers = loaded.root_fs.as_ref().and_then(|root| root.layers.clone()).unwrap_or_default();
@@ -254,7 +274,7 @@ impl Images {
         Ok(loaded)
     }
 
-    async fn import(&self, image: archive::Image, name: String) -> Result<(), RunError> {
+    async fn import(&self, image: Arc<archive::Image>, name: String) -> Result<(), Error> {
         let (pieces, queue) = mpsc::channel::<io::Result<Bytes>>(PIECES);
         let writing = tokio::task::spawn_blocking(move || {
             let to = Pieces { pieces: pieces.clone(), open: Vec::with_capacity(PIECE_BYTES) };
@@ -271,16 +291,7 @@ impl Images {
         let loaded: Result<Vec<_>, Error> = answers.try_collect().await;
         // Its end is the stream's end.
         let _ = writing.await;
-        match loaded {
-            Ok(_) => Ok(()),
-            Err(error @ (Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. }))
-                if !is_hosts_fault(&error) =>
-            {
-                let reason = format!("the engine does not take the image: {error}");
-                Err(RunError::new(RunCode::BadModel, reason))
-            }
-            Err(error) => Err(internal(format!("cannot load the image: {error}"))),
-        }
+        loaded.map(drop)
     }
 
     /// Whether an image that the engine has is the one that `digest` names, and one for this machine.
@@ -342,11 +353,15 @@ impl Images {
         ImageInUse { id: String::new(), volumes: Vec::new(), tag: tag.to_owned(), known }
     }
 
-    fn oldest_beyond_room(&self, without: &HashSet<String>) -> Option<(String, Arc<tokio::sync::Mutex<()>>)> {
+    fn oldest_beyond_room(
+        &self,
+        kept_bytes: u64,
+        without: &HashSet<String>,
+    ) -> Option<(String, Arc<tokio::sync::Mutex<()>>)> {
         let known = self.known();
         let unused = || known.images.iter().filter(|(_, entry)| entry.users == 0);
         let total = unused().fold(0u64, |total, (_, entry)| total.saturating_add(entry.bytes));
-        if total <= self.kept_bytes {
+        if total <= kept_bytes {
             return None;
         }
         let candidates = unused().filter(|(tag, _)| !without.contains(*tag));
@@ -398,11 +413,20 @@ impl Write for Pieces {
     }
 }
 
-/// Whether an engine that does not take an image speaks of its disk.
-fn is_hosts_fault(error: &Error) -> bool {
+/// What it means that an engine does not take an image.
+fn not_loaded(error: &Error) -> RunError {
     let text = error.to_string().to_lowercase();
-    let signs = ["no space left on device", "quota exceeded", "read-only file system", "input/output error"];
-    signs.iter().any(|sign| text.contains(sign))
+    let of_the_disk = ["read-only file system", "input/output error"].iter().any(|sign| text.contains(sign));
+    let told = matches!(error, Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. });
+    if told && !of_the_disk && !is_disk_full(error) {
+        return RunError::new(RunCode::BadModel, format!("the engine does not take the image: {error}"));
+    }
+    internal(format!("cannot load the image: {error}"))
+}
+
+fn is_disk_full(error: &Error) -> bool {
+    let text = error.to_string().to_lowercase();
+    ["no space left on device", "quota exceeded"].iter().any(|sign| text.contains(sign))
 }
 
 fn internal(message: impl Into<String>) -> RunError {
@@ -485,10 +509,37 @@ mod tests {
             })
             .await;
             let place = tempfile::tempdir().unwrap();
-            let image = archive::Image::default();
-            let error = images(&engine, place.path()).import(image, "name:tag".to_owned()).await.unwrap_err();
+            let images = images(&engine, place.path());
+            let error = images.bring(archive::Image::default(), "name:tag").await.unwrap_err();
             assert_eq!(error.code, code, "{answer}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_is_emptied_of_what_nothing_runs_from() {
+        const FULL: &str =
+            r#"{"errorDetail":{"message":"no space left on device"},"error":"no space left on device"}"#;
+        let full = Arc::new(AtomicBool::new(true));
+        let engine = FakeEngine::start(move |request| match request {
+            "POST /images/load" if full.load(Ordering::Relaxed) => (200, FULL),
+            "POST /images/load" => (200, r#"{"stream":"loaded"}"#),
+            "GET /images/localhost/zorai-image:old/json" => (200, r#"{"Id":"old"}"#),
+            "DELETE /images/old" => {
+                full.store(false, Ordering::Relaxed);
+                (200, "[]")
+            }
+            "GET /images/name:tag/json" => (200, r#"{"Id":"new","RootFS":{"Type":"layers","Layers":[]}}"#),
+            _ => (500, r#"{"message":"not expected"}"#),
+        })
+        .await;
+        let place = tempfile::tempdir().unwrap();
+        let images = images(&engine, place.path());
+        let _used = images.begin_use("used");
+        for tag in ["old", "used"] {
+            images.known().images.entry(tag.to_owned()).or_default().bytes = 10;
+        }
+        images.bring(archive::Image::default(), "name:tag").await.unwrap();
+        assert_eq!(images.known().images.keys().collect::<Vec<_>>(), ["used"]);
     }
 
     #[tokio::test]
