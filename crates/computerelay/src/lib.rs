@@ -29,6 +29,8 @@ mod misuse;
 mod places;
 mod relay;
 mod server;
+#[cfg(test)]
+mod testing;
 mod tls;
 mod upkeep;
 mod webhooks;

@@ -11,7 +11,7 @@ use rpc::tasks::{Entry, EventView, Progress};
 use store::{Commit, KeyId, Placement, Published, Store, StoredEvent, StoredTask};
 use taskmarket::{
     Bytes32, ChainFact, ComputeProof, ContentHash, Domain, Event, Mutation, Recorded, Reference, Rejection,
-    ReleaseReason, Task, TaskId, TaskRecord, Timestamp, Verified,
+    ReleaseReason, Status, Task, TaskId, TaskRecord, Timestamp, Verified,
 };
 use tokio::sync::broadcast;
 
@@ -141,7 +141,8 @@ impl Market {
         self.reports.subscribe()
     }
 
-    /// Takes a task in for an API key, or finds it if it is there; the flag says whether it is new.
+    /// Takes a task in for an API key, or finds it if it is there; the flag says whether it is new. Whoever drops this half done leaves
+    /// a task of which nobody is told.
     ///
     /// # Errors
     /// The domain is not served, the rules refuse the task, or the store fails.
@@ -155,7 +156,7 @@ impl Market {
         }
         // A task that is there stays there, even where it could not be published now.
         if let Some(existing) = self.store.task(TaskId(task.digest())).await? {
-            return Ok((existing, false));
+            return Ok((self.with_its_money(existing).await?, false));
         }
         check_reference("model_cid", &task.message().model_cid, task.message().model_hash)?;
         check_reference("input_cid", &task.message().input_cid, task.message().input_hash)?;
@@ -167,16 +168,21 @@ impl Market {
         let first = Recorded { version: record.version, at: now, event };
         match self.store.publish(record.clone(), first.clone(), owner.clone()).await? {
             Published::New { seq } => {
-                let mut task = StoredTask { record, owner, node: None };
+                let task = StoredTask { record, owner, node: None };
                 self.tell(seq, Arc::new(task.record.clone()), None, first);
-                if domain.is_settled() {
-                    // It may have been funded before it came here.
-                    task.record = Arc::unwrap_or_clone(self.take_chain_facts(task.record.id).await?);
-                }
-                Ok((task, true))
+                Ok((self.with_its_money(task).await?, true))
             }
-            Published::Existing(task) => Ok((*task, false)),
+            Published::Existing(task) => Ok((self.with_its_money(*task).await?, false)),
         }
+    }
+
+    /// A task as it is found when it is published. It may have been funded before it came here, or while nobody took that up.
+    async fn with_its_money(&self, task: StoredTask) -> Result<StoredTask, MarketError> {
+        if task.record.status() != Status::Open || !task.record.awaits_money() {
+            return Ok(task);
+        }
+        let record = Arc::unwrap_or_clone(self.take_chain_facts(task.record.id).await?);
+        Ok(StoredTask { record, ..task })
     }
 
     /// Does what a signed message asks. `node` is the host that an accepted attempt runs on; other changes keep it.

@@ -320,3 +320,6 @@ async fn reload_on_hangup(certificate: Arc<Certificate>, stopping: CancellationT
 
 #[cfg(not(unix))]
 async fn reload_on_hangup(_: Arc<Certificate>, _: CancellationToken) {}
+
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,7 @@ use rpc::error::ErrorCode;
 use rpc::relay::Limits;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::auth::{Access, identify};
 use crate::error::ApiError;
@@ -114,6 +115,18 @@ impl App {
     /// An app of these parts.
     pub(crate) fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
+    }
+
+    /// Carries work out to its end, even if its client leaves: what is durable is told as well.
+    ///
+    /// # Errors
+    /// The work's; 500 where it panicked.
+    async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let done = self.requests.spawn(work.in_current_span()).await;
+        done.unwrap_or_else(|error| Err(ApiError::internal(&error)))
     }
 
     /// What the relay takes at most, as it tells clients.

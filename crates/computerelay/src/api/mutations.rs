@@ -1,5 +1,7 @@
 //! What people sign about tasks. The signature is what authorises it; no API key is needed.
 
+use std::sync::Arc;
+
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use http::StatusCode;
@@ -96,7 +98,9 @@ pub(super) async fn mutate<M: Message>(
         | Mutation::Approve(_)
         | Mutation::Resolve(_) => false,
     };
-    let awaits_chain = match app.market.mutate(mutation, node).await {
+    let market = Arc::clone(&app.market);
+    let change = async move { Ok(market.mutate(mutation, node).await) };
+    let awaits_chain = match app.finish(change).await? {
         Ok(record) => is_verdict && record.status() == Status::Submitted,
         Err(MarketError::Rejected(Rejection::AwaitingChain)) => true,
         Err(error) => return Err(error.into()),

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use rpc::error::ErrorCode;
 use rpc::tasks::{Explanation, PublishTask, PublishedTask, TaskPage, TaskQuery, TaskView};
 use store::{StoredTask, TaskFilter};
-use taskmarket::{Address, Domain, Signed, TaskId};
+use taskmarket::{Address, Domain, Signed, Status, TaskId};
 
 use super::extract::{Json, Key, Query, TaskPath};
 use super::reader::Reader;
@@ -44,7 +44,8 @@ pub(super) async fn publish(
     Ok((status, headers, axum::Json(answer)).into_response())
 }
 
-/// Takes a signed task in for an API key, or finds it if it is there; the flag says whether it is new.
+/// Takes a signed task in for an API key, or finds it if it is there; the flag says whether it is new. It is carried out to its end, even if
+/// the client leaves. An open task that is found is on offer afterwards, whatever became of its first publication.
 ///
 /// # Errors
 /// The signature or the domain is wrong, or the market refuses the task.
@@ -55,7 +56,15 @@ pub(super) async fn take_in(
 ) -> Result<(StoredTask, bool), ApiError> {
     let domain = domain_of(app, body.verifying_contract)?;
     let task = Signed { message: body.task, signature: body.signature }.verify(&domain)?;
-    Ok(app.market.publish(task, key.id.clone()).await?)
+    let (work, owner) = (app.clone(), key.id.clone());
+    let publication = Box::pin(async move {
+        let (stored, is_new) = work.market.publish(task, owner).await?;
+        if !is_new && stored.record.status() == Status::Open {
+            work.hub.look_again(stored.record.id).await;
+        }
+        Ok((stored, is_new))
+    });
+    app.finish(publication).await
 }
 
 /// The domain of a contract.

@@ -144,6 +144,8 @@ impl Follower {
         }
         self.view.saw(&progress);
         if self.reread_at.is_none_or(|at| at <= now) {
+            // A relay of the same store may have ended between the publication of a task and its facts.
+            self.catch_up_tasks(None).await?;
             self.read_dues().await?;
             self.forget_strays().await?;
             self.reread_at = Some(now + REREAD_EVERY);
@@ -202,6 +204,8 @@ impl Follower {
                 return Ok(());
             }
             for task in &due {
+                // What it was told while nobody took that up comes first: afterwards the chain's order has passed it.
+                self.take_facts(*task).await?;
                 let record = self.market.elapse(*task).await?;
                 self.view.follow_due(&record);
             }

@@ -74,7 +74,11 @@ pub(super) async fn run(hub: &Arc<Hub>) {
             Some(_) = dispatcher.offers.join_next() => {}
             Some(_) = dispatcher.chores.join_next() => {}
             () = wait_until(wake_at) => {}
-            _ = tick.tick() => dispatcher.overflow.wanted = true,
+            _ = tick.tick() => {
+                // What became durable without a word of it, here or at another relay of the same store, is found as well.
+                dispatcher.overflow.any = true;
+                dispatcher.overflow.wanted = true;
+            }
             _ = alive.tick() => {
                 let hub = Arc::clone(hub);
                 dispatcher.chores.spawn(async move { say_alive(&hub).await });
@@ -120,17 +124,28 @@ struct Dispatcher<'a> {
     wake_at: Option<Instant>,
 }
 
-/// Open tasks that had no room in memory.
+/// Open tasks that had no room in memory, or of which nobody told.
 #[derive(Debug, Default)]
 struct Overflow {
     /// Whether there are any.
     any: bool,
     /// Whether hosts may have room for them.
     wanted: bool,
-    /// A search of the store that is under way: where it is, and whether all it found had room.
-    search: Option<(Option<Cursor>, bool)>,
+    /// A search of the store that is under way.
+    search: Option<Search>,
     /// When the next search may begin.
     not_before: Option<Instant>,
+}
+
+/// A search of the store for open tasks, oldest first.
+#[derive(Debug, Clone, Copy)]
+struct Search {
+    /// Where it is.
+    cursor: Option<Cursor>,
+    /// Tasks found that could be offered.
+    found: usize,
+    /// Whether all of them had room.
+    whole: bool,
 }
 
 impl Dispatcher<'_> {
@@ -145,20 +160,26 @@ impl Dispatcher<'_> {
                 self.hub.absorb(&stored.record, stored.node, None);
             }
             trimmed |= self.assign();
-            let whole = self.overflow.search.is_none_or(|(_, whole)| whole) && !trimmed;
-            match page.next {
-                Some(next) => {
-                    self.overflow.search = Some((Some(next), whole));
-                    self.wake_at = Some(Instant::now());
-                }
-                None => {
-                    self.overflow.search = None;
-                    self.overflow.any = !whole;
-                }
-            }
+            self.went_through(&page, trimmed);
         }
         self.overflow.any |= trimmed;
         self.release_forsaken();
+    }
+
+    /// Goes on with a search after a page, or ends it.
+    fn went_through(&mut self, page: &Page, trimmed: bool) {
+        let Some(mut search) = self.overflow.search.take() else { return };
+        search.found += page.tasks.iter().filter(|stored| !stored.record.awaits_money()).count();
+        search.whole &= !trimmed;
+        // All further ones are newer than those for which there is room.
+        let is_full = search.found >= self.hub.config.max_waiting;
+        match page.next {
+            Some(next) if !is_full => {
+                self.overflow.search = Some(Search { cursor: Some(next), ..search });
+                self.wake_at = Some(Instant::now());
+            }
+            next => self.overflow.any = next.is_some() || !search.whole,
+        }
     }
 
     /// Offers what can be offered. Says whether tasks had to leave for want of room.
@@ -183,7 +204,7 @@ impl Dispatcher<'_> {
         trimmed
     }
 
-    /// The next page of a search for tasks that had no room, if it is time for one.
+    /// The next page of a search for tasks that are not in memory, if it is time for one.
     async fn search(&mut self) -> Option<Page> {
         let overflow = &mut self.overflow;
         if !overflow.any {
@@ -201,9 +222,9 @@ impl Dispatcher<'_> {
             }
             overflow.wanted = false;
             overflow.not_before = Some(now + SEARCH_GAP);
-            overflow.search = Some((None, true));
+            overflow.search = Some(Search { cursor: None, found: 0, whole: true });
         }
-        let (cursor, _) = overflow.search?;
+        let cursor = overflow.search?.cursor;
         let totals = self.hub.totals();
         if totals.slots <= totals.slots_busy && totals.waiting > self.hub.config.max_waiting as u64 / 2 {
             return None;
@@ -320,3 +341,6 @@ impl Dispatcher<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

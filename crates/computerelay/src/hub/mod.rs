@@ -378,7 +378,7 @@ impl Hub {
     }
 
     /// Brings the floor up to date on a task by reading the store: for when a change may have been missed.
-    async fn look_again(&self, task_id: TaskId) {
+    pub(crate) async fn look_again(&self, task_id: TaskId) {
         match self.market.task(task_id).await {
             Ok(Some(stored)) => {
                 self.absorb(&stored.record, stored.node, None);
