@@ -41,6 +41,13 @@ pub trait Sessions: Send + Sync {
     /// A provider's sessions, newest first, `limit` at most.
     async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError>;
 
+    /// The newest session of a host, which may have ended.
+    async fn newest_session(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+    ) -> Result<Option<StoredSession>, StoreError>;
+
     /// A provider's sessions that had not ended before `since`, newest first, `limit` at most.
     async fn sessions_since(
         &self,

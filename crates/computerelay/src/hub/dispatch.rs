@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use store::{Cursor, Page, StoreError};
-use taskmarket::{ReleaseReason, TaskId};
+use taskmarket::TaskId;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::task::JoinSet;
@@ -252,13 +252,7 @@ impl Dispatcher<'_> {
         self.chores.spawn(async move {
             let hub = &hub;
             stream::iter(forsaken)
-                .for_each_concurrent(CONCURRENT, |(task_id, attempt)| async move {
-                    if hub.is_elsewhere(task_id).await {
-                        hub.floor().forsake_again(task_id, Instant::now() + hub.config.grace);
-                    } else if !hub.release(task_id, attempt, ReleaseReason::SessionLost).await {
-                        hub.floor().forsake_again(task_id, Instant::now() + RETRY);
-                    }
-                })
+                .for_each_concurrent(CONCURRENT, |(task_id, attempt)| hub.give_up(task_id, attempt))
                 .await;
         });
     }

@@ -12,7 +12,7 @@ use store::StoredTask;
 use taskmarket::TaskId;
 use tokio::time::timeout;
 
-use super::{Hub, SESSIONS_LOOKED_AT};
+use super::Hub;
 use crate::error::ApiError;
 
 /// How long a host may take until its answer begins.
@@ -66,11 +66,9 @@ impl Hub {
 
     /// Why a host cannot be asked.
     async fn not_here(&self, key: NodeKey, attempt: u32) -> ApiError {
-        let sessions = self.market.store().sessions(key.provider, SESSIONS_LOOKED_AT).await;
-        let newest = sessions
-            .map(|sessions| sessions.into_iter().find(|session| session.node_id == key.node_id))
-            .unwrap_or_default();
+        let newest = self.market.store().newest_session(key.provider, key.node_id).await;
         let elsewhere = newest
+            .unwrap_or_default()
             .filter(|session| session.ended.is_none() && session.relay_id != self.config.relay_id)
             .map(|session| format!("connected to relay {}: ask there", session.relay_id));
         let whither = elsewhere.unwrap_or_else(|| "not connected now".to_owned());

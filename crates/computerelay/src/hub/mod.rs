@@ -32,6 +32,7 @@ mod view;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::response::IntoResponse as _;
 use http::{HeaderValue, Request, header};
@@ -39,10 +40,10 @@ use rpc::error::ErrorCode;
 use rpc::relay::ProviderView;
 use rpc::tasks::SignedMutation;
 use scheduler::{Need, NodeKey};
-use store::StoredTask;
+use store::{StoreError, StoredTask};
 use taskmarket::{
-    Address, ApproveResult, Bytes32, Domain, NodeStatus, RegisterNode, ReleaseReason, Runtime, Task, TaskId,
-    TaskRecord, UpdateNodeStatus, Verified, Word,
+    Address, ApproveResult, Bytes32, Domain, Lease, NodeStatus, RegisterNode, ReleaseReason, Runtime, Task,
+    TaskId, TaskRecord, UpdateNodeStatus, Verified, Word,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -61,9 +62,6 @@ use floor::{Backoff, Floor, keys_of};
 
 /// Calls that tell hosts to stop an attempt, at once.
 const MAX_CALLS: usize = 1024;
-
-/// How many of a provider's newest sessions are searched for the one of a host. A host further back has not connected for long.
-const SESSIONS_LOOKED_AT: usize = 200;
 
 /// See the module.
 pub(crate) struct Hub {
@@ -88,6 +86,19 @@ pub(crate) struct Hub {
     closing: CancellationToken,
     /// Cancelled when all sessions are to end.
     stop: CancellationToken,
+}
+
+/// How long to wait before an attempt is released again that could not be.
+const RELEASE_RETRY: Duration = Duration::from_secs(1);
+
+/// Whose an attempt is to release.
+enum Whose {
+    /// This relay's.
+    Ours,
+    /// Another one's, to which its host is connected, or was within its grace.
+    AnotherRelays,
+    /// Nobody's: it is over.
+    Over,
 }
 
 /// The hub in numbers.
@@ -316,8 +327,7 @@ impl Hub {
         if self.floor().node(&key).is_some() {
             return Ok(());
         }
-        let sessions = self.market.store().sessions(key.provider, SESSIONS_LOOKED_AT).await?;
-        if sessions.iter().any(|session| session.node_id == key.node_id) {
+        if self.market.store().newest_session(key.provider, key.node_id).await?.is_some() {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::NoSession, "this host never had a session here").with_param("node_id"))
@@ -357,24 +367,49 @@ impl Hub {
         }
     }
 
-    /// Whether the host that holds a task is connected to another relay of the same store: then the attempt is that relay's to
-    /// release. While the store cannot be read, nobody knows, and nothing is released.
-    async fn is_elsewhere(&self, task_id: TaskId) -> bool {
-        let store = self.market.store();
-        let newest = async {
-            let Some(stored) = store.task(task_id).await? else { return Ok(None) };
-            let (Some(provider), Some(node)) = (stored.record.provider, stored.node) else { return Ok(None) };
-            let sessions = store.sessions(provider.0, SESSIONS_LOOKED_AT).await?;
-            Ok::<_, store::StoreError>(sessions.into_iter().find(|session| session.node_id == node))
-        };
-        match newest.await {
-            Ok(session) => session
-                .is_some_and(|session| session.ended.is_none() && session.relay_id != self.config.relay_id),
+    /// Releases an attempt whose host stayed away from here beyond its grace, unless the attempt is another relay's to release. While the
+    /// store cannot be read, nobody knows, and nothing is released.
+    async fn give_up(&self, task_id: TaskId, attempt: u32) {
+        let again = match self.whose(task_id, attempt).await {
+            Ok(Whose::Over) => {
+                self.look_again(task_id).await;
+                None
+            }
+            Ok(Whose::Ours) => {
+                let is_done = self.release(task_id, attempt, ReleaseReason::SessionLost).await;
+                (!is_done).then_some(RELEASE_RETRY)
+            }
+            Ok(Whose::AnotherRelays) => Some(self.config.grace),
             Err(error) => {
                 tracing::warn!(%task_id, %error, "sessions not read");
-                true
+                Some(self.config.grace.max(RELEASE_RETRY))
             }
+        };
+        if let Some(after) = again {
+            self.floor().forsake_again(task_id, Instant::now() + after);
         }
+    }
+
+    /// Whose an attempt is to release that the floor holds. A host may just be on its way back to another relay of the same store: there it
+    /// has its grace as well.
+    async fn whose(&self, task_id: TaskId, attempt: u32) -> Result<Whose, StoreError> {
+        let Some(holder) = self.floor().held.get(&task_id).map(|held| held.key) else {
+            return Ok(Whose::Over);
+        };
+        let store = self.market.store();
+        let Some(stored) = store.task(task_id).await? else { return Ok(Whose::Over) };
+        let is_meant = |lease: &Lease| (lease.provider, lease.attempt) == (holder.provider, attempt);
+        if !stored.record.lease().is_some_and(is_meant) {
+            return Ok(Whose::Over);
+        }
+        let Some(node) = stored.node else { return Ok(Whose::Ours) };
+        let session = store.newest_session(holder.provider, node).await?;
+        let (now, grace) = (self.market.now(), self.config.grace.as_secs());
+        let is_elsewhere = session.is_some_and(|session| {
+            let is_kept = session.ended.is_none_or(|(at, _)| now < at.plus(grace));
+            session.relay_id != self.config.relay_id && is_kept
+        });
+        Ok(if is_elsewhere { Whose::AnotherRelays } else { Whose::Ours })
     }
 
     /// Brings the floor up to date on a task by reading the store: for when a change may have been missed.

@@ -120,28 +120,51 @@ async fn attempts_of_hosts_that_do_not_come_back_to_a_restarted_relay_are_offere
 #[tokio::test]
 async fn attempts_of_hosts_at_another_relay_are_left_to_it() {
     let relay = Relay::start(Times::default()).await;
-    let moved = Script::new().connect(&relay.url()).await;
-    let (first, _) = taken(&relay, &moved).await;
-    let lost = Script::new().connect(&relay.url()).await;
-    let (second, _) = taken(&relay, &lost).await;
-    let (provider, node_id) = (moved.address(), moved.script.node_id);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let host = Script::new().connect(&relay.url()).await;
+        let (task_id, _) = taken(&relay, &host).await;
+        held.push((task_id, (host.address(), host.script.node_id), host));
+    }
+    let [held_elsewhere, may_come_back, lost_elsewhere, lost_here] = [0, 1, 2, 3].map(|host| held[host].0);
+    let [(provider, node_id), on_its_way, given_up] = [0, 1, 2].map(|host| held[host].1);
     let relay = relay
         .restart_after(quick(), async |store| {
-            let session = NewSession {
-                session_id: "elsewhere".to_owned(),
-                provider,
-                node_id,
-                relay_id: "another-relay".to_owned(),
-                metadata_json: "{}".to_owned(),
-                at: Timestamp::from_unix(4_000_000_000),
-            };
-            store.open_session(session).await.unwrap();
+            store.open_session(elsewhere("connected", provider, node_id)).await.unwrap();
+            let (provider, node_id) = on_its_way;
+            store.open_session(elsewhere("ended", provider, node_id)).await.unwrap();
+            // Its grace there is not over.
+            store.close_session("ended", now().plus(1000), "lost").await.unwrap();
+            // Its provider has many hosts that connected later.
+            for host in 0..250u8 {
+                let node_id = taskmarket::Bytes32([host; 32].into());
+                let session = elsewhere(&format!("of another host {host}"), provider, node_id);
+                store.open_session(session).await.unwrap();
+            }
+            let (provider, node_id) = given_up;
+            store.open_session(elsewhere("over", provider, node_id)).await.unwrap();
+            store.close_session("over", Timestamp::from_unix(now().unix() - 1000), "lost").await.unwrap();
         })
         .await;
-    let _other = Script::new().slots(2).connect(&relay.url()).await;
-    relay.reaches(second, Status::Accepted, 2).await;
-    let task = relay.task(first).await;
-    assert_eq!((task.status, task.attempt), (Status::Accepted, 1), "the other relay's to release");
+    let _other = Script::new().slots(4).connect(&relay.url()).await;
+    relay.reaches(lost_here, Status::Accepted, 2).await;
+    relay.reaches(lost_elsewhere, Status::Accepted, 2).await;
+    for task_id in [held_elsewhere, may_come_back] {
+        let task = relay.task(task_id).await;
+        assert_eq!((task.status, task.attempt), (Status::Accepted, 1), "the other relay's to release");
+    }
+}
+
+/// A session of a host at another relay of the same store.
+fn elsewhere(session_id: &str, provider: taskmarket::Address, node_id: taskmarket::Bytes32) -> NewSession {
+    NewSession {
+        session_id: session_id.to_owned(),
+        provider,
+        node_id,
+        relay_id: "another-relay".to_owned(),
+        metadata_json: "{}".to_owned(),
+        at: now(),
+    }
 }
 
 #[tokio::test]

@@ -69,6 +69,18 @@ impl Sessions for Postgres {
         rows.iter().map(|row| session(provider, row)).collect()
     }
 
+    async fn newest_session(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+    ) -> Result<Option<StoredSession>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM sessions WHERE provider = $1 AND node_id = $2 ORDER BY generation DESC LIMIT 1"
+        );
+        let row = self.query_opt(&sql, &[&provider.as_slice(), &node_id.0.as_slice()]).await?;
+        row.map(|row| session(provider, &row)).transpose()
+    }
+
     async fn sessions_since(
         &self,
         provider: Address,

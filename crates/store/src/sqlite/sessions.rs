@@ -90,6 +90,24 @@ impl Sessions for Sqlite {
         .await
     }
 
+    async fn newest_session(
+        &self,
+        provider: Address,
+        node_id: Bytes32,
+    ) -> Result<Option<StoredSession>, StoreError> {
+        self.read(move |connection| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM sessions WHERE provider = ?1 AND node_id = ?2 ORDER BY generation DESC LIMIT 1"
+            );
+            let found = connection
+                .prepare_cached(&sql)?
+                .query_row((provider.as_slice(), node_id.0.as_slice()), |row| session(provider, row))
+                .optional()?;
+            Ok(found)
+        })
+        .await
+    }
+
     async fn sessions_since(
         &self,
         provider: Address,

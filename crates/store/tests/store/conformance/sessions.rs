@@ -47,6 +47,13 @@ pub(crate) async fn generations_count_each_hosts_sessions(store: Arc<dyn Store>)
     let sessions = store.sessions(address(1), 10).await.unwrap();
     assert_eq!(sessions[1].ended, Some((at(9), "lost".to_owned())));
     assert_eq!(sessions[3].ended, Some((at(3), SUPERSEDED.to_owned())));
+
+    let newest = async |provider, host| store.newest_session(address(provider), node(host)).await.unwrap();
+    assert_eq!(newest(1, 1).await.as_ref(), Some(&sessions[0]));
+    assert_eq!(newest(1, 2).await.as_ref(), Some(&sessions[2]));
+    assert_eq!(newest(1, 3).await, None);
+    store.close_session("e", at(12), "lost").await.unwrap();
+    assert_eq!(newest(1, 1).await.unwrap().ended, Some((at(12), "lost".to_owned())));
 }
 
 pub(crate) async fn a_relay_ends_the_sessions_that_it_left_open(store: Arc<dyn Store>) {
