@@ -303,6 +303,7 @@ pub(crate) fn apply_fact(record: &mut TaskRecord, at: Timestamp, fact: &ChainFac
         ChainChange::Funded => money.status = Money::Funded,
         ChainChange::Accepted { provider, attempt, lease_until } => {
             hold(money, Money::Accepted, provider, attempt, Some(lease_until));
+            record.reservations = 0;
             bind(record, at, provider, attempt, lease_until);
         }
         ChainChange::Failed { provider, attempt } => {

@@ -28,6 +28,8 @@ pub const MAX_WINDOW_SECS: u64 = 30 * 86_400;
 pub const MAX_DURATION_SECS: u64 = 7 * 86_400;
 /// The most attempts a task may ask for.
 pub const MAX_ATTEMPTS: u32 = 100;
+/// The most acceptances of one attempt of a settled task that a relay takes before the chain does: each is kept for ever.
+pub const MAX_RESERVATIONS: u32 = 100;
 /// The most GPUs a task may ask for.
 pub const MAX_GPU_COUNT: u32 = 64;
 /// The longest `gpu_type` and `gpu_name`, in bytes.
@@ -227,6 +229,12 @@ fn accept(
     }
     if record.awaits_money() {
         return Err(conflict(record, "the chain does not hold its budget"));
+    }
+    if record.is_reserved_out() {
+        return Err(conflict(
+            record,
+            "too many acceptances of this attempt came to nothing; only the chain gives it out",
+        ));
     }
     if record.domain.is_settled() && message.provider == record.task.arbiter {
         return Err(invalid("provider", "is the task's arbiter"));

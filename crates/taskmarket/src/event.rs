@@ -185,6 +185,7 @@ pub(crate) fn found(task: &Verified<Task>, at: Timestamp) -> TaskRecord {
         failure: None,
         settlement: Settlement::default(),
         complaint: None,
+        reservations: 0,
         created_at: at,
         updated_at: at,
         version: 1,
@@ -200,6 +201,9 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
         Event::Published { .. } => {}
         Event::Accepted(accept) => {
             let message = &accept.message;
+            if record.domain.is_settled() {
+                record.reservations += 1;
+            }
             take(record, at, message.provider, message.attempt, message.lease_until);
         }
         Event::AttemptFailed(fail) if record.is_bound() => {

@@ -35,6 +35,9 @@ pub struct TaskRecord {
     /// What the requester of a settled task said in dispute, before the chain said that it disputes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complaint: Option<Box<Signed<DisputeTask>>>,
+    /// Acceptances of a settled task's next attempt that the chain has not taken.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reservations: u32,
     /// When the relay took the task.
     pub created_at: Timestamp,
     /// When the last event happened.
@@ -86,6 +89,17 @@ impl TaskRecord {
         // Open and accepted on chain is a lease that lapsed: the next provider may accept.
         let is_there = matches!(self.settlement.status, Money::Funded | Money::Accepted);
         self.domain.is_settled() && !is_there
+    }
+
+    /// Whether providers may be asked to do the work.
+    pub fn is_on_offer(&self) -> bool {
+        self.status() == Status::Open && !self.awaits_money() && !self.is_reserved_out()
+    }
+
+    /// Whether so many acceptances of a settled task's next attempt came to nothing that the relay takes none any more: the chain alone
+    /// gives it out.
+    pub fn is_reserved_out(&self) -> bool {
+        self.domain.is_settled() && self.reservations >= crate::MAX_RESERVATIONS
     }
 
     /// Whether the chain has given the attempt that is held to its provider. Then it ends by the chain's word alone.

@@ -8,14 +8,15 @@ use http::StatusCode;
 use rpc::error::ErrorCode;
 use rpc::tasks::{SignedMutation, TaskView};
 use taskmarket::{
-    AcceptTask, ApproveResult, Bytes32, CancelTask, ComputeProof, DisputeTask, FailTask, Message, Mutation,
-    Rejection, ResolveDispute, Signed, Status, TaskId, Verified,
+    AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, Message, Mutation, Rejection,
+    ResolveDispute, Signed, Status, TaskId, TaskRecord, Verified,
 };
 
 use super::App;
 use super::extract::{Json, MaybeKey, TaskPath};
 use super::tasks::{find, view};
 use crate::error::{ApiError, MarketError};
+use crate::hub::Reservation;
 use crate::keys::Caller;
 
 type Answer = Result<(StatusCode, JsonAnswer<TaskView>), ApiError>;
@@ -80,8 +81,8 @@ pub(super) async fn mutate<M: Message>(
         let message = format!("mutation.task_id is {}, but the path names {id}", mutation.task_id());
         return Err(ApiError::new(ErrorCode::InvalidField, message).with_param("mutation.task_id"));
     }
-    let node = match &mutation {
-        Mutation::Accept(accept) => accepting_node(app, &task.record, accept.message())?,
+    let reserved = match &mutation {
+        Mutation::Accept(accept) => reserve(app, &task.record, accept.message())?,
         Mutation::Cancel(_)
         | Mutation::Fail(_)
         | Mutation::Proof(_)
@@ -99,7 +100,13 @@ pub(super) async fn mutate<M: Message>(
         | Mutation::Resolve(_) => false,
     };
     let market = Arc::clone(&app.market);
-    let change = async move { Ok(market.mutate(mutation, node).await) };
+    let change = async move {
+        let changed = market.mutate(mutation, reserved.as_ref().map(Reservation::node_id)).await;
+        if let (Some(reserved), Ok(record)) = (reserved, &changed) {
+            reserved.taken(record);
+        }
+        Ok(changed)
+    };
     let awaits_chain = match app.finish(change).await? {
         Ok(record) => is_verdict && record.status() == Status::Submitted,
         Err(MarketError::Rejected(Rejection::AwaitingChain)) => true,
@@ -108,23 +115,18 @@ pub(super) async fn mutate<M: Message>(
     Ok((awaits_chain, view(app, &find(app, id).await?, key)))
 }
 
-/// The host that an attempt is accepted for: one of the provider's that is connected and fits. A repeated message needs none.
-fn accepting_node(
-    app: &App,
-    record: &taskmarket::TaskRecord,
-    accept: &AcceptTask,
-) -> Result<Option<Bytes32>, ApiError> {
+/// Keeps a slot of the host that an attempt is accepted for. A repeated message needs none.
+fn reserve(app: &App, record: &TaskRecord, accept: &AcceptTask) -> Result<Option<Reservation>, ApiError> {
     let is_repeated = record
         .lease()
         .is_some_and(|lease| (lease.provider, lease.attempt) == (accept.provider, accept.attempt));
     if is_repeated {
         return Ok(None);
     }
-    match app.hub.fitting_node(accept.provider, &record.task) {
-        Some(node) => Ok(Some(node)),
-        None => {
-            let message = format!("{} has no host connected here that fits the task", accept.provider);
-            Err(ApiError::new(ErrorCode::NoSession, message).with_status(record.status()))
-        }
+    match app.hub.reserve(accept.provider, record) {
+        Ok(reserved) => Ok(Some(reserved)),
+        // What cannot be accepted by anybody is refused by the rules.
+        Err(_) if record.status() != Status::Open => Ok(None),
+        Err(barred) => Err(barred),
     }
 }

@@ -169,7 +169,7 @@ impl Dispatcher<'_> {
     /// Goes on with a search after a page, or ends it.
     fn went_through(&mut self, page: &Page, trimmed: bool) {
         let Some(mut search) = self.overflow.search.take() else { return };
-        search.found += page.tasks.iter().filter(|stored| !stored.record.awaits_money()).count();
+        search.found += page.tasks.iter().filter(|stored| stored.record.is_on_offer()).count();
         search.whole &= !trimmed;
         // All further ones are newer than those for which there is room.
         let is_full = search.found >= self.hub.config.max_waiting;

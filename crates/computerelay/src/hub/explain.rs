@@ -56,6 +56,11 @@ impl Hub {
         if let Some(trouble) = chain.trouble() {
             return Some(format!("waiting for the chain: {trouble}"));
         }
+        if record.is_reserved_out() {
+            let attempt = record.next_attempt();
+            let why = format!("{} acceptances of attempt {attempt} came to nothing", record.reservations);
+            return Some(format!("waiting for the chain: {why}; only the chain gives it out"));
+        }
         record.awaits_money().then(|| match chain.pending(record) {
             Some(PendingFact { fact, confirmations, needed }) => format!(
                 "waiting for the money: {} has {confirmations} of {needed} confirmations",

@@ -309,8 +309,8 @@ impl Floor {
             return None;
         }
         match &record.state {
-            // Without its money it is not on offer.
-            State::Open if record.awaits_money() => {
+            // Such as one without its money.
+            State::Open if !record.is_on_offer() => {
                 self.waiting.remove(&(record.created_at, record.id));
                 if let Some(offering) = self.offering.remove(&record.id) {
                     self.give(&offering.key, -1);

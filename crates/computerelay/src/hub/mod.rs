@@ -2,6 +2,7 @@
 //!
 //! - [`session`] lets a host in and serves its session; [`registration`] is what it checks first; [`heartbeat`] listens to its reports.
 //! - [`dispatch`] follows the market, brings tasks that wait to hosts that fit ([`offer`]), and releases what hosts gave up or lost.
+//! - [`reservation`] lets providers take tasks of their own accord.
 //! - [`reconcile`] compares what a host that comes back holds with what the store says.
 //! - [`timer`] lets time act on tasks.
 //! - [`logs`] reads what attempts say; [`challenge`] has hosts prove what their GPUs compute.
@@ -23,6 +24,7 @@ mod node;
 mod offer;
 mod reconcile;
 mod registration;
+mod reservation;
 mod scores;
 mod session;
 mod timer;
@@ -39,11 +41,11 @@ use http::{HeaderValue, Request, header};
 use rpc::error::ErrorCode;
 use rpc::relay::ProviderView;
 use rpc::tasks::SignedMutation;
-use scheduler::{Need, NodeKey};
+use scheduler::NodeKey;
 use store::{StoreError, StoredTask};
 use taskmarket::{
-    Address, ApproveResult, Bytes32, Domain, Lease, NodeStatus, RegisterNode, ReleaseReason, Runtime, Task,
-    TaskId, TaskRecord, UpdateNodeStatus, Verified, Word,
+    Address, ApproveResult, Bytes32, Domain, Lease, NodeStatus, RegisterNode, ReleaseReason, Runtime, TaskId,
+    TaskRecord, UpdateNodeStatus, Verified, Word,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -51,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use config::HubConfig;
+pub(crate) use reservation::Reservation;
 
 use crate::auth::Peer;
 use crate::error::ApiError;
@@ -225,11 +228,6 @@ impl Hub {
     /// Whether a task is on offer to this host, here and now.
     pub(crate) fn is_on_offer(&self, task_id: TaskId, provider: Address, node_id: Bytes32) -> bool {
         self.floor().offered_to(task_id) == Some(NodeKey { provider, node_id })
-    }
-
-    /// A connected host of a provider that fits this task, if there is one.
-    pub(crate) fn fitting_node(&self, provider: Address, task: &Task) -> Option<Bytes32> {
-        self.floor().fitting_node(provider, &Need::of(task))
     }
 
     /// Replaces what the host of an open session offers.

@@ -3,13 +3,13 @@
 use rpc::failure::hint;
 use rpc::tasks::ProviderFit;
 use scheduler::{Exclusion, Need, NodeKey};
-use taskmarket::{Address, Bytes32, TaskId, TaskRecord};
+use taskmarket::{TaskId, TaskRecord};
 use tokio::time::Instant;
 
 use super::HubTotals;
 use super::floor::Floor;
 use super::node::Node;
-use super::tries::Try;
+use super::tries::{Tries, Try};
 
 /// How an exclusion begins that says when a host that failed the task is asked again.
 pub(super) const WAITS: &str = "waits ";
@@ -17,12 +17,6 @@ pub(super) const WAITS: &str = "waits ";
 const MAX_EXPLAINED: usize = 256;
 
 impl Floor {
-    /// A host of this provider that fits such a task, a free one if there is one.
-    pub(super) fn fitting_node(&self, provider: Address, need: &Need) -> Option<Bytes32> {
-        let free = self.index.pick(need, |key| key.provider != provider);
-        free.or_else(|| self.index.fitting(provider, need).next()).map(|key| key.node_id)
-    }
-
     /// See [`HubTotals`].
     pub(super) fn totals(&self) -> HubTotals {
         let index = self.index.totals();
@@ -35,6 +29,13 @@ impl Floor {
             offers: self.offering.len() as u64,
             held: self.held.len() as u64,
         }
+    }
+
+    /// What came of offering an open task so far.
+    pub(super) fn tries(&self, record: &TaskRecord) -> Option<&Tries> {
+        let waiting = self.waiting.get(&(record.created_at, record.id));
+        let offered = || self.offering.get(&record.id).map(|offering| &offering.waiting);
+        waiting.or_else(offered).map(|waiting| &waiting.tries)
     }
 
     /// The host that a task is on offer to.

@@ -264,6 +264,11 @@ impl Agent {
         self.shared.state.send_modify(|state| state.said.push(line.to_owned()));
     }
 
+    /// Holds an attempt that it takes of its own accord.
+    pub(crate) fn hold(&self, key: AttemptKey) {
+        self.shared.state.send_modify(|state| state.held.push(key));
+    }
+
     /// Forgets all attempts, as a host does that was restarted.
     pub(crate) fn forget(&self) {
         self.shared.state.send_modify(|state| state.held.clear());

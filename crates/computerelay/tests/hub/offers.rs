@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use taskmarket::{ContentHash, Status};
+use rpc::link::AttemptKey;
+use rpc::tasks::SignedMutation;
+use taskmarket::{AcceptTask, ContentHash, Domain, Status, TaskId};
 
-use crate::agent::{Answer, Lie, Script};
+use crate::agent::{Agent, Answer, Lie, Script, now};
 use crate::support::{Relay, Requester, Times, hash_of};
 
 #[tokio::test]
@@ -206,6 +208,53 @@ async fn attempts_are_spent_with_a_single_provider_and_then_the_task_failed() {
     relay.reaches(task_id, Status::Failed, 2).await;
     let explanation = relay.explains(task_id, |_| true).await;
     assert!(explanation.summary.contains("all 2 attempts failed"), "{}", explanation.summary);
+}
+
+/// A provider's word that it takes an attempt, of its own accord.
+fn acceptance(agent: &Agent, task_id: TaskId, attempt: u32) -> SignedMutation<AcceptTask> {
+    let lease_until = now().plus(60);
+    let accept = AcceptTask { task_id, provider: agent.address(), attempt, lease_until };
+    agent.script.wallet.sign(&accept, &Domain::UNSETTLED).unwrap().into()
+}
+
+#[tokio::test]
+async fn an_acceptance_of_ones_own_accord_passes_by_neither_slots_nor_failures_nor_others() {
+    let relay = Relay::start(Times::default()).await;
+    let requester = Requester::new();
+    let accept = async |agent: &Agent, task_id, attempt| {
+        relay.tell(task_id, "accept", &acceptance(agent, task_id, attempt)).await
+    };
+    // Who is busy takes nothing more.
+    let busy = Script::new().connect(&relay.url()).await;
+    let first = relay.publish(&requester, &requester.task()).await;
+    let held = busy.is_offered(first).await;
+    relay.reaches(first, Status::Accepted, 1).await;
+    let waits = relay.publish(&requester, &requester.task()).await;
+    assert_eq!(accept(&busy, waits, 1).await, (503, "unavailable".into()));
+    // What is on offer to somebody is theirs to take, one way or the other.
+    let slow = Script::new().answers(Answer::Hang).connect(&relay.url()).await;
+    slow.is_offered(waits).await;
+    let free = Script::new().slots(2).answers(Answer::Refuse("not now")).connect(&relay.url()).await;
+    relay.lists(|list| list.providers.len() == 3).await;
+    assert_eq!(accept(&free, waits, 1).await, (409, "conflict".into()));
+    slow.hold(AttemptKey { task_id: waits, attempt: 1 });
+    assert_eq!(accept(&slow, waits, 1).await, (200, String::new()));
+    let task = relay.reaches(waits, Status::Accepted, 1).await;
+    assert_eq!(task.provider, Some(slow.address()));
+    // Who refused a task, or failed it, is asked again in its turn.
+    let refused = relay.publish(&requester, &requester.task()).await;
+    free.is_offered(refused).await;
+    let is_barred = |why: &String| why.starts_with("refused: not now");
+    relay
+        .explains(refused, |explanation| {
+            explanation.providers.iter().any(|host| host.exclusions.iter().any(is_barred))
+        })
+        .await;
+    assert_eq!(accept(&free, refused, 1).await, (409, "conflict".into()));
+    assert_eq!(relay.tell(first, "fail", &busy.failure(&held)).await.0, 200);
+    busy.finish(&held);
+    assert_eq!(accept(&busy, first, 2).await, (409, "conflict".into()));
+    assert_eq!(relay.task(refused).await.status, Status::Open);
 }
 
 #[tokio::test]

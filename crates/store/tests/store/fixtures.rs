@@ -90,6 +90,7 @@ pub(crate) fn published(task: Task, when: Timestamp) -> (TaskRecord, Recorded) {
         failure: None,
         settlement: Settlement::default(),
         complaint: None,
+        reservations: 0,
         created_at: when,
         updated_at: when,
         version: 1,

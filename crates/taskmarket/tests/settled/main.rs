@@ -18,9 +18,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use taskmarket::{
     AcceptTask, Address, Amount, ApproveResult, B256, Bytes32, ChainChange, ChainFact, ChainHead,
-    ComputeProof, ContentHash, DisputeTask, Domain, Event, FailTask, Message, Money, Mutation, Provider,
-    Recorded, Rejection, ReleaseReason, Runtime, Task, TaskConfig, TaskRecord, Timestamp, U256, Verified,
-    apply, chain_due, decide, elapse, elapse_on_chain, next_due, observe, publish, release, replay,
+    ComputeProof, ContentHash, DisputeTask, Domain, Event, FailTask, MAX_RESERVATIONS, Message, Money,
+    Mutation, Provider, Recorded, Rejection, ReleaseReason, Runtime, Task, TaskConfig, TaskRecord, Timestamp,
+    U256, Verified, apply, chain_due, decide, elapse, elapse_on_chain, next_due, observe, publish, release,
+    replay,
 };
 
 const START: u64 = 1_800_000_000;
@@ -415,6 +416,36 @@ fn a_result_may_come_after_its_proof() {
         panic!("{:?}", world.record)
     };
     assert_eq!(dispute.reason, "it is wrong");
+    world.finish();
+}
+
+/// Acceptances that the chain never takes do not fill a history without end, and keep nobody from accepting on chain.
+#[test]
+fn an_attempt_is_accepted_in_vain_so_often_and_no_more() {
+    let mut world = World::new(true, 2);
+    let provider = &ACTORS[FIRST_PROVIDER];
+    world.take(&Step::Call(0, 0));
+    world.take(&Step::Final(1));
+    let now = Timestamp::from_unix(world.now);
+    let mut taken = 0;
+    for _ in 0..2 * MAX_RESERVATIONS {
+        let lease_until = now.plus(400);
+        let accept =
+            AcceptTask { task_id: world.record.id, provider: provider.address, attempt: 1, lease_until };
+        match decide(&world.record, now, &Mutation::Accept(said(provider, accept))) {
+            Ok(Some(event)) => world.commit(event),
+            Err(Rejection::Conflict { .. }) => break,
+            other => panic!("{other:?}"),
+        }
+        taken += 1;
+        world.commit(release(&world.record, 1, ReleaseReason::SessionLost).unwrap());
+        assert_eq!(world.record.is_on_offer(), taken < MAX_RESERVATIONS);
+    }
+    assert_eq!(taken, MAX_RESERVATIONS);
+    world.take(&Step::Call(2, 2));
+    world.take(&Step::Final(1));
+    assert_eq!(world.record.settlement.status, Money::Accepted);
+    assert_eq!((world.record.lease().unwrap().provider, world.record.reservations), (provider.address, 0));
     world.finish();
 }
 
