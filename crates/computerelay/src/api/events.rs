@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
@@ -20,6 +20,7 @@ use store::{EventFilter, StoredEvent, StoredTask};
 use taskmarket::{Address, Status, TaskId};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::App;
@@ -84,18 +85,9 @@ pub(super) async fn requester_events(
     let live = app.market.subscribe();
     let newest = app.market.store().last_seq().await?;
     let asked = last_event_id(&headers)?.or(query.last_event_id);
-    let mut follower = Follower {
-        waiting: VecDeque::new(),
-        feed: Feed::Requester { requester: query.requester, caller: key, seen: HashMap::new() },
-        live: Some(live),
-        reports: None,
-        market: Arc::clone(&app.market),
-        last_seq: asked.unwrap_or(newest),
-        is_behind: true,
-        told_at: None,
-        too_slow: TOO_SLOW,
-        stopping: app.stopping.clone(),
-    };
+    let feed = Feed::Requester { requester: query.requester, caller: key, seen: HashMap::new() };
+    let market = Arc::clone(&app.market);
+    let mut follower = Follower::new(market, live, feed, asked.unwrap_or(newest), app.stopping.clone());
     // Who asks from now on learns where that is, and so can come back there before anything happened.
     follower.waiting.push_back(Told::Following { last_event_id: follower.last_seq });
     Ok(answer(follower))
@@ -107,19 +99,11 @@ fn answer(follower: Follower) -> Response {
 }
 
 async fn follow_task(app: &App, task: &StoredTask, after: u64) -> Result<Response, ApiError> {
-    let mut follower = Follower {
-        // The subscription comes before the reading, so that nothing falls between the two.
-        live: Some(app.market.subscribe()),
-        reports: Some(app.market.subscribe_reports()),
-        feed: Feed::Task { task_id: task.record.id, status: task.record.status() },
-        market: Arc::clone(&app.market),
-        last_seq: after,
-        is_behind: true,
-        waiting: VecDeque::new(),
-        told_at: None,
-        too_slow: TOO_SLOW,
-        stopping: app.stopping.clone(),
-    };
+    let feed = Feed::Task { task_id: task.record.id, status: task.record.status() };
+    // The subscription comes before the reading, so that nothing falls between the two.
+    let (live, market) = (app.market.subscribe(), Arc::clone(&app.market));
+    let mut follower = Follower::new(market, live, feed, after, app.stopping.clone());
+    follower.reports = Some(app.market.subscribe_reports());
     follower.read_store().await?;
     if follower.waiting.is_empty() && follower.is_over() {
         // Says to a browser's EventSource that there is no use in coming back.
@@ -162,10 +146,37 @@ struct Follower {
     /// When the last event was handed out.
     told_at: Option<Instant>,
     too_slow: Duration,
+    /// How long the store is not looked into while nothing is told that belongs here.
+    look_every: Duration,
+    next_look: Instant,
     stopping: CancellationToken,
 }
 
 impl Follower {
+    /// A follower of what comes after an event. The subscription must be older than whatever said which one that is.
+    fn new(
+        market: Arc<Market>,
+        live: broadcast::Receiver<Arc<Change>>,
+        feed: Feed,
+        last_seq: u64,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self {
+            market,
+            feed,
+            last_seq,
+            is_behind: true,
+            waiting: VecDeque::new(),
+            live: Some(live),
+            reports: None,
+            told_at: None,
+            too_slow: TOO_SLOW,
+            look_every: KEEP_ALIVE,
+            next_look: Instant::now() + KEEP_ALIVE,
+            stopping,
+        }
+    }
+
     fn into_stream(self) -> impl Stream<Item = Result<SseEvent, Infallible>> + Send {
         futures_util::stream::unfold(self, async |mut follower| {
             let told = follower.next().await?;
@@ -241,12 +252,14 @@ impl Follower {
                 }
                 Some(false)
             }
-            () = tokio::time::sleep(KEEP_ALIVE) => Some(true),
+            // What others have happen does not put it off.
+            () = sleep_until(self.next_look) => Some(true),
         }
     }
 
     /// Reads a page of what the store has after the last event.
     async fn read_store(&mut self) -> Result<(), ApiError> {
+        self.next_look = Instant::now() + self.look_every;
         let filter = match &self.feed {
             Feed::Task { task_id, .. } => EventFilter { task: Some(*task_id), requester: None },
             Feed::Requester { requester, .. } => EventFilter { task: None, requester: Some(*requester) },
@@ -345,6 +358,7 @@ mod tests {
     use super::*;
     use crate::artifacts::{ArtifactLocation, Artifacts};
     use crate::auth::AttemptTokens;
+    use crate::testing;
 
     fn told(id: u64) -> Told {
         Told::Event(Box::new(EventView {
@@ -357,24 +371,50 @@ mod tests {
         }))
     }
 
-    #[tokio::test]
-    async fn a_slow_follower_is_cut_and_told_where_to_come_back() {
-        let dir = tempfile::TempDir::new().unwrap();
+    async fn market(dir: &tempfile::TempDir) -> Arc<Market> {
         let store: Arc<dyn Store> = Arc::new(Sqlite::open(dir.path().join("store")).await.unwrap());
         let location = ArtifactLocation::from(dir.path().join("blobs"));
         let artifacts = Artifacts::open(&location, Arc::clone(&store), None, 1).await.unwrap();
-        let market = Market::new(store, artifacts, AttemptTokens::new([0; 32]), None);
+        Market::new(store, artifacts, AttemptTokens::new([0; 32]), None)
+    }
+
+    fn follower(market: &Arc<Market>, feed: Feed, last_seq: u64) -> Follower {
+        Follower::new(Arc::clone(market), market.subscribe(), feed, last_seq, CancellationToken::new())
+    }
+
+    #[tokio::test]
+    async fn what_was_not_told_is_found_however_much_others_have_happen() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let market = market(&dir).await;
+        let task = testing::task(&market);
+        let task_id = task.message.id(&taskmarket::Domain::UNSETTLED);
         let mut follower = Follower {
-            live: Some(market.subscribe()),
-            reports: None,
-            feed: Feed::Task { task_id: TaskId(B256::ZERO), status: Status::Open },
-            market,
-            last_seq: 9,
+            look_every: Duration::from_millis(300),
+            ..follower(&market, Feed::Task { task_id, status: Status::Open }, 0)
+        };
+        follower.read_store().await.unwrap();
+        let busy = Arc::clone(&market);
+        let others = tokio::spawn(async move {
+            loop {
+                let task = testing::task(&busy).verify(&taskmarket::Domain::UNSETTLED).unwrap();
+                busy.publish(task, store::KeyId::of_api_key("others")).await.unwrap();
+            }
+        });
+        testing::publish_untold(&market, &task).await;
+        let told = tokio::time::timeout(Duration::from_secs(20), follower.next()).await.expect("it is found");
+        assert!(matches!(told, Some(Told::Event(view)) if view.task_id == task_id));
+        others.abort();
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_cut_and_told_where_to_come_back() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let market = market(&dir).await;
+        let mut follower = Follower {
             is_behind: false,
             waiting: VecDeque::from([told(4), told(7), told(9)]),
-            told_at: None,
             too_slow: Duration::from_secs(1),
-            stopping: CancellationToken::new(),
+            ..follower(&market, Feed::Task { task_id: TaskId(B256::ZERO), status: Status::Open }, 9)
         };
         assert!(matches!(follower.next().await, Some(Told::Event(view)) if view.id == Some(4)));
         follower.told_at = Some(Instant::now());
