@@ -14,6 +14,7 @@ use rpc::keys::KeyView;
 use sha2::{Digest as _, Sha256};
 use store::{KeyId, NewKey, Scope, Store, StoreError, StoredKey};
 use taskmarket::Timestamp;
+use tokio::sync::watch;
 
 use crate::error::ApiError;
 
@@ -86,6 +87,8 @@ pub(crate) struct ApiKeys {
     fixed: Vec<([u8; 32], Caller)>,
     remembered: Mutex<Remembered>,
     used: Mutex<BTreeMap<(KeyId, u64), u64>>,
+    /// Set off by each revocation here.
+    revoked: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -112,7 +115,8 @@ impl ApiKeys {
             (sha256(key.expose()), Caller { id, requests_per_minute, tokens_per_minute, scopes })
         };
         let fixed = fixed.into_iter().map(of_command_line).collect();
-        Self { store, fixed, remembered: Mutex::default(), used: Mutex::default() }
+        let (remembered, used) = (Mutex::default(), Mutex::default());
+        Self { store, fixed, remembered, used, revoked: watch::Sender::new(()) }
     }
 
     /// Who a key is, if that is known without a look into the store.
@@ -183,6 +187,26 @@ impl ApiKeys {
         let mut remembered = self.remembered();
         remembered.revocations += 1;
         remembered.keys.retain(|_, found| found.caller.id != *id);
+        drop(remembered);
+        self.revoked.send_replace(());
+    }
+
+    /// Changes with each revocation here.
+    pub(crate) fn revocations(&self) -> watch::Receiver<()> {
+        self.revoked.subscribe()
+    }
+
+    /// How much longer a key that was found before is good at most; `None` where it is not any more.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(crate) async fn good_for(&self, id: &KeyId, now: Timestamp) -> Result<Option<Duration>, StoreError> {
+        if self.fixed.iter().any(|(_, caller)| caller.id == *id) {
+            return Ok(Some(Duration::MAX));
+        }
+        let key = self.store.key(id).await?.and_then(|stored| usable(stored, now).ok());
+        let left = |at: Timestamp| Duration::from_secs(at.since(now));
+        Ok(key.map(|key| key.expires_at.map_or(Duration::MAX, left)))
     }
 
     /// Counts a request.

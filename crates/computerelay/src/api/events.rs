@@ -11,12 +11,12 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use http::header::{ACCEPT, CACHE_CONTROL};
 use http::{HeaderMap, HeaderName, StatusCode};
 use rpc::error::ErrorCode;
 use rpc::tasks::{Entry, EventQuery, EventView, StreamPlace, TaskHistory};
-use store::{EventFilter, StoredEvent, StoredTask};
+use store::{EventFilter, KeyId, StoredEvent, StoredTask};
 use taskmarket::{Address, Status, TaskId};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::extract::{Key, Query, TaskPath};
+use super::lasting::lost;
 use super::reader::Reader;
 use crate::error::ApiError;
 use crate::keys::Caller;
@@ -52,7 +53,8 @@ pub(super) async fn events(
 ) -> Result<Response, ApiError> {
     let task = reader.find_whole(&app, id).await?;
     if wants_stream(&headers) {
-        return follow_task(&app, &task, last_event_id(&headers)?.unwrap_or(0)).await;
+        let key = reader.key_needed(&task);
+        return follow_task(&app, &task, last_event_id(&headers)?.unwrap_or(0), key).await;
     }
     let history = app.market.store().history(id).await?;
     let events = history.into_iter().map(event_view).collect();
@@ -85,20 +87,35 @@ pub(super) async fn requester_events(
     let live = app.market.subscribe();
     let newest = app.market.store().last_seq().await?;
     let asked = last_event_id(&headers)?.or(query.last_event_id);
+    let key_id = key.id.clone();
     let feed = Feed::Requester { requester: query.requester, caller: key, seen: HashMap::new() };
     let market = Arc::clone(&app.market);
     let mut follower = Follower::new(market, live, feed, asked.unwrap_or(newest), app.stopping.clone());
     // Who asks from now on learns where that is, and so can come back there before anything happened.
     follower.waiting.push_back(Told::Following { last_event_id: follower.last_seq });
-    Ok(answer(follower))
+    Ok(answer(&app, follower, Some(key_id)))
 }
 
-fn answer(follower: Follower) -> Response {
-    let stream = Sse::new(follower.into_stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+/// Streams to a client until all is told, and no longer than the key is good that lets it see that.
+fn answer(app: &App, follower: Follower, key: Option<KeyId>) -> Response {
+    let app = app.clone();
+    let lost = async move {
+        match key {
+            Some(key) => lost(app, key).await,
+            None => std::future::pending().await,
+        }
+    };
+    let stream = follower.into_stream().take_until(Box::pin(lost));
+    let stream = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     ([NO_BUFFERING, (CACHE_CONTROL, "no-store")], stream).into_response()
 }
 
-async fn follow_task(app: &App, task: &StoredTask, after: u64) -> Result<Response, ApiError> {
+async fn follow_task(
+    app: &App,
+    task: &StoredTask,
+    after: u64,
+    key: Option<KeyId>,
+) -> Result<Response, ApiError> {
     let feed = Feed::Task { task_id: task.record.id, status: task.record.status() };
     // The subscription comes before the reading, so that nothing falls between the two.
     let (live, market) = (app.market.subscribe(), Arc::clone(&app.market));
@@ -109,7 +126,7 @@ async fn follow_task(app: &App, task: &StoredTask, after: u64) -> Result<Respons
         // Says to a browser's EventSource that there is no use in coming back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(answer(follower))
+    Ok(answer(app, follower, key))
 }
 
 /// What a follower is told.

@@ -1,8 +1,5 @@
 //! `GET /v1/tasks/{id}/logs`: what a task's newest attempt says, from the host that runs it, to who published the task.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,6 +18,7 @@ use tokio::time::timeout;
 
 use super::App;
 use super::extract::{Key, Query, TaskPath};
+use super::lasting::{Seats, lost};
 use super::tasks::find_owned;
 use crate::error::ApiError;
 
@@ -53,10 +51,13 @@ pub(super) async fn logs(
     let of_key = app.logs.keys.take(key.id.clone(), MAX_OF_KEY).ok_or_else(|| full("API key's tasks"))?;
     let lines = app.hub.logs(&task, query.from, query.follow).await?;
     let stopping = app.stopping.clone();
-    // The seats last as long as the answer.
-    let lines = with_signs_of_life(lines).take_until(stopping.cancelled_owned()).inspect(move |_| {
-        let _ = (&of_task, &of_key);
-    });
+    // The seats last as long as the answer, and the answer no longer than its key.
+    let lines = with_signs_of_life(lines)
+        .take_until(stopping.cancelled_owned())
+        .take_until(Box::pin(lost(app.clone(), key.id)))
+        .inspect(move |_| {
+            let _ = (&of_task, &of_key);
+        });
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -85,70 +86,4 @@ fn with_signs_of_life(
             }
         }
     })
-}
-
-/// Seats that are taken, of each.
-#[derive(Debug)]
-struct Seats<K: Hash + Eq>(Arc<Mutex<HashMap<K, usize>>>);
-
-/// A seat that is taken until this is dropped.
-struct Seat<K: Hash + Eq> {
-    whose: K,
-    seats: Seats<K>,
-}
-
-impl<K: Hash + Eq> Clone for Seats<K> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<K: Hash + Eq> Default for Seats<K> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<K: Hash + Eq + Clone> Seats<K> {
-    fn take(&self, whose: K, max: usize) -> Option<Seat<K>> {
-        let mut taken = self.lock();
-        let count = taken.entry(whose.clone()).or_default();
-        if *count >= max {
-            return None;
-        }
-        *count += 1;
-        Some(Seat { whose, seats: self.clone() })
-    }
-}
-
-impl<K: Hash + Eq> Seats<K> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K: Hash + Eq> Drop for Seat<K> {
-    fn drop(&mut self) {
-        let mut taken = self.seats.lock();
-        if let Some(count) = taken.get_mut(&self.whose) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.whose);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seats_are_given_back() {
-        let seats = Seats::default();
-        let taken: Vec<_> = (0..3).map(|_| seats.take("a", 2)).collect();
-        assert!(taken[1].is_some() && taken[2].is_none() && seats.take("b", 1).is_some());
-        drop(taken);
-        assert!(seats.lock().is_empty());
-    }
 }

@@ -10,6 +10,7 @@ mod extract;
 mod inference;
 mod jsonrpc;
 mod keys;
+mod lasting;
 mod logs;
 mod mutations;
 mod observe;

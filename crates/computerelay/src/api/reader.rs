@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use rpc::READ_HEADER;
 use rpc::error::ErrorCode;
 use rpc::tasks::SignedMutation;
-use store::{Scope, StoredTask};
+use store::{KeyId, Scope, StoredTask};
 use taskmarket::{CLOCK_TOLERANCE_SECS, Domain, ReadTask, Signed, State, TaskId, TaskRecord, Timestamp};
 
 use super::App;
@@ -56,6 +56,12 @@ impl Reader {
             return Err(stranger());
         }
         Ok((task, is_whole))
+    }
+
+    /// The API key without which this reader could not see the task whole.
+    pub(super) fn key_needed(&self, task: &StoredTask) -> Option<KeyId> {
+        let by_signature = self.signed.as_ref().is_some_and(|signed| is_party(&task.record, signed));
+        self.key.as_ref().filter(|_| !by_signature).map(|key| key.id.clone())
     }
 
     /// The task, if there is one and this reader may see it whole.

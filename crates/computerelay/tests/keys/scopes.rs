@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use wallet::Wallet;
 
-use crate::rig::{KEY, Rig, answer, assert_error, now, signed, task};
+use crate::rig::{Follower, KEY, Rig, answer, assert_error, now, signed, task};
 
 async fn ask(rig: &Rig, method: Method, path: &str, key: &str) -> (StatusCode, Value) {
     answer(rig.bare(method, path).bearer_auth(key)).await
@@ -111,6 +111,45 @@ async fn a_revoked_key_is_refused_at_once() {
     let unknown = answer(rig.request(Method::DELETE, "/v1/keys/0123456789abcdef")).await;
     assert_error(&unknown, 404, "not_found");
     assert_error(&answer(rig.request(Method::DELETE, "/v1/keys/ALICE")).await, 400, "malformed_request");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn streams_end_with_their_key() {
+    let (rig, wallet) = (Rig::start().await, Wallet::random());
+    let scopes = json!(["tasks:write", "tasks:read"]);
+    let revoked = rig.make_key(&json!({ "name": "revoked", "scopes": scopes })).await;
+    let expires_at = now().plus(3);
+    let expiring = json!({ "name": "expiring", "scopes": scopes, "expires_at": expires_at });
+    let expiring = rig.make_key(&expiring).await;
+    let request = rig.bare(Method::POST, "/v1/tasks").bearer_auth(&revoked);
+    let (_, published) = answer(request.json(&signed(&wallet, &task(&wallet)))).await;
+    let of_task = format!("/v1/tasks/{}/events", published["task_id"].as_str().unwrap());
+    let of_all = format!("/v1/events?requester={}", wallet.address());
+    let mut followers = Vec::new();
+    for (path, key) in
+        [(&of_all, &revoked), (&of_task, &revoked), (&of_all, &expiring), (&of_task, &KEY.to_owned())]
+    {
+        let request = rig.bare(Method::GET, path).bearer_auth(key).header("accept", "text/event-stream");
+        let mut follower = Follower::of(request).await;
+        assert!(follower.next().await.is_some());
+        followers.push(follower);
+    }
+    let (_, listed) = rig.get("/v1/keys").await;
+    let keys = listed["keys"].as_array().unwrap();
+    let id = keys.iter().find(|key| key["name"] == "revoked").unwrap()["id"].as_str().unwrap();
+    assert_eq!(answer(rig.request(Method::DELETE, &format!("/v1/keys/{id}"))).await.0, StatusCode::OK);
+    let mut others = followers.split_off(3);
+    for mut follower in followers {
+        assert!(follower.next().await.is_none(), "its key is good no more");
+    }
+    assert!(now() >= expires_at);
+    let cancel = taskmarket::CancelTask {
+        task_id: published["task_id"].as_str().unwrap().parse().unwrap(),
+        issued_at: now(),
+    };
+    rig.mutate(&wallet, published["task_id"].as_str().unwrap(), "cancel", &cancel).await;
+    assert_eq!(others[0].next().await.unwrap().name, "cancelled", "another key's stream goes on");
     rig.stop().await;
 }
 
