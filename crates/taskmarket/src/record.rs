@@ -96,6 +96,12 @@ impl TaskRecord {
         self.status() == Status::Open && !self.awaits_money() && !self.is_reserved_out()
     }
 
+    /// Whether nothing can happen any more: neither to the work nor to money that the chain holds.
+    pub fn is_over(&self) -> bool {
+        let money = self.settlement.status;
+        self.status().is_final() && (money == Money::None || money.is_final())
+    }
+
     /// Whether so many acceptances of a settled task's next attempt came to nothing that the relay takes none any more: the chain alone
     /// gives it out.
     pub fn is_reserved_out(&self) -> bool {

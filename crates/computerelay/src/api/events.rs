@@ -116,7 +116,8 @@ async fn follow_task(
     after: u64,
     key: Option<KeyId>,
 ) -> Result<Response, ApiError> {
-    let feed = Feed::Task { task_id: task.record.id, status: task.record.status() };
+    let record = &task.record;
+    let feed = Feed::Task { task_id: record.id, status: record.status(), is_over: record.is_over() };
     // The subscription comes before the reading, so that nothing falls between the two.
     let (live, market) = (app.market.subscribe(), Arc::clone(&app.market));
     let mut follower = Follower::new(market, live, feed, after, app.stopping.clone());
@@ -141,8 +142,9 @@ enum Told {
 
 /// What is followed.
 enum Feed {
-    /// One task, to its end. `status` is the one after the last event that was read.
-    Task { task_id: TaskId, status: Status },
+    /// One task, until neither its work nor its money moves any more. `status` is the one after the last event that was read; with
+    /// `is_over`, all that was left to read when that was found is all that comes.
+    Task { task_id: TaskId, status: Status, is_over: bool },
     /// All tasks of a requester that the caller may see whole; those that were looked at lately are remembered.
     Requester { requester: Address, caller: Caller, seen: HashMap<TaskId, bool> },
 }
@@ -205,12 +207,12 @@ impl Follower {
     /// Whether the last event that can ever come was read.
     fn is_over(&self) -> bool {
         match &self.feed {
-            Feed::Task { status, .. } => status.is_final(),
+            Feed::Task { is_over, .. } => *is_over && !self.is_behind,
             Feed::Requester { .. } => false,
         }
     }
 
-    /// What comes next; `None` after the last event of a task that is final, and when the relay ends.
+    /// What comes next; `None` after the last event of a task that is over, and when the relay ends.
     async fn next(&mut self) -> Option<Told> {
         if let Some(cut) = self.cut() {
             return Some(cut);
@@ -262,7 +264,7 @@ impl Follower {
                 Err(RecvError::Closed) => None,
             },
             report = report => {
-                if let (Ok(report), Feed::Task { task_id, status }) = (report, &self.feed)
+                if let (Ok(report), Feed::Task { task_id, status, .. }) = (report, &self.feed)
                     && report.task_id == *task_id
                 {
                     self.waiting.push_back(Told::Event(Box::new(progress_view(report, *status))));
@@ -292,9 +294,21 @@ impl Follower {
             }
             self.is_behind = !is_end;
             if is_end || !self.waiting.is_empty() {
-                return Ok(());
+                return self.look_for_the_end().await;
             }
         }
+    }
+
+    /// Finds out whether a task is over whose work is. What was committed until then is still to be read.
+    async fn look_for_the_end(&mut self) -> Result<(), ApiError> {
+        if let Feed::Task { task_id, status, is_over } = &mut self.feed
+            && status.is_final()
+            && !*is_over
+        {
+            *is_over = self.market.task(*task_id).await?.is_some_and(|task| task.record.is_over());
+            self.is_behind |= *is_over;
+        }
+        Ok(())
     }
 
     async fn may_see(&mut self, event: &StoredEvent) -> Result<bool, ApiError> {
@@ -407,7 +421,7 @@ mod tests {
         let task_id = task.message.id(&taskmarket::Domain::UNSETTLED);
         let mut follower = Follower {
             look_every: Duration::from_millis(300),
-            ..follower(&market, Feed::Task { task_id, status: Status::Open }, 0)
+            ..follower(&market, Feed::Task { task_id, status: Status::Open, is_over: false }, 0)
         };
         follower.read_store().await.unwrap();
         let busy = Arc::clone(&market);
@@ -427,11 +441,12 @@ mod tests {
     async fn a_slow_follower_is_cut_and_told_where_to_come_back() {
         let dir = tempfile::TempDir::new().unwrap();
         let market = market(&dir).await;
+        let feed = Feed::Task { task_id: TaskId(B256::ZERO), status: Status::Open, is_over: false };
         let mut follower = Follower {
             is_behind: false,
             waiting: VecDeque::from([told(4), told(7), told(9)]),
             too_slow: Duration::from_secs(1),
-            ..follower(&market, Feed::Task { task_id: TaskId(B256::ZERO), status: Status::Open }, 9)
+            ..follower(&market, feed, 9)
         };
         assert!(matches!(follower.next().await, Some(Told::Event(view)) if view.id == Some(4)));
         follower.told_at = Some(Instant::now());

@@ -78,7 +78,8 @@ async fn paid_by_window_to_the_second() {
 async fn the_chains_time_closes_the_window() {
     let Some(world) = world().await else { return };
     let relay = Relay::start(&world).await;
-    let (_, id, until) = proven(&world, &relay, 3).await;
+    let (task, id, until) = proven(&world, &relay, 3).await;
+    let told = relay.follow(id);
     world.next_block_at(until - 1).await;
     world.mine(CONFIRMATIONS).await;
     assert_eq!(relay.task(id).await.status, Status::Submitted);
@@ -90,6 +91,12 @@ async fn the_chains_time_closes_the_window() {
     .await;
     assert_eq!(relay.task(id).await.settlement, "proven");
     relay.evidence(&world, id).await;
+    // Who follows the task hears of its money, too.
+    world.send(OTHER, &world.chain.calls().settle(&task)).await.unwrap();
+    relay.finally(&world, id, Money::Paid).await;
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), told).await.unwrap().unwrap();
+    let [work, money] = [r#""status":"completed""#, r#""change":"paid""#].map(|word| told.find(word));
+    assert!(work.is_some() && money > work, "{told}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use taskmarket::{Money, Task, TaskId};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use url::Url;
 
 use crate::chain::{REQUESTER, RESULT, World, eventually, result_hash};
@@ -115,6 +116,13 @@ impl Relay {
 
     pub(crate) async fn explain(&self, id: TaskId) -> String {
         self.get::<Explanation>(&format!("/v1/tasks/{id}/explain")).await.summary
+    }
+
+    /// Follows a task to the end of its stream, and answers all that was told.
+    pub(crate) fn follow(&self, id: TaskId) -> JoinHandle<String> {
+        let request = self.http.get(format!("{}/v1/tasks/{id}/events", self.url)).bearer_auth(KEY);
+        let request = request.header("accept", "text/event-stream");
+        tokio::spawn(async move { request.send().await.unwrap().text().await.unwrap() })
     }
 
     /// Waits until the task's money is there.
