@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, env = "ZORAI_RELAY_TLS_KEY", value_name = "FILE", requires = "tls_listen")]
     pub tls_key: Option<PathBuf>,
 
-    /// The relay's name, which providers sign for: letters, digits, `-`, `_` and `.`.
+    /// The relay's name, which providers sign for: letters, digits, `-`, `_` and `.`. Each relay of a shared store needs one of its own.
     #[arg(long, env = "ZORAI_RELAY_ID", default_value = "relay", value_name = "ID")]
     pub relay_id: String,
 

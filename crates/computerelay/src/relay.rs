@@ -9,6 +9,7 @@ use anyhow::Context;
 use daemon::ListenError;
 use store::{Postgres, Sqlite, Store};
 use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +33,10 @@ use crate::tls::Certificate;
 use crate::upkeep::{self, Keep};
 use crate::webhooks::Webhooks;
 
+/// How long to wait for the relay's id: its last holder may be about to end.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait between two tries.
+const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections that were dropped may take to notice, before the relay ends without them.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long streams whose providers were told to leave may take to say so to their clients.
@@ -86,6 +91,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
     let listener = bind(config.listen, "--listen").await?;
     let local_addr = listener.local_addr().context("the listener has no address")?;
     let (market, store) = open(&config).await?;
+    claim(&*store, &config.relay_id).await?;
     if config.api_keys.is_empty() && !keys::any_usable(&*store, market.now()).await? {
         return Err(Misuse::because(
             "without an API key nobody could publish tasks here",
@@ -148,6 +154,22 @@ async fn open(config: &Config) -> anyhow::Result<(Arc<Market>, Arc<dyn Store>)> 
     let tokens = AttemptTokens::new(store.secret(TOKEN_SECRET).await?);
     let chain = config.escrow.as_ref().map(|escrow| ChainView::new(escrow.domain, escrow.confirmations));
     Ok((Market::new(Arc::clone(&store), artifacts, tokens, chain), store))
+}
+
+/// Makes sure that no other relay of the store has this id: each would take the other's providers for its own.
+async fn claim(store: &dyn Store, relay_id: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + CLAIM_PATIENCE;
+    while !store.claim_relay(relay_id).await.context("the relay's id cannot be taken")? {
+        if Instant::now() >= deadline {
+            return Err(Misuse::because(
+                format!("another relay with the id {relay_id:?} runs on this store"),
+                "give each relay of a store an id of its own: --relay-id",
+            )
+            .into());
+        }
+        sleep(CLAIM_PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Opens a store, and makes it where there is none.

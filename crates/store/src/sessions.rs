@@ -30,6 +30,9 @@ pub trait Sessions: Send + Sync {
     /// Ends a session. `false` if it is unknown or has ended already; then nothing changes.
     async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError>;
 
+    /// Takes a relay's id for as long as the store is open: its sessions are nobody else's to end. `false` if another process has it.
+    async fn claim_relay(&self, relay_id: &str) -> Result<bool, StoreError>;
+
     /// Keeps that a relay lived at this time.
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError>;
 

@@ -8,6 +8,7 @@
 mod artifacts;
 mod attempts;
 mod chain;
+mod claim;
 mod failure;
 mod idempotency;
 mod keys;
@@ -25,7 +26,7 @@ mod writer;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,6 +38,7 @@ use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{Options, Store, StoreError, WriteStats};
+use claim::Claim;
 use failure::{Failed, connecting, is_lost, reading, why, writing};
 use listener::Listener;
 use writer::Writer;
@@ -58,9 +60,13 @@ type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 /// The store in a PostgreSQL database.
 pub struct Postgres {
     database: String,
+    config: Config,
+    tls: MakeRustlsConnect,
     pool: Pool,
     writer: Writer,
     listener: Listener,
+    /// The relay's id, once it is taken.
+    claim: Mutex<Option<Claim>>,
     /// Changes whenever events may have been committed, here or by another relay.
     committed: watch::Sender<()>,
 }
@@ -104,8 +110,9 @@ impl Postgres {
         drop(client);
         let committed = watch::Sender::new(());
         let writer = Writer::start(writers, &options)?;
-        let listener = Listener::start(config, tls, committed.clone());
-        Ok(Self { database, pool, writer, listener, committed })
+        let listener = Listener::start(config.clone(), tls.clone(), committed.clone());
+        let claim = Mutex::default();
+        Ok(Self { database, config, tls, pool, writer, listener, claim, committed })
     }
 
     /// What this store's writer has done since it was opened.
@@ -164,6 +171,7 @@ impl Store for Postgres {
         self.listener.stop();
         self.writer.close().await;
         self.pool.close();
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

@@ -1,10 +1,13 @@
 //! The sessions of providers' hosts.
 
+use std::sync::PoisonError;
+
 use async_trait::async_trait;
 use taskmarket::{Address, Bytes32, NodeStatus, Timestamp};
 use tokio_postgres::Row;
 
 use super::Postgres;
+use super::claim::Claim;
 use super::row::RowExt;
 use crate::row::to_sql;
 use crate::sessions::{PRUNED_AT_ONCE, SUPERSEDED, parse_node_status};
@@ -42,6 +45,16 @@ impl Sessions for Postgres {
     async fn close_session(&self, session_id: &str, at: Timestamp, reason: &str) -> Result<bool, StoreError> {
         let sql = "UPDATE sessions SET ended_at = $2, reason = $3 WHERE session_id = $1 AND ended_at IS NULL";
         Ok(self.execute(sql, &[&session_id, &to_sql(at.unix()), &reason]).await? > 0)
+    }
+
+    async fn claim_relay(&self, relay_id: &str) -> Result<bool, StoreError> {
+        let claim = Claim::take(self.config.clone(), self.tls.clone(), relay_id.to_owned()).await?;
+        let is_ours = claim.is_some();
+        // One that is held already stays so where another is refused.
+        if is_ours {
+            *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = claim;
+        }
+        Ok(is_ours)
     }
 
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::{
-    Commit, EventFilter, NewWebhook, Options, Placement, Postgres, Published, StoreError, Tasks, Webhooks,
+    Commit, EventFilter, NewWebhook, Options, Placement, Postgres, Published, Sessions, Store, StoreError,
+    Tasks, Webhooks,
 };
 use taskmarket::TaskId;
 use tokio::task::JoinSet;
@@ -139,6 +140,40 @@ async fn of_two_relays_one_takes_each_attempt() {
     assert!(events.iter().map(|event| event.seq).eq(1..=2 * RACES), "no place is empty");
     let counts = stores[1].counts().await.unwrap();
     assert_eq!(counts[&taskmarket::Status::Accepted], RACES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relays_id_is_one_process_s_at_a_time() {
+    let server = Server::start(Durability::None);
+    let url = server.database();
+    let [one, two] = [1, 2].map(|_| Postgres::connect(&url));
+    let (one, two) = (one.await.unwrap(), two.await.unwrap());
+    assert!(one.claim_relay("hz-1").await.unwrap());
+    assert!(!two.claim_relay("hz-1").await.unwrap());
+    assert!(two.claim_relay("jp-2").await.unwrap());
+
+    // A session that is lost is made again, unless somebody else was faster.
+    let admin = client(&url).await;
+    let holders =
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+    let lost: Vec<i32> = admin.query(holders, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(lost.len(), 2);
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid <> ALL($1)";
+    let again = async {
+        while admin.query_one(held, &[&lost]).await.unwrap().get::<_, i64>(0) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("both hold their ids again");
+    assert!(!two.claim_relay("hz-1").await.unwrap());
+
+    one.close().await;
+    let freed = async {
+        while !two.claim_relay("hz-1").await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), freed).await.expect("it is free again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
