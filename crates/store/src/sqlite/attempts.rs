@@ -76,7 +76,13 @@ pub(super) fn change(
             connection
                 .prepare_cached(
                     "INSERT INTO attempts (task, attempt, provider, node, session_id, accepted_at, dispatch_ms)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                     -- One of a settled task that the chain never bound may be taken once more.
+                     ON CONFLICT DO UPDATE
+                         SET node = coalesce(excluded.node, node), session_id = excluded.session_id,
+                             accepted_at = excluded.accepted_at, dispatch_ms = excluded.dispatch_ms,
+                             ended_at = NULL, outcome = NULL
+                         WHERE ended_at IS NOT NULL",
                 )?
                 .execute(params![
                     task,

@@ -33,6 +33,7 @@ macro_rules! each_case {
             sessions::old_sessions_are_removed_and_open_ones_never
             sessions::commits_keep_attempts_and_how_they_end
             sessions::each_attempt_at_a_task_is_kept
+            sessions::an_attempt_that_is_taken_once_more_lasts_again
             sessions::only_a_newer_host_status_counts
             sessions::secrets_are_made_once
             artifacts::the_first_word_on_an_artifact_stays

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use store::{NewSession, Outcome, Placement, SUPERSEDED, Store, StoredAttempt};
-use taskmarket::{B256, Bytes32, Event, NodeStatus, ReleaseReason};
+use taskmarket::{B256, Bytes32, Event, NodeStatus, ReleaseReason, TaskRecord};
 use tokio::task::JoinSet;
 
 use crate::fixtures::{
@@ -218,6 +218,35 @@ pub(crate) async fn commits_keep_attempts_and_how_they_end(store: Arc<dyn Store>
     assert_eq!(store.attempts(address(7), at(0), 2).await.unwrap(), expected[..2]);
     assert_eq!(store.attempts(address(7), at(41), 100).await.unwrap(), expected[..3]);
     assert_eq!(store.attempts(address(8), at(0), 100).await.unwrap(), []);
+}
+
+pub(crate) async fn an_attempt_that_is_taken_once_more_lasts_again(store: Arc<dyn Store>) {
+    let mut record = publish(&*store, task(1), at(0)).await;
+    let taken = async |record: &mut TaskRecord, seconds, session: Option<&str>| {
+        let accept = accepted(record, address(7), at(600));
+        // As in a settled task, whose attempts the chain counts.
+        let Event::Accepted(mut accept) = accept else { panic!("{accept:?}") };
+        accept.message.attempt = 1;
+        let placement =
+            session.map(|id| Placement { session_id: Some(id.into()), ..Placement::from(node(3)) });
+        commit_placed(&*store, record, at(seconds), vec![Event::Accepted(accept)], placement).await;
+    };
+    taken(&mut record, 1, Some("first")).await;
+    let released = Event::Released { attempt: 1, reason: ReleaseReason::SessionLost };
+    commit(&*store, &mut record, at(2), vec![released], None).await;
+    taken(&mut record, 3, Some("second")).await;
+    let kept = async || store.attempts(address(7), at(0), 10).await.unwrap();
+    let view = |kept: &[StoredAttempt]| {
+        let [attempt] = kept else { panic!("{kept:?}") };
+        (attempt.accepted_at, attempt.session_id.clone(), attempt.node_id, attempt.ended)
+    };
+    assert_eq!(view(&kept().await), (at(3), Some("second".into()), Some(node(3)), None));
+    // Said again while it lasts, it is the same.
+    taken(&mut record, 4, None).await;
+    assert_eq!(view(&kept().await), (at(3), Some("second".into()), Some(node(3)), None));
+    let proof = submitted(&record, address(7));
+    commit(&*store, &mut record, at(5), vec![proof], None).await;
+    assert_eq!(view(&kept().await).3, Some((at(5), Outcome::Proven)));
 }
 
 pub(crate) async fn each_attempt_at_a_task_is_kept(store: Arc<dyn Store>) {
