@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{App, Attempts, BodyLimits, ChatTasks, LogReaders, Shared, router};
+use crate::api::{App, Attempts, BodyLimits, ChatTasks, EventStreams, LogReaders, Shared, router};
 use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::chain::{self, ChainView, EscrowConfig};
@@ -118,6 +118,7 @@ pub async fn build(config: Config) -> anyhow::Result<Relay> {
         webhooks,
         attempts: Attempts::new(config.max_artifact_bytes),
         logs: LogReaders::default(),
+        streams: EventStreams::default(),
         chat_tasks: ChatTasks::default(),
         answers: idempotency::Room::default(),
         limits: BodyLimits {

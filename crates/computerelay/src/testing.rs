@@ -10,7 +10,11 @@ use crate::market::Market;
 
 /// A task that any host fits, open for an hour, unlike any other.
 pub(crate) fn task(market: &Market) -> Signed<Task> {
-    let requester = Wallet::random();
+    task_of(market, &Wallet::random())
+}
+
+/// Such a task of this requester.
+pub(crate) fn task_of(market: &Market, requester: &Wallet) -> Signed<Task> {
     let task = Task {
         requester: requester.address(),
         model_cid: "https://models.example/m.wasm".parse().unwrap(),

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::extract::{Key, Query, TaskPath};
-use super::lasting::lost;
+use super::lasting::{Seat, Seats, lost};
 use super::reader::Reader;
 use crate::error::ApiError;
 use crate::keys::Caller;
@@ -33,8 +33,10 @@ use crate::market::{Change, Market, Report, event_view};
 
 /// How often a silent stream shows that it lives, and looks into the store in case it missed something.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Events that are read from the store at a time.
-const READ_EVENTS: usize = 500;
+/// Events that are read from the store at a time, and are all that a follower holds. The largest, a task as published, has some 25 KiB.
+const READ_EVENTS: usize = 16;
+/// Streams of events with one API key at once, or by one signer.
+const MAX_STREAMS: usize = 1024;
 /// How long a follower may take over one event before it is cut off, to come back later from where it was.
 const TOO_SLOW: Duration = Duration::from_secs(30);
 /// Tasks of which a follower remembers whether it may see them.
@@ -43,6 +45,10 @@ const REMEMBERED_TASKS: usize = 1024;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Proxies that buffer would hold events back.
 const NO_BUFFERING: (HeaderName, &str) = (HeaderName::from_static("x-accel-buffering"), "no");
+
+/// Who follows events now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EventStreams(Seats<Whose>);
 
 /// `GET /v1/tasks/{id}/events`
 pub(super) async fn events(
@@ -53,8 +59,8 @@ pub(super) async fn events(
 ) -> Result<Response, ApiError> {
     let task = reader.find_whole(&app, id).await?;
     if wants_stream(&headers) {
-        let key = reader.key_needed(&task);
-        return follow_task(&app, &task, last_event_id(&headers)?.unwrap_or(0), key).await;
+        let after = last_event_id(&headers)?.unwrap_or(0);
+        return follow_task(&app, &task, after, (reader.key_needed(&task), reader.whose())).await;
     }
     let history = app.market.store().history(id).await?;
     let events = history.into_iter().map(event_view).collect();
@@ -93,11 +99,28 @@ pub(super) async fn requester_events(
     let mut follower = Follower::new(market, live, feed, asked.unwrap_or(newest), app.stopping.clone());
     // Who asks from now on learns where that is, and so can come back there before anything happened.
     follower.waiting.push_back(Told::Following { last_event_id: follower.last_seq });
-    Ok(answer(&app, follower, Some(key_id)))
+    let seat = seat(&app, Whose::Key(key_id.clone()))?;
+    Ok(answer(&app, follower, Some(key_id), seat))
+}
+
+/// Whose streams of events are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Whose {
+    /// Those with an API key.
+    Key(KeyId),
+    /// Those by a signature.
+    Signer(Address),
+}
+
+fn seat(app: &App, whose: Whose) -> Result<Seat<Whose>, ApiError> {
+    app.streams.0.take(whose, MAX_STREAMS).ok_or_else(|| {
+        let message = format!("no more than {MAX_STREAMS} streams of events at once with one API key");
+        ApiError::new(ErrorCode::RateLimited, message)
+    })
 }
 
 /// Streams to a client until all is told, and no longer than the key is good that lets it see that.
-fn answer(app: &App, follower: Follower, key: Option<KeyId>) -> Response {
+fn answer(app: &App, follower: Follower, key: Option<KeyId>, seat: Seat<Whose>) -> Response {
     let app = app.clone();
     let lost = async move {
         match key {
@@ -105,7 +128,10 @@ fn answer(app: &App, follower: Follower, key: Option<KeyId>) -> Response {
             None => std::future::pending().await,
         }
     };
-    let stream = follower.into_stream().take_until(Box::pin(lost));
+    // The seat lasts as long as the answer.
+    let stream = follower.into_stream().take_until(Box::pin(lost)).inspect(move |_| {
+        let _ = &seat;
+    });
     let stream = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     ([NO_BUFFERING, (CACHE_CONTROL, "no-store")], stream).into_response()
 }
@@ -114,7 +140,7 @@ async fn follow_task(
     app: &App,
     task: &StoredTask,
     after: u64,
-    key: Option<KeyId>,
+    (key, whose): (Option<KeyId>, Whose),
 ) -> Result<Response, ApiError> {
     let record = &task.record;
     let feed = Feed::Task { task_id: record.id, status: record.status(), is_over: record.is_over() };
@@ -127,7 +153,8 @@ async fn follow_task(
         // Says to a browser's EventSource that there is no use in coming back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(answer(app, follower, key))
+    let seat = seat(app, whose)?;
+    Ok(answer(app, follower, key, seat))
 }
 
 /// What a follower is told.
@@ -411,6 +438,28 @@ mod tests {
 
     fn follower(market: &Arc<Market>, feed: Feed, last_seq: u64) -> Follower {
         Follower::new(Arc::clone(market), market.subscribe(), feed, last_seq, CancellationToken::new())
+    }
+
+    #[tokio::test]
+    async fn a_follower_holds_a_page_and_misses_nothing() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let market = market(&dir).await;
+        let tasks = 2 * READ_EVENTS + 1;
+        let requester = wallet::Wallet::random();
+        for _ in 0..tasks {
+            let task = testing::task_of(&market, &requester);
+            testing::publish_untold(&market, &task).await;
+        }
+        let (store, key) = (Sqlite::open(dir.path().join("keys")).await.unwrap(), daemon::Secret::new("k"));
+        let keys = crate::keys::ApiKeys::new(Arc::new(store), [&key]);
+        let caller = keys.recall(&crate::keys::Presented::new("k"), market.now()).unwrap();
+        let feed = Feed::Requester { requester: requester.address(), caller, seen: HashMap::new() };
+        let mut follower = follower(&market, feed, 0);
+        for seq in 1..=tasks as u64 {
+            let told = follower.next().await;
+            assert!(matches!(told, Some(Told::Event(view)) if view.id == Some(seq)));
+            assert!(follower.waiting.len() < READ_EVENTS);
+        }
     }
 
     #[tokio::test]

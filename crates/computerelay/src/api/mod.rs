@@ -48,6 +48,7 @@ use crate::metrics::Metrics;
 use crate::webhooks::Webhooks;
 pub(crate) use attempts::Attempts;
 pub(crate) use chat_task::ChatTasks;
+pub(crate) use events::EventStreams;
 pub(crate) use extract::read;
 pub(crate) use logs::LogReaders;
 pub(crate) use observe::guarded;
@@ -81,6 +82,8 @@ pub(crate) struct Shared {
     pub(crate) attempts: Attempts,
     /// Who reads logs now.
     pub(crate) logs: LogReaders,
+    /// Who follows events now.
+    pub(crate) streams: EventStreams,
     /// Chat requests that wait for their tasks.
     pub(crate) chat_tasks: ChatTasks,
     /// Answers to be kept for their idempotency keys.

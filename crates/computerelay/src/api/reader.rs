@@ -11,6 +11,7 @@ use store::{KeyId, Scope, StoredTask};
 use taskmarket::{CLOCK_TOLERANCE_SECS, Domain, ReadTask, Signed, State, TaskId, TaskRecord, Timestamp};
 
 use super::App;
+use super::events::Whose;
 use super::extract::require_scope;
 use super::tasks::find;
 use crate::error::ApiError;
@@ -56,6 +57,14 @@ impl Reader {
             return Err(stranger());
         }
         Ok((task, is_whole))
+    }
+
+    /// Whose reading it counts as.
+    pub(super) fn whose(&self) -> Whose {
+        match (&self.key, &self.signed) {
+            (Some(key), _) => Whose::Key(key.id.clone()),
+            (None, signed) => Whose::Signer(signed.as_ref().map(|read| read.reader).unwrap_or_default()),
+        }
     }
 
     /// The API key without which this reader could not see the task whole.
