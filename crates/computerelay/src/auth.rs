@@ -25,6 +25,8 @@ use crate::limits::{Buckets, Standing, network};
 const TOKEN_PREFIX: &str = "zat_";
 /// Who has no good key, as a refusal calls them.
 const ANONYMOUS: &str = "without a good API key an address";
+/// Where attempt tokens are good for anything.
+const ARTIFACTS: &str = "/v1/artifacts/";
 /// The name under which the store keeps the key of attempt tokens.
 pub(crate) const TOKEN_SECRET: &str = "attempt-token";
 
@@ -80,9 +82,14 @@ impl Access {
     }
 
     /// Finds out who asks, and takes the request out of what they may ask.
-    async fn admit(&self, headers: &HeaderMap, peer: IpAddr, now: Timestamp) -> Admission {
+    ///
+    /// Attempt tokens hold for ever, and open nothing but artifacts: elsewhere who sends one is anonymous.
+    async fn admit(&self, headers: &HeaderMap, path: &str, peer: IpAddr, now: Timestamp) -> Admission {
         let Some(token) = bearer(headers) else { return self.anonymous(peer, Identity::none()) };
         if self.tokens.check(token).is_some() {
+            if !path.starts_with(ARTIFACTS) {
+                return self.anonymous(peer, Identity::none());
+            }
             return Admission { identity: Identity::none(), standing: None, refused: None };
         }
         let key = Presented::new(token);
@@ -140,7 +147,7 @@ impl Access {
         peer: Option<Peer>,
         now: Timestamp,
     ) -> Result<Identity, ApiError> {
-        let admission = self.admit(headers, address(peer), now).await;
+        let admission = self.admit(headers, "", address(peer), now).await;
         admission.refused.map_or(Ok(admission.identity), Err)
     }
 }
@@ -159,7 +166,8 @@ struct Admission {
 /// Every request passes here: who asks is found out once, and who asks too often is sent away.
 pub(crate) async fn identify(State(app): State<App>, mut request: Request<Body>, next: Next) -> Response {
     let peer = address(request.extensions().get().copied());
-    let admission = app.access.admit(request.headers(), peer, app.market.now()).await;
+    let path = request.uri().path();
+    let admission = app.access.admit(request.headers(), path, peer, app.market.now()).await;
     let mut response = match admission.refused {
         Some(refused) => refused.into_response(),
         None => {
@@ -290,6 +298,30 @@ mod tests {
             assert_eq!(tokens.check(&forged), None, "{forged}");
         }
         assert!(!format!("{tokens:?}").contains('7'));
+    }
+
+    #[tokio::test]
+    async fn a_token_lifts_the_limit_for_artifacts_only() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = std::sync::Arc::new(store::Sqlite::open(dir.path()).await.unwrap());
+        let tokens = AttemptTokens::new([7; 32]);
+        let access = Access::new(ApiKeys::new(store, []), tokens.clone(), Some(2));
+        let token = tokens.mint(&Grant {
+            task_id: TaskId(B256::ZERO),
+            attempt: 1,
+            provider: Address::ZERO,
+            node_id: Bytes32(B256::ZERO),
+        });
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+        let admitted = async |path: &str| {
+            let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            access.admit(&headers, path, peer, Timestamp::MAX).await.refused.is_none()
+        };
+        for (path, expected) in [("/v1/info", true), ("/v1/tasks", true), ("/v1/info", false), ("", false)] {
+            assert_eq!(admitted(path).await, expected, "{path}");
+        }
+        assert!(admitted("/v1/artifacts/00").await);
     }
 
     #[test]
