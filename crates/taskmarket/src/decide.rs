@@ -313,7 +313,7 @@ fn proof(
     if message.started_at > message.finished_at || message.finished_at > now.plus(CLOCK_TOLERANCE_SECS) {
         return Err(invalid("finished_at", "not before started_at, and not in the future"));
     }
-    if message.gpu_name.len() > MAX_GPU_NAME_BYTES || message.gpu_name.chars().any(char::is_control) {
+    if !is_gpu_name(&message.gpu_name) {
         return Err(invalid("gpu_name", format!("at most {MAX_GPU_NAME_BYTES} printable bytes")));
     }
     Ok(Some(Event::Submitted(proof.signed().clone())))
@@ -379,6 +379,11 @@ fn dispute(
         | State::Expired
         | State::Failed => Err(conflict(record, "there is no result to dispute")),
     }
+}
+
+/// Whether a GPU may be called so, or asked for by this.
+pub fn is_gpu_name(name: &str) -> bool {
+    name.len() <= MAX_GPU_NAME_BYTES && !name.chars().any(char::is_control)
 }
 
 fn check_complaint(message: &DisputeTask) -> Result<(), Rejection> {

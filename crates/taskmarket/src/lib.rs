@@ -41,8 +41,8 @@ pub use chain::{ChainChange, ChainFact, ChainHead, chain_due, elapse_on_chain, o
 pub use decide::{
     ALL_BPS, CLOCK_TOLERANCE_SECS, LEASE_MARGIN_SECS, MAX_ATTEMPTS, MAX_CODE_BYTES, MAX_DEADLINE_SECS,
     MAX_DURATION_SECS, MAX_GPU_COUNT, MAX_GPU_NAME_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES,
-    MAX_RESERVATIONS, MAX_WINDOW_SECS, MIN_LEASE_SECS, Mutation, Rejection, decide, elapse, latest_lease,
-    next_due, release,
+    MAX_RESERVATIONS, MAX_WINDOW_SECS, MIN_LEASE_SECS, Mutation, Rejection, decide, elapse, is_gpu_name,
+    latest_lease, next_due, release,
 };
 pub use eip712::{Domain, Message, Signature, SignatureError, Signed, Verified};
 pub use event::{Event, Recorded, ReleaseReason, ReplayError, Word, apply, replay};

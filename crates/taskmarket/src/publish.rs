@@ -2,7 +2,7 @@
 
 use crate::decide::{
     MAX_ATTEMPTS, MAX_DEADLINE_SECS, MAX_DURATION_SECS, MAX_GPU_COUNT, MAX_GPU_NAME_BYTES, MAX_WINDOW_SECS,
-    Rejection, invalid,
+    Rejection, invalid, is_gpu_name,
 };
 use crate::eip712::Verified;
 use crate::event::found;
@@ -32,7 +32,7 @@ fn check_config(task: &Task) -> Result<(), Rejection> {
     if let Err(error) = Params::parse(config.runtime, &config.params) {
         return Err(invalid("config.params", error.to_string()));
     }
-    if config.gpu_type.len() > MAX_GPU_NAME_BYTES || config.gpu_type.chars().any(char::is_control) {
+    if !is_gpu_name(&config.gpu_type) {
         return Err(invalid("config.gpu_type", format!("at most {MAX_GPU_NAME_BYTES} printable bytes")));
     }
     if config.gpu_count > MAX_GPU_COUNT {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use rpc::error::ErrorCode;
 use rpc::tasks::{Explanation, PublishTask, PublishedTask, TaskPage, TaskQuery, TaskView};
 use store::{StoredTask, TaskFilter};
-use taskmarket::{Address, Domain, Signed, Status, TaskId};
+use taskmarket::{Address, Domain, MAX_GPU_NAME_BYTES, Signed, Status, TaskId};
 
 use super::extract::{Json, Key, Query, TaskPath};
 use super::reader::Reader;
@@ -98,6 +98,10 @@ pub(super) async fn page(app: &App, key: &Caller, query: TaskQuery) -> Result<Ta
     if !(1..=MAX_PAGE).contains(&limit) {
         let message = format!("limit: 1 to {MAX_PAGE}");
         return Err(ApiError::new(ErrorCode::InvalidField, message).with_param("limit"));
+    }
+    if query.gpu_type.as_ref().is_some_and(|name| !taskmarket::is_gpu_name(name)) {
+        let message = format!("gpu_type: at most {MAX_GPU_NAME_BYTES} printable bytes");
+        return Err(ApiError::new(ErrorCode::InvalidField, message).with_param("gpu_type"));
     }
     let cursor = query.cursor.as_deref().map(str::parse).transpose()?;
     let filter = TaskFilter {

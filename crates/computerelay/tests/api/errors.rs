@@ -36,6 +36,18 @@ async fn a_key_is_asked_for_before_anything_is_read() {
 }
 
 #[tokio::test]
+async fn what_no_gpu_is_called_is_not_looked_for() {
+    let rig = Rig::start().await;
+    for name in ["%00".to_owned(), "a%0Ab".to_owned(), "a".repeat(129)] {
+        let refused = rig.get(&format!("/v1/tasks?gpu_type={name}")).await;
+        assert_error(&refused, 400, "invalid_field");
+        assert_eq!(refused.1["error"]["param"], "gpu_type");
+    }
+    assert_eq!(rig.get(&format!("/v1/tasks?gpu_type={}", "a".repeat(128))).await.0, StatusCode::OK);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn hostile_json_is_refused_and_named() {
     let (rig, wallet) = (Rig::start().await, Wallet::random());
     let good = serde_json::to_value(signed(&wallet, &task(&wallet))).unwrap();
