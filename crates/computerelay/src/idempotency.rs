@@ -47,6 +47,10 @@ const PATIENCE: HeaderValue = HeaderValue::from_static("1");
 #[derive(Debug, Clone)]
 pub(crate) struct KeptBody(pub(crate) Bytes);
 
+/// Marks an answer that is not kept: nothing was changed, and whoever asks again wants to know anew.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unkept;
+
 /// Whose request it is, and what its sender calls it.
 struct Name {
     owner: KeyId,
@@ -202,7 +206,7 @@ async fn kept(response: Response, name: &Name) -> (Response, Option<StoredAnswer
         && !matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
     // Streams do not know their length, and are not waited for.
     let is_small = response.body().size_hint().upper().is_some_and(|size| size <= MAX_KEPT_BYTES);
-    if !is_final || !is_small {
+    if !is_final || !is_small || response.extensions().get::<Unkept>().is_some() {
         return (response, None);
     }
     let (parts, body) = response.into_parts();
@@ -260,6 +264,13 @@ mod tests {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), larger);
         let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>("a")]);
         assert!(!is_kept(StatusCode::OK, Body::from_stream(pieces)).await);
+    }
+
+    #[tokio::test]
+    async fn what_is_marked_is_not_kept() {
+        let mut response = Body::from("x").into_response();
+        response.extensions_mut().insert(Unkept);
+        assert!(kept(response).await.1.is_none());
     }
 
     #[tokio::test]

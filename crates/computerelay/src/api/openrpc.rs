@@ -48,6 +48,16 @@ pub(super) enum Access {
     Anybody,
 }
 
+impl Access {
+    /// Whether such a call may change something.
+    pub(super) fn may_change(self) -> bool {
+        match self {
+            Self::Key(Scope::TasksWrite | Scope::Inference | Scope::Admin) | Self::Signature => true,
+            Self::Key(Scope::TasksRead) | Self::Anybody => false,
+        }
+    }
+}
+
 struct Param {
     name: &'static str,
     is_required: bool,

@@ -160,6 +160,25 @@ async fn without_an_api_key_nothing_is_kept() {
 }
 
 #[tokio::test]
+async fn what_json_rpc_reads_is_not_kept() {
+    let (rig, wallet) = (Rig::start().await, Wallet::random());
+    let call = async |key: &str, body: Value| {
+        let request = rig.request(Method::POST, "/rpc").header(HEADER, key).json(&body);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        is_replayed(&response)
+    };
+    let read = json!({ "jsonrpc": "2.0", "id": 1, "method": "zor_getOpenTasks" });
+    assert!(!call("one", read.clone()).await && !call("one", read.clone()).await);
+    let body = signed(&wallet, &task(&wallet));
+    let params = json!({ "task": body.task, "signature": body.signature });
+    let write = json!({ "jsonrpc": "2.0", "id": 1, "method": "zor_publishTask", "params": params });
+    let batch = json!([read, write]);
+    assert!(!call("two", batch.clone()).await && call("two", batch).await);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_new_api_key_is_not_kept() {
     let rig = Rig::start().await;
     let body = json!({ "name": "a", "scopes": ["inference"] });

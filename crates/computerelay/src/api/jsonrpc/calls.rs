@@ -33,6 +33,8 @@ pub(super) struct Calls<'a> {
     sender: &'a Sender,
     /// What the message's first call goes by: finding out who sent the request took it out of what they may ask.
     admitted: Option<Identity>,
+    /// Whether any of them may have changed something.
+    pub(super) may_change: bool,
 }
 
 /// One entry of a batch, or a message that is none.
@@ -47,11 +49,11 @@ enum Entry<'a> {
 impl<'a> Calls<'a> {
     /// Carries out calls of this sender.
     pub(super) fn new(endpoint: &'a Endpoint, sender: &'a Sender) -> Self {
-        Self { endpoint, sender, admitted: sender.identity.clone() }
+        Self { endpoint, sender, admitted: sender.identity.clone(), may_change: false }
     }
 
     /// Carries out a message; answers nothing to notifications alone. The calls of a batch are carried out one after another.
-    pub(super) async fn carry_out(mut self, message: &[u8]) -> Option<MethodResponse> {
+    pub(super) async fn carry_out(&mut self, message: &[u8]) -> Option<MethodResponse> {
         let Ok(json) = serde_json::from_slice::<&RawValue>(message) else {
             return Some(wrong(Id::Null, PARSE_ERROR_CODE, "this is not JSON"));
         };
@@ -107,6 +109,7 @@ impl<'a> Calls<'a> {
             identity.caller()?.require(scope)?;
         }
         known.check(params.as_deref())?;
+        self.may_change |= known.access.may_change();
         tracing::debug!(method = known.name, "called");
         extensions.insert(CalledBy(identity.maybe().cloned()));
         let params = Params::new(params.as_ref().map(|params| params.get())).into_owned();

@@ -28,6 +28,7 @@ use super::App;
 use super::extract::{check_content_type, read};
 use crate::auth::{Identity, Peer};
 use crate::error::ApiError;
+use crate::idempotency::Unkept;
 use calls::Calls;
 
 /// Where JSON-RPC is served.
@@ -92,22 +93,30 @@ async fn post(State(endpoint): State<Endpoint>, request: Request<Body>) -> Respo
         Ok(message) => endpoint.answer(&message, &sender).await,
         Err(error) => Err(error),
     };
-    match answer {
-        Ok(Some(answer)) => ([(CONTENT_TYPE, JSON)], answer).into_response(),
-        Ok(None) => StatusCode::NO_CONTENT.into_response(),
-        Err(error) => refusal(error),
+    let (answer, may_change) = match answer {
+        Ok(answer) => answer,
+        Err(error) => return refusal(error),
+    };
+    let mut response = match answer {
+        Some(answer) => ([(CONTENT_TYPE, JSON)], answer).into_response(),
+        None => StatusCode::NO_CONTENT.into_response(),
+    };
+    if !may_change {
+        response.extensions_mut().insert(Unkept);
     }
+    response
 }
 
 impl Endpoint {
-    /// Carries one message out, single or batch; answers the answer's JSON, or nothing to a notification.
+    /// Carries one message out, single or batch; answers the answer's JSON, or nothing to a notification, and whether any call may have
+    /// changed something.
     ///
     /// # Errors
     /// 503 where it took too long as a whole; what is wrong with the message or its calls is part of the answer.
-    async fn answer(&self, message: &[u8], sender: &Sender) -> Result<Option<String>, ApiError> {
-        let work = Calls::new(self, sender).carry_out(message);
-        match tokio::time::timeout(MESSAGE_DEADLINE, work).await {
-            Ok(answer) => Ok(answer.map(json)),
+    async fn answer(&self, message: &[u8], sender: &Sender) -> Result<(Option<String>, bool), ApiError> {
+        let mut calls = Calls::new(self, sender);
+        match tokio::time::timeout(MESSAGE_DEADLINE, calls.carry_out(message)).await {
+            Ok(answer) => Ok((answer.map(json), calls.may_change)),
             Err(_) => Err(ApiError::new(ErrorCode::Unavailable, "the relay is too busy to answer in time")),
         }
     }

@@ -196,6 +196,6 @@ fn carry_out(
     let (endpoint, sender) = (endpoint.clone(), sender.clone());
     async move {
         let answer = endpoint.answer(&message, &sender).await;
-        answer.unwrap_or_else(|error| Some(error_json(error)))
+        answer.map_or_else(|error| Some(error_json(error)), |(answer, _)| answer)
     }
 }
