@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,6 +16,8 @@ pub enum Line {
     Cut,
     /// Keeps connections open and passes nothing, as a network that lost its way does.
     Silent,
+    /// Passes so many bytes of what is sent by each new connection, and closes it then.
+    Short(u64),
 }
 
 /// A proxy in front of a port.
@@ -66,11 +68,20 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
             let _ = line.wait_for(|line| *line == Line::Cut).await;
             return;
         }
-        Line::Up => {}
+        Line::Up | Line::Short(_) => {}
     }
     let Ok(mut relay) = TcpStream::connect(("127.0.0.1", target)).await else { return };
     let _ = client.set_nodelay(true);
     let _ = relay.set_nodelay(true);
+    if let Line::Short(bytes) = now {
+        let ((sent, mut answers), (mut answered, mut requests)) = (client.split(), relay.split());
+        let mut sent = sent.take(bytes);
+        tokio::select! {
+            _ = tokio::io::copy(&mut sent, &mut requests) => {}
+            _ = tokio::io::copy(&mut answered, &mut answers) => {}
+        }
+        return;
+    }
     let changed = tokio::select! {
         _ = copy_bidirectional(&mut client, &mut relay) => return,
         changed = line.wait_for(|line| *line != Line::Up) => changed.map(|line| *line),

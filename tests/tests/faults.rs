@@ -40,6 +40,26 @@ async fn the_relay_is_killed_in_mid_task_and_the_task_goes_on() {
 }
 
 #[tokio::test]
+async fn an_upload_goes_on_where_the_network_broke_it_off() {
+    let market = Market::new();
+    let _relay = market.relay(&[]).await;
+    let bytes: Vec<u8> = (0..3_u32 << 20).flat_map(|n| n.to_le_bytes()).collect();
+    std::fs::write(market.path("large"), &bytes).unwrap();
+    let large = market.path("large");
+    // No connection lasts for half of it.
+    let proxy = Proxy::to(market.port).await;
+    proxy.set(Line::Short(5 << 20));
+    let relay = format!("http://127.0.0.1:{}", proxy.port);
+    let out = market.cli(&["artifact", "put", large.to_str().unwrap(), "--relay", &relay]).await;
+    assert!(out.status.success(), "{}", said(&out));
+    let reference = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    let copy = market.path("copy");
+    let out = market.cli(&["artifact", "get", &reference, "--output", copy.to_str().unwrap()]).await;
+    assert!(out.status.success(), "{}", said(&out));
+    assert!(std::fs::read(copy).unwrap() == bytes);
+}
+
+#[tokio::test]
 async fn what_was_acknowledged_survives_a_kill_under_load() {
     let market = Market::new();
     let mut relay = market.relay(&[]).await;

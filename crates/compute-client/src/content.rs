@@ -3,8 +3,10 @@
 mod named;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use artifact::{Digest, FolderEntry, FolderManifest};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -12,7 +14,7 @@ use indicatif::ProgressBar;
 use reqwest::Body;
 use taskmarket::{B256, ContentHash, Reference};
 use tempfile::NamedTempFile;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 pub(crate) use self::named::Named;
@@ -159,33 +161,41 @@ impl Content {
             .flat_map(|content| &content.uploads)
             .map(|upload| (upload.digest, upload))
             .collect();
-        let missing: Vec<&Upload> =
-            stream::iter(all.into_values())
-                .map(|upload| async move {
-                    Ok::<_, Failure>((!relay.has(&upload.digest).await?).then_some(upload))
-                })
-                .buffer_unordered(UPLOADS)
-                .try_filter_map(|upload| async move { Ok(upload) })
-                .try_collect()
-                .await?;
-        let bar = ui.bytes("uploading", missing.iter().map(|upload| upload.bytes).sum());
-        let is_list = |upload: &&Upload| {
+        let missing: Vec<(&Upload, u64)> = stream::iter(all.into_values())
+            .map(|upload| async move {
+                let lacks = relay.lacks(&upload.digest).await?;
+                Ok::<_, Failure>(lacks.map(|from| (upload, from)))
+            })
+            .buffer_unordered(UPLOADS)
+            .try_filter_map(|upload| async move { Ok(upload) })
+            .try_collect()
+            .await?;
+        let bar = ui.bytes("uploading", missing.iter().map(|(upload, _)| upload.bytes).sum());
+        let is_list = |(upload, _): &(&Upload, u64)| {
             contents.iter().any(|content| content.is_folder && content.hash == Some(hash_of(upload.digest)))
         };
         let (last, first): (Vec<_>, Vec<_>) = missing.iter().copied().partition(is_list);
         for group in [first, last] {
             stream::iter(group)
-                .map(|upload| put(relay, upload, &bar))
+                .map(|(upload, from)| put(relay, upload, from, &bar))
                 .buffer_unordered(UPLOADS)
                 .try_collect::<()>()
                 .await?;
         }
         bar.finish_and_clear();
         for content in contents.iter().filter(|content| !content.uploads.is_empty()) {
-            let own = |upload: &&&Upload| content.uploads.iter().any(|own| own.digest == upload.digest);
-            let sent: u64 = missing.iter().filter(own).map(|upload| upload.bytes).sum();
-            if sent > 0 {
-                ui.say(format_args!("uploaded {} as {}", size(sent), content.reference));
+            let is_own = |upload: &Upload| content.uploads.iter().any(|own| own.digest == upload.digest);
+            let own = || missing.iter().filter(|(upload, _)| is_own(upload));
+            let bytes: u64 = own().map(|(upload, _)| upload.bytes).sum();
+            let came: u64 = own().map(|(_, from)| from).sum();
+            if came > 0 {
+                let (bytes, came) = (size(bytes), size(came));
+                ui.say(format_args!(
+                    "uploaded {bytes} as {}, of which {came} were there of an upload that broke off",
+                    content.reference
+                ));
+            } else if bytes > 0 {
+                ui.say(format_args!("uploaded {} as {}", size(bytes), content.reference));
             } else {
                 ui.detail(format_args!("{} is at the relay already", content.reference));
             }
@@ -194,20 +204,33 @@ impl Content {
     }
 }
 
-async fn put(relay: &Relay, upload: &Upload, bar: &ProgressBar) -> Outcome {
-    let body = async || match &upload.source {
-        Source::Memory(bytes) => {
-            bar.inc(bytes.len() as u64);
-            Ok(Body::from(bytes.clone()))
-        }
-        Source::File(path) => {
-            let file = tokio::fs::File::open(path).await.or_failed(path.display())?;
-            let bar = bar.clone();
-            let pieces = ReaderStream::with_capacity(file, READ_BYTES);
-            Ok(Body::wrap_stream(pieces.inspect_ok(move |piece| bar.inc(piece.len() as u64))))
+async fn put(relay: &Relay, upload: &Upload, from: u64, bar: &ProgressBar) -> Outcome {
+    // What the bar counts of this one.
+    let shown = Arc::new(AtomicU64::new(0));
+    let body = async |from: u64| {
+        bar.dec(shown.swap(from, Ordering::Relaxed));
+        bar.inc(from);
+        let (bar, shown) = (bar.clone(), Arc::clone(&shown));
+        let count = move |piece: &[u8]| {
+            let length = piece.len() as u64;
+            shown.fetch_add(length, Ordering::Relaxed);
+            bar.inc(length);
+        };
+        match &upload.source {
+            Source::Memory(bytes) => {
+                let rest = usize::try_from(from).ok().and_then(|from| bytes.get(from..)).unwrap_or_default();
+                count(rest);
+                Ok(Body::from(rest.to_vec()))
+            }
+            Source::File(path) => {
+                let mut file = tokio::fs::File::open(path).await.or_failed(path.display())?;
+                file.seek(SeekFrom::Start(from)).await.or_failed(path.display())?;
+                let pieces = ReaderStream::with_capacity(file, READ_BYTES);
+                Ok(Body::wrap_stream(pieces.inspect_ok(move |piece| count(piece))))
+            }
         }
     };
-    relay.put(&upload.digest, upload.bytes, body).await
+    relay.put(&upload.digest, upload.bytes, from, body).await
 }
 
 fn check_size(flag: &str, what: &str, bytes: u64, limit: u64) -> Outcome {

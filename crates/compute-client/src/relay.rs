@@ -7,13 +7,13 @@ use std::time::Duration;
 use artifact::Digest;
 use daemon::Secret;
 use percent_encoding::PercentEncode;
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
-use rpc::READ_HEADER;
 use rpc::error::ErrorCode;
 use rpc::inference::{InferenceKind, PROVIDER_HEADER, ReceiptView};
 use rpc::relay::{Info, Limits};
 use rpc::tasks::{Explanation, PublishTask, SignedMutation, TaskHistory, TaskView};
+use rpc::{READ_HEADER, UPLOAD_OFFSET_HEADER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -39,6 +39,8 @@ const SLOWEST_UPLOAD: u64 = 16 * 1024;
 const MAX_JSON_BYTES: usize = 64 << 20;
 /// How often a relay that says "later" is asked again.
 const MAX_TRIES: u32 = 4;
+/// How long a relay has to notice that an upload broke off.
+const PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause that a relay can ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
@@ -250,37 +252,61 @@ impl Relay {
         self.send(request).await
     }
 
-    /// Whether the relay stores these bytes.
-    pub(crate) async fn has(&self, digest: &Digest) -> Outcome<bool> {
+    /// Where the relay's store of these bytes ends: after how many of them an upload broke off, or at nothing; `None` if it has all.
+    pub(crate) async fn lacks(&self, digest: &Digest) -> Outcome<Option<u64>> {
         let path = format!("v1/artifacts/{digest}");
-        match self.send(|| self.request(Method::HEAD, &path).timeout(PATIENCE)).await {
-            Ok(_) => Ok(true),
-            Err(failure) if failure.exit() == Exit::Failed => Ok(false),
-            Err(failure) => Err(failure),
+        for tries_left in (0..MAX_TRIES).rev() {
+            let request = self.request(Method::HEAD, &path).timeout(PATIENCE);
+            let response = request.send().await.map_err(|error| self.unreachable(error))?;
+            if response.status() == StatusCode::NOT_FOUND {
+                let came = response.headers().get(UPLOAD_OFFSET_HEADER);
+                return Ok(Some(came.and_then(|came| came.to_str().ok()?.parse().ok()).unwrap_or(0)));
+            }
+            if self.judge(response, tries_left).await?.is_some() {
+                return Ok(None);
+            }
         }
+        Err(asked_no_more())
     }
 
-    /// Stores bytes at the relay. `body` is made anew for each try.
+    /// Stores bytes at the relay, of which it has those before `from`. `body` is made anew for each try, from where it begins. What breaks
+    /// off on the way goes on as long as it gets further.
     pub(crate) async fn put(
         &self,
         digest: &Digest,
         bytes: u64,
-        body: impl AsyncFn() -> Outcome<Body>,
+        mut from: u64,
+        body: impl AsyncFn(u64) -> Outcome<Body>,
     ) -> Outcome {
         let path = format!("v1/artifacts/{digest}");
-        let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST_UPLOAD);
-        for tries_left in (0..MAX_TRIES).rev() {
-            let request = self
+        let mut tries_left = MAX_TRIES;
+        loop {
+            tries_left -= 1;
+            // A relay that has other bytes than these is sent all.
+            from = if from < bytes { from } else { 0 };
+            let mut request = self
                 .request(Method::PUT, &path)
                 .header(CONTENT_TYPE, "application/octet-stream")
-                .header(CONTENT_LENGTH, bytes)
-                .timeout(patience)
-                .body(body().await?);
-            if self.attempt(request, tries_left).await?.is_some() {
-                return Ok(());
+                .header(CONTENT_LENGTH, bytes - from)
+                .timeout(PATIENCE + Duration::from_secs((bytes - from) / SLOWEST_UPLOAD));
+            if from > 0 {
+                request = request.header(CONTENT_RANGE, format!("bytes {from}-{}/{bytes}", bytes - 1));
             }
+            match self.attempt(request.body(body(from).await?), tries_left).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                Err(broken) if tries_left > 0 && (broken.exit() == Exit::Unreachable || from > 0) => {
+                    self.ui.detail(format_args!("the upload of {digest} broke off; going on"));
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(failure) => return Err(failure),
+            }
+            let Some(came) = self.lacks(digest).await? else { return Ok(()) };
+            if came > from {
+                tries_left = MAX_TRIES;
+            }
+            from = came;
         }
-        Err(asked_no_more())
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -328,6 +354,11 @@ impl Relay {
     /// One try; `None` says that it is time for the next.
     async fn attempt(&self, request: RequestBuilder, tries_left: u32) -> Outcome<Option<Response>> {
         let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        self.judge(response, tries_left).await
+    }
+
+    /// What the relay answered; `None` after the pause that it asked for.
+    async fn judge(&self, response: Response, tries_left: u32) -> Outcome<Option<Response>> {
         let status = response.status();
         self.ui.detail(format_args!("{} {}", status.as_u16(), response.url().path()));
         if status.is_success() {

@@ -32,6 +32,10 @@ pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// The request header by which a task's requester or provider asks to read it without an API key: the JSON of a
 /// [`SignedMutation`](tasks::SignedMutation)`<`[`ReadTask`](taskmarket::ReadTask)`>`, signed under the unsettled domain.
 pub const READ_HEADER: &str = "x-zorai-read";
+
+/// The header of a `HEAD` for an artifact that is not stored: how many bytes came of the caller's upload that broke off. It goes on with a
+/// `PUT` of the rest and `Content-Range`. The name is that of the IETF's draft of resumable uploads.
+pub const UPLOAD_OFFSET_HEADER: &str = "upload-offset";
 /// The response header of a result that carries its SHA-256, 64 hex digits.
 pub const RESULT_HASH_HEADER: &str = "x-result-hash";
 /// The response header of logs that names the attempt which they are of.

@@ -8,9 +8,9 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
-use http::header::{ETAG, EXPECT};
+use http::header::{CONTENT_RANGE, ETAG, EXPECT};
 use http::request::Parts;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderName, Request, StatusCode};
 use rpc::error::ErrorCode;
 use store::{KeyId, Scope};
 use taskmarket::ReadTask;
@@ -22,7 +22,7 @@ use super::blob;
 use super::extract::{declared_length, path_part, require_key};
 use super::reader::{is_party, signed_reader, stranger};
 use super::tasks::find;
-use crate::artifacts::{PutError, Space};
+use crate::artifacts::{PutError, Room};
 use crate::auth::bearer;
 use crate::error::ApiError;
 
@@ -34,6 +34,8 @@ const SEND_DEADLINE: Duration = Duration::from_secs(60);
 const HEARD_OUT: u64 = 64 << 20;
 /// The slowest that bytes may come on average, in a second.
 const SLOWEST: u64 = 16 * 1024;
+
+const UPLOAD_OFFSET: HeaderName = HeaderName::from_static(rpc::UPLOAD_OFFSET_HEADER);
 
 /// Who asks for an artifact.
 pub(super) enum Caller {
@@ -114,14 +116,20 @@ pub(super) async fn head(
     asker: Asker,
     DigestPath(digest): DigestPath,
 ) -> Result<Response, ApiError> {
+    let artifacts = app.market.artifacts();
+    let mut came = None;
     match &asker {
-        Asker::Caller(Caller::Key(_)) => {}
+        Asker::Caller(Caller::Key(key)) => came = artifacts.came(key, digest),
         Asker::Caller(Caller::Attempt(attempt)) => {
             app.attempts.check_ask(&app.market, attempt, digest).await?;
         }
         Asker::Party(read) => check_result(&app, read, digest).await?,
     }
-    blob::describe(app.market.artifacts(), digest).await
+    let described = blob::describe(artifacts, digest).await;
+    match (described, came) {
+        (Err(missing), Some(came)) => Err(missing.with_header(UPLOAD_OFFSET, came.into())),
+        (described, _) => described,
+    }
 }
 
 /// Checks that who asks is a party of the task that they name, and that this is its result.
@@ -139,13 +147,14 @@ pub(super) async fn put(
     DigestPath(digest): DigestPath,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
+    let from = offset(request.headers())?;
     let declared = declared_length(request.headers());
     let (owner, reservation) = match &caller {
         Caller::Key(key) => (key, None),
         Caller::Attempt(attempt) => (attempt.owner(), app.attempts.reserve(attempt, digest, declared)?),
     };
     let limit = app.limits.max_artifact_bytes;
-    if declared.is_some_and(|length| length > limit) {
+    if declared.is_some_and(|length| length.saturating_add(from) > limit) {
         return Err(put_error(PutError::TooLarge { limit }));
     }
     let artifacts = app.market.artifacts();
@@ -164,28 +173,62 @@ pub(super) async fn put(
         }
         return Ok(stored(StatusCode::OK, digest));
     }
-    // A result is paid for: what it takes counts, but is not refused.
-    let space = match &caller {
-        Caller::Key(key) => match artifacts.reserve(key, declared).await {
-            Ok(space) => Some(space),
-            Err(refused) => {
-                // As above, but not for long: whoever sends more finds the connection closed.
-                if !waits {
-                    let _ = discard(bounded(request.into_body(), None, None), HEARD_OUT).await;
-                }
-                return Err(put_error(refused));
-            }
-        },
+    let upload = match &caller {
+        Caller::Key(key) if from > 0 => {
+            Some(artifacts.take_up(key, digest, from).ok_or_else(|| not_kept(digest, from)))
+        }
+        Caller::Key(key) => {
+            let space = artifacts.reserve(key, declared).await;
+            Some(space.map(|space| artifacts.begin(digest, space)).map_err(put_error))
+        }
+        Caller::Attempt(_) if from > 0 => Some(Err(not_kept(digest, from))),
+        // A result is paid for: what it takes counts, but is not refused.
         Caller::Attempt(_) => None,
     };
-    let is_bounded = space.is_some();
-    let account = reservation.map(|reservation| Arc::new(Mutex::new(Some(reservation))));
-    let body = bounded(request.into_body(), account.clone(), space);
-    artifacts.put(body, digest, limit, owner.clone(), is_bounded).await.map_err(put_error)?;
-    if let Some(reservation) = account.and_then(|account| lock(&account).take()) {
-        reservation.keep(digest);
+    match upload {
+        Some(Ok(upload)) => {
+            let body = bounded(request.into_body(), None, Some(upload.room()));
+            artifacts.put_upload(upload, body, digest, limit, owner.clone()).await.map_err(put_error)?;
+        }
+        Some(Err(refused)) => {
+            // As above, but not for long: whoever sends more finds the connection closed.
+            if !waits {
+                let _ = discard(bounded(request.into_body(), None, None), HEARD_OUT).await;
+            }
+            return Err(refused);
+        }
+        None => {
+            let account = reservation.map(|reservation| Arc::new(Mutex::new(Some(reservation))));
+            let body = bounded(request.into_body(), account.clone(), None);
+            artifacts.put(body, digest, limit, owner.clone(), false).await.map_err(put_error)?;
+            if let Some(reservation) = account.and_then(|account| lock(&account).take()) {
+                reservation.keep(digest);
+            }
+        }
     }
     Ok(stored(StatusCode::CREATED, digest))
+}
+
+/// Where the bytes of a request belong in the artifact: `Content-Range: bytes FROM-TO/ALL`, up to its end (RFC 9110, section 14.5).
+fn offset(headers: &HeaderMap) -> Result<u64, ApiError> {
+    let Some(range) = headers.get(CONTENT_RANGE) else { return Ok(0) };
+    let read = || {
+        let (range, all) = range.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+        let (from, to) = range.split_once('-')?;
+        let [from, to, all] = [from, to, all].map(|number| number.parse::<u64>().ok());
+        (to?.checked_add(1)? == all? && from? <= to?).then_some(from?)
+    };
+    read().ok_or_else(|| {
+        let message = "bytes come as `Content-Range: bytes FROM-TO/ALL`, up to the artifact's end";
+        ApiError::new(ErrorCode::MalformedRequest, message).with_param("content-range")
+    })
+}
+
+fn not_kept(digest: Digest, from: u64) -> ApiError {
+    let message = format!(
+        "no upload of artifact {digest} that broke off after {from} bytes is kept: ask by HEAD how many came (`upload-offset`), or send all"
+    );
+    ApiError::new(ErrorCode::RangeNotSatisfiable, message).with_param("content-range")
 }
 
 fn stored(status: StatusCode, digest: Digest) -> Response {
@@ -197,19 +240,19 @@ type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// The account of an attempt that an upload is charged to.
 type Account = Arc<Mutex<Option<Reservation>>>;
 
-fn lock(account: &Account) -> MutexGuard<'_, Option<Reservation>> {
-    account.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The pieces of a body, broken off when none comes for too long, when they come too slowly, or when there is no room for them.
 fn bounded(
     body: Body,
     account: Option<Account>,
-    space: Option<Space>,
+    room: Option<Room>,
 ) -> impl Stream<Item = Result<bytes::Bytes, BodyError>> + Send {
-    let begun = (body.into_data_stream(), account, space, Instant::now(), 0u64);
+    let begun = (body.into_data_stream(), account, room, Instant::now(), 0u64);
     futures_util::stream::unfold(Some(begun), async |begun| {
-        let (mut pieces, account, mut space, since, came) = begun?;
+        let (mut pieces, account, room, since, came) = begun?;
         let last = since + SEND_DEADLINE + Duration::from_secs(came / SLOWEST);
         let deadline = last.min(Instant::now() + PAUSE_DEADLINE);
         match tokio::time::timeout_at(deadline, pieces.next()).await {
@@ -223,10 +266,10 @@ fn bounded(
                 if !is_held {
                     return Some((Err(Spent.into()), None));
                 }
-                if !space.as_mut().is_none_or(|space| space.charge(length)) {
+                if !room.as_ref().is_none_or(|room| lock(room).charge(length)) {
                     return Some((Err(Full.into()), None));
                 }
-                Some((Ok(piece), Some((pieces, account, space, since, came.saturating_add(length)))))
+                Some((Ok(piece), Some((pieces, account, room, since, came.saturating_add(length)))))
             }
             Ok(Some(Err(error))) => Some((Err(error.into()), None)),
             Err(_) => Some((Err(Paused.into()), None)),

@@ -8,6 +8,7 @@ mod cleaning;
 mod location;
 mod named;
 mod objects;
+mod resume;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,9 @@ use tokio::time::{Instant, timeout};
 
 pub use location::{ArtifactLocation, ParseLocationError};
 pub(crate) use named::{Folders, named_by};
-use objects::Objects;
+use objects::{Objects, Partial};
+use resume::{BrokenOff, UnderWay};
+pub(crate) use resume::{Room, Upload};
 pub(crate) use space::Space;
 use space::Spaces;
 
@@ -49,6 +52,7 @@ struct Inner {
     /// Places for uploads.
     places: Arc<Semaphore>,
     spaces: Arc<Spaces>,
+    broken_off: BrokenOff,
     folders: Folders,
     noted: Mutex<HashMap<Digest, Instant>>,
 }
@@ -133,8 +137,9 @@ impl Artifacts {
 
     fn over(objects: Objects, store: Arc<dyn Store>, quota: Option<u64>) -> Self {
         let places = Arc::new(Semaphore::new(objects.max_uploads));
-        let (spaces, folders, noted) = (Arc::default(), Folders::default(), Mutex::default());
-        Self(Arc::new(Inner { objects, store, quota, places, spaces, folders, noted }))
+        let (spaces, broken_off) = (Arc::default(), BrokenOff::default());
+        let (folders, noted) = (Folders::default(), Mutex::default());
+        Self(Arc::new(Inner { objects, store, quota, places, spaces, broken_off, folders, noted }))
     }
 
     /// The size of an artifact in bytes; `None` if it is not stored.
@@ -193,6 +198,35 @@ impl Artifacts {
         }
     }
 
+    /// Begins an upload that is charged to an account.
+    pub(crate) fn begin(&self, digest: Digest, space: Space) -> Upload {
+        Upload::new(self.0.objects.begin(digest), space)
+    }
+
+    /// Stores what comes of a key's upload under its digest, and answers when both the bytes and what is known of them are durable. The
+    /// key's quota holds. What broke off is kept for a while, to be taken up.
+    ///
+    /// # Errors
+    /// As [`PutError`] says.
+    pub(crate) async fn put_upload<E>(
+        &self,
+        upload: Upload,
+        source: impl Stream<Item = Result<Bytes, E>>,
+        digest: Digest,
+        limit: u64,
+        owner: KeyId,
+    ) -> Result<(), PutError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let _place = self.place().await?;
+        let upload = UnderWay::new(self, &owner, digest, upload).take_in(source, limit).await?;
+        let room = upload.room();
+        self.finish(upload.partial, digest, owner, true).await?;
+        drop(room);
+        Ok(())
+    }
+
     /// Stores bytes under their digest for a key, and answers when both they and what is known of them are durable. With `bounded` the
     /// key's quota holds; otherwise the bytes only count.
     ///
@@ -210,7 +244,19 @@ impl Artifacts {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let _place = self.place().await?;
-        let size = self.0.objects.put(source, digest, limit).await?;
+        let mut partial = self.0.objects.begin(digest);
+        partial.take_in(source, limit).await?;
+        self.finish(partial, digest, owner, bounded).await
+    }
+
+    async fn finish(
+        &self,
+        partial: Partial,
+        digest: Digest,
+        owner: KeyId,
+        bounded: bool,
+    ) -> Result<(), PutError> {
+        let size = partial.finish().await?;
         let quota = self.0.quota.filter(|_| bounded);
         let (hash, at) = (hash_of(digest), now());
         let new = NewArtifact { digest: hash, size, owner: owner.clone(), at };
@@ -256,6 +302,7 @@ impl Artifacts {
 
     /// Lets uploads that were broken off be cleared away.
     pub(crate) async fn close(&self) {
+        self.0.broken_off.clear();
         self.0.objects.close().await;
     }
 

@@ -109,34 +109,11 @@ impl Objects {
         Self { store, folder: None, part_bytes, max_uploads: BUCKET_UPLOADS, tasks: TaskTracker::new() }
     }
 
-    /// Stores bytes under their digest, durably. On any error nothing of them is kept.
-    pub(super) async fn put<E>(
-        &self,
-        source: impl Stream<Item = Result<Bytes, E>>,
-        digest: Digest,
-        limit: u64,
-    ) -> Result<u64, PutError>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let mut source = pin!(source);
-        let mut hasher = Hasher::new();
-        let mut upload =
-            Upload { objects: self, at: path(&digest), first: PutPayloadMut::new(), parts: None };
-        while let Some(piece) = source.next().await {
-            let piece = piece.map_err(|error| PutError::Source(error.into()))?;
-            if hasher.len().saturating_add(piece.len() as u64) > limit {
-                return Err(PutError::TooLarge { limit });
-            }
-            hasher.update(&piece);
-            upload.write(piece).await?;
-        }
-        let actual = hasher.digest();
-        if actual != digest {
-            return Err(PutError::HashMismatch { expected: digest, actual });
-        }
-        upload.finish().await?;
-        Ok(hasher.len())
+    /// Begins to store bytes under their digest.
+    pub(super) fn begin(&self, digest: Digest) -> Partial {
+        let upload =
+            Upload { objects: self.clone(), at: path(&digest), first: PutPayloadMut::new(), parts: None };
+        Partial { digest, hasher: Hasher::new(), upload }
     }
 
     /// The size of what is stored under a digest.
@@ -193,24 +170,74 @@ impl Objects {
     }
 }
 
+/// What came so far of an artifact's bytes. Dropped before it is finished it leaves nothing.
+#[derive(Debug)]
+pub(super) struct Partial {
+    digest: Digest,
+    hasher: Hasher,
+    upload: Upload,
+}
+
+impl Partial {
+    /// How many bytes came.
+    pub(super) fn len(&self) -> u64 {
+        self.hasher.len()
+    }
+
+    /// Whether some of them are more than held in memory.
+    pub(super) fn has_parts(&self) -> bool {
+        self.upload.parts.is_some()
+    }
+
+    /// Takes bytes in until they end. Dropped before that, it has taken in what [`Partial::len`] says.
+    pub(super) async fn take_in<E>(
+        &mut self,
+        source: impl Stream<Item = Result<Bytes, E>>,
+        limit: u64,
+    ) -> Result<(), PutError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut source = pin!(source);
+        while let Some(piece) = source.next().await {
+            let piece = piece.map_err(|error| PutError::Source(error.into()))?;
+            if self.len().saturating_add(piece.len() as u64) > limit {
+                return Err(PutError::TooLarge { limit });
+            }
+            self.upload.make_room().await?;
+            self.hasher.update(&piece);
+            self.upload.write(piece);
+        }
+        Ok(())
+    }
+
+    /// Stores the bytes durably, if they are what was announced, and says how many they are.
+    pub(super) async fn finish(self) -> Result<u64, PutError> {
+        let actual = self.hasher.digest();
+        if actual != self.digest {
+            return Err(PutError::HashMismatch { expected: self.digest, actual });
+        }
+        self.upload.finish().await?;
+        Ok(self.hasher.len())
+    }
+}
+
 /// An upload under way. Dropped before it is finished it leaves nothing.
-struct Upload<'a> {
-    objects: &'a Objects,
+#[derive(Debug)]
+struct Upload {
+    objects: Objects,
     at: Path,
     /// What came before there was enough for a part: small artifacts are stored by one call.
     first: PutPayloadMut,
     parts: Option<WriteMultipart>,
 }
 
-impl Upload<'_> {
-    async fn write(&mut self, piece: Bytes) -> Result<(), BlobError> {
+impl Upload {
+    /// Waits until more can be written. May be dropped at any time.
+    async fn make_room(&mut self) -> Result<(), BlobError> {
         if let Some(parts) = &mut self.parts {
             parts.wait_for_capacity(PARTS_AT_ONCE).await?;
-            parts.put(piece);
-            return Ok(());
-        }
-        self.first.push(piece);
-        if self.first.content_length() > self.objects.part_bytes {
+        } else if self.first.content_length() > self.objects.part_bytes {
             let upload = self.objects.store.put_multipart(&self.at).await?;
             let mut parts = WriteMultipart::new_with_chunk_size(upload, self.objects.part_bytes);
             for piece in std::mem::take(&mut self.first).freeze() {
@@ -219,6 +246,13 @@ impl Upload<'_> {
             self.parts = Some(parts);
         }
         Ok(())
+    }
+
+    fn write(&mut self, piece: Bytes) {
+        match &mut self.parts {
+            Some(parts) => parts.put(piece),
+            None => self.first.push(piece),
+        }
     }
 
     async fn finish(mut self) -> Result<(), BlobError> {
@@ -230,7 +264,7 @@ impl Upload<'_> {
     }
 }
 
-impl Drop for Upload<'_> {
+impl Drop for Upload {
     fn drop(&mut self) {
         let Some(parts) = self.parts.take() else { return };
         let at = self.at.clone();

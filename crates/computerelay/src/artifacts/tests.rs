@@ -142,6 +142,47 @@ async fn what_is_refused_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn what_broke_off_is_kept_for_a_while_and_not_without_end() {
+    let rig = rig(Some(10_000_000)).await;
+    let artifacts = &rig.artifacts;
+    let bytes = |number: u8| vec![number; 1_000_000];
+    let break_off = async |number: u8, owner: &KeyId| {
+        let digest = Digest::of(&bytes(number));
+        let upload = artifacts.begin(digest, artifacts.reserve(owner, None).await.unwrap());
+        let cut = pieces(&bytes(number)[..900_000]);
+        let broken = cut.chain(futures_util::stream::iter([Err(std::io::Error::other("gone"))]));
+        let refused = artifacts.put_upload(upload, broken, digest, u64::MAX, owner.clone()).await;
+        assert!(matches!(refused, Err(PutError::Source(_))), "{refused:?}");
+        digest
+    };
+    let first = break_off(1, &owner()).await;
+    assert_eq!(artifacts.came(&owner(), first), Some(900_000));
+    assert!(artifacts.take_up(&owner(), first, 800_000).is_none());
+    let upload = artifacts.take_up(&owner(), first, 900_000).unwrap();
+    assert_eq!(artifacts.came(&owner(), first), None, "one request at a time goes on with it");
+    artifacts.put_upload(upload, pieces(&bytes(1)[900_000..]), first, u64::MAX, owner()).await.unwrap();
+    assert!(read(artifacts, first, 0, 1_000_000).await == bytes(1));
+
+    // A key's oldest goes for its newest.
+    let mut last = first;
+    for number in 2..=6 {
+        last = break_off(number, &owner()).await;
+    }
+    assert_eq!(artifacts.came(&owner(), Digest::of(&bytes(2))), None);
+    assert_eq!(artifacts.came(&owner(), last), Some(900_000));
+    // What all keys together may keep is bounded, and small ones are not kept at all.
+    for key in 0..20_u8 {
+        break_off(7, &KeyId::of_api_key(&key.to_string())).await;
+    }
+    let of = |key: u8| artifacts.came(&KeyId::of_api_key(&key.to_string()), Digest::of(&bytes(7)));
+    assert_eq!((0..20).filter(|key| of(*key).is_some()).count(), 12);
+    artifacts.0.broken_off.expire(Duration::from_secs(60));
+    assert_eq!(artifacts.came(&owner(), last), Some(900_000));
+    artifacts.0.broken_off.expire(Duration::ZERO);
+    assert_eq!((artifacts.came(&owner(), last), of(0)), (None, None));
+}
+
+#[tokio::test]
 async fn halves_that_a_crash_left_are_healed() {
     let rig = rig(None).await;
     // Metadata without bytes, and with half of them.

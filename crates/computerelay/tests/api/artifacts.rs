@@ -139,6 +139,56 @@ async fn a_client_that_waits_need_not_send_what_is_there() {
     rig.stop().await;
 }
 
+#[tokio::test]
+async fn an_upload_that_broke_off_goes_on() {
+    let rig = Rig::start().await;
+    let bytes: Vec<u8> = (0..500_000u32).flat_map(u32::to_le_bytes).collect();
+    let path = format!("/v1/artifacts/{}", Digest::of(&bytes));
+    let mut socket = tokio::net::TcpStream::connect(rig.addr).await.unwrap();
+    let head = format!(
+        "PUT {path} HTTP/1.1\r\nhost: relay\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}\r\n\r\n",
+        bytes.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(&bytes[..1_200_000]).await.unwrap();
+    drop(socket);
+    let came = async |key: &str| {
+        let head = rig.bare(Method::HEAD, &path).bearer_auth(key).send().await.unwrap();
+        assert_eq!(head.status(), StatusCode::NOT_FOUND);
+        head.headers().get("upload-offset").map(|came| came.to_str().unwrap().parse::<usize>().unwrap())
+    };
+    let kept = async {
+        loop {
+            if let Some(came) = came(KEY).await {
+                return came;
+            }
+        }
+    };
+    let kept = tokio::time::timeout(PATIENCE, kept).await.unwrap();
+    assert!((1..=1_200_000).contains(&kept), "{kept}");
+    let other = rig.other_key().await;
+    assert_eq!(came(&other).await, None, "another's upload is its own");
+
+    let rest = |key: &str, from: usize| {
+        let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+        let request = rig.bare(Method::PUT, &path).bearer_auth(key).header("content-range", range);
+        request.body(bytes[from..].to_vec())
+    };
+    assert_error(&answer(rest(&other, kept)).await, 416, "range_not_satisfiable");
+    assert_error(&answer(rest(KEY, kept - 1)).await, 416, "range_not_satisfiable");
+    for wrong in
+        ["bytes 5-9/20", "bytes */20", "bytes 9-5/10", "items 0-9/10", "bytes 1-18446744073709551615/0"]
+    {
+        let request = rig.request(Method::PUT, &path).header("content-range", wrong).body("x");
+        assert_error(&answer(request).await, 400, "malformed_request");
+    }
+    assert_eq!(rest(KEY, kept).send().await.unwrap().status(), StatusCode::CREATED);
+    let whole = rig.request(Method::GET, &path).send().await.unwrap();
+    assert!(whole.bytes().await.unwrap() == bytes);
+    assert_eq!(rest(&other, kept).send().await.unwrap().status(), StatusCode::OK, "it is there");
+    rig.stop().await;
+}
+
 /// The token of an attempt, made by its published recipe from the relay's secret.
 fn token(secret: &[u8; 32], id: TaskId, attempt: u32, provider: Address) -> String {
     let node = [7; 32];

@@ -245,10 +245,11 @@ fn artifacts(document: &mut Document) {
         .key(Scope::TasksWrite)
         .token()
         .path::<ContentHash>("sha256")
+        .header::<String>("content-range")
         .bytes()
         .empty(CREATED, "It is stored.")
         .empty(OK, "It was stored already.")
-        .fails(&[ErrorCode::HashMismatch, ErrorCode::QuotaExceeded])
+        .fails(&[ErrorCode::HashMismatch, ErrorCode::QuotaExceeded, ErrorCode::RangeNotSatisfiable])
         .end();
 }
 

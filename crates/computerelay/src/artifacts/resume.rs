@@ -1,0 +1,151 @@
+//! Uploads that broke off: what came of them is kept for a while, so that their clients go on where they stopped.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use artifact::Digest;
+use bytes::Bytes;
+use futures_util::Stream;
+use store::KeyId;
+use tokio::time::Instant;
+
+use super::objects::Partial;
+use super::{Artifacts, PutError, Space};
+
+/// How long a client has to come back.
+const KEPT_FOR: Duration = Duration::from_secs(10 * 60);
+/// How many are kept in all, and of one key. Each holds up to three parts in memory.
+const MAX_KEPT: usize = 16;
+const MAX_KEPT_OF_KEY: usize = 4;
+
+/// The account of an upload, which outlives the request that began it.
+pub(crate) type Room = Arc<Mutex<Space>>;
+
+/// An upload of a key: begun, or taken up again.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    pub(super) partial: Partial,
+    room: Room,
+}
+
+impl Upload {
+    pub(super) fn new(partial: Partial, space: Space) -> Self {
+        Self { partial, room: Arc::new(Mutex::new(space)) }
+    }
+
+    /// What its bytes are charged to.
+    pub(crate) fn room(&self) -> Room {
+        Arc::clone(&self.room)
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    upload: Upload,
+    since: Instant,
+}
+
+/// The uploads that broke off, by whose they are and what they are of.
+#[derive(Debug, Default)]
+pub(super) struct BrokenOff(Mutex<HashMap<(KeyId, Digest), Kept>>);
+
+impl BrokenOff {
+    /// Keeps one, where there is room for it: a key's oldest goes for its newest, but none for another key's.
+    fn keep(&self, owner: KeyId, digest: Digest, upload: Upload) {
+        let mut kept = self.lock();
+        kept.remove(&(owner.clone(), digest));
+        if kept.keys().filter(|(other, _)| *other == owner).count() >= MAX_KEPT_OF_KEY {
+            let own = kept.iter().filter(|((other, _), _)| *other == owner);
+            let oldest = own.min_by_key(|(_, kept)| kept.since).map(|(of, _)| of.clone());
+            oldest.and_then(|oldest| kept.remove(&oldest));
+        }
+        if kept.len() < MAX_KEPT {
+            kept.insert((owner, digest), Kept { upload, since: Instant::now() });
+        }
+    }
+
+    /// Lets go of what broke off so long ago.
+    pub(super) fn expire(&self, ago: Duration) {
+        self.lock().retain(|_, kept| kept.since.elapsed() < ago);
+    }
+
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(KeyId, Digest), Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Artifacts {
+    /// How many bytes came of a key's upload that broke off, where they are kept.
+    pub(crate) fn came(&self, owner: &KeyId, digest: Digest) -> Option<u64> {
+        self.0.broken_off.lock().get(&(owner.clone(), digest)).map(|kept| kept.upload.partial.len())
+    }
+
+    /// Takes up an upload of which so many bytes came before it broke off; `None` if none such is kept.
+    pub(crate) fn take_up(&self, owner: &KeyId, digest: Digest, came: u64) -> Option<Upload> {
+        let mut kept = self.0.broken_off.lock();
+        let of = (owner.clone(), digest);
+        if kept.get(&of)?.upload.partial.len() != came {
+            return None;
+        }
+        kept.remove(&of).map(|kept| kept.upload)
+    }
+
+    fn keep(&self, owner: KeyId, digest: Digest, upload: Upload) {
+        self.0.broken_off.keep(owner, digest, upload);
+        let inner = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT_FOR).await;
+            if let Some(inner) = inner.upgrade() {
+                inner.broken_off.expire(KEPT_FOR);
+            }
+        });
+    }
+}
+
+/// An upload that is kept if its bytes break off, or their reader is dropped.
+pub(super) struct UnderWay<'a> {
+    artifacts: &'a Artifacts,
+    owner: &'a KeyId,
+    digest: Digest,
+    upload: Option<Upload>,
+}
+
+impl<'a> UnderWay<'a> {
+    pub(super) fn new(artifacts: &'a Artifacts, owner: &'a KeyId, digest: Digest, upload: Upload) -> Self {
+        Self { artifacts, owner, digest, upload: Some(upload) }
+    }
+
+    /// The upload with all of its bytes.
+    pub(super) async fn take_in<E>(
+        mut self,
+        source: impl Stream<Item = Result<Bytes, E>>,
+        limit: u64,
+    ) -> Result<Upload, PutError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let upload = self.upload.as_mut().expect("it is taken at the end");
+        match upload.partial.take_in(source, limit).await {
+            Err(broken @ PutError::Source(_)) => Err(broken),
+            taken => {
+                let upload = self.upload.take().expect("it is taken once");
+                taken.map(|()| upload)
+            }
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let Some(upload) = self.upload.take() else { return };
+        // What is not yet a part of anything is sent again as soon as it is asked for.
+        if upload.partial.has_parts() {
+            self.artifacts.keep(self.owner.clone(), self.digest, upload);
+        }
+    }
+}
