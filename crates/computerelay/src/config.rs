@@ -459,6 +459,14 @@ mod tests {
     }
 
     #[test]
+    fn models_have_deadlines_of_their_own() {
+        let both = ["--api-key", "k", "--first-byte", "a=180,org/b=7", "--first-byte", "c=1"];
+        let gateway = config(&both).unwrap().gateway;
+        let secs: Vec<_> = gateway.first_byte_of.iter().map(|(model, of)| (&**model, of.as_secs())).collect();
+        assert_eq!(secs, [("a", 180), ("c", 1), ("org/b", 7)]);
+    }
+
+    #[test]
     fn wrong_flags_are_refused() {
         for wrong in [
             &["--api-key", "k", "--tls-listen", ":443"][..],
@@ -499,6 +507,8 @@ mod tests {
                 "--rpc-url",
                 "ws://a",
             ],
+            &["--api-key", "k", "--first-byte", "llama"],
+            &["--api-key", "k", "--first-byte", "llama=0"],
             &["--api-key", "two words"],
             &["--api-key-file", "/does/not/exist"],
             &["--listen", ":443", "--tls-listen", ":443", "--tls-cert", "a.pem", "--tls-key", "a.key"],

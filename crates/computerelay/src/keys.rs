@@ -12,7 +12,7 @@ use daemon::{Secret, constant_time_eq};
 use rpc::error::ErrorCode;
 use rpc::keys::KeyView;
 use sha2::{Digest as _, Sha256};
-use store::{KeyId, NewKey, Scope, Store, StoreError, StoredKey};
+use store::{Deadlines, KeyId, NewKey, Scope, Store, StoreError, StoredKey};
 use taskmarket::Timestamp;
 use tokio::sync::watch;
 
@@ -40,6 +40,8 @@ pub(crate) struct Caller {
     pub(crate) requests_per_minute: Option<u32>,
     /// Tokens of inference a minute; `None` for no limit.
     pub(crate) tokens_per_minute: Option<u32>,
+    /// How long its requests for inference may take.
+    pub(crate) deadlines: Deadlines,
     scopes: Arc<[Scope]>,
 }
 
@@ -112,7 +114,8 @@ impl ApiKeys {
             let id = KeyId::of_api_key(key.expose());
             let (requests_per_minute, tokens_per_minute) = (None, None);
             let scopes = Scope::ALL.into();
-            (sha256(key.expose()), Caller { id, requests_per_minute, tokens_per_minute, scopes })
+            let deadlines = Deadlines::default();
+            (sha256(key.expose()), Caller { id, requests_per_minute, tokens_per_minute, deadlines, scopes })
         };
         let fixed = fixed.into_iter().map(of_command_line).collect();
         let (remembered, used) = (Mutex::default(), Mutex::default());
@@ -161,8 +164,8 @@ impl ApiKeys {
                 return Err(ApiError::new(ErrorCode::InvalidApiKey, message).with_param("authorization"));
             }
         };
-        let NewKey { requests_per_minute, tokens_per_minute, scopes, .. } = stored;
-        let caller = Caller { id, requests_per_minute, tokens_per_minute, scopes: scopes.into() };
+        let NewKey { requests_per_minute, tokens_per_minute, deadlines, scopes, .. } = stored;
+        let caller = Caller { id, requests_per_minute, tokens_per_minute, deadlines, scopes: scopes.into() };
         let found = Found { caller: caller.clone(), expires_at: stored.expires_at, at: Instant::now() };
         self.remember(key.hash, found, revocations);
         Ok(caller)
@@ -299,6 +302,8 @@ pub(crate) struct KeySpec {
     pub(crate) requests_per_minute: Option<u32>,
     /// Tokens of inference that it may use in a minute.
     pub(crate) tokens_per_minute: Option<u32>,
+    /// How long its requests for inference may take.
+    pub(crate) deadlines: Deadlines,
 }
 
 /// Why a key cannot be made like this: the field, and what is wrong with it.
@@ -318,7 +323,7 @@ impl KeySpec {
     pub(crate) fn make(self, now: Timestamp) -> Result<(Secret, NewKey), BadSpec> {
         self.check(now)?;
         let text = format!("{PREFIX}{}", hex::encode(rand::random::<[u8; 32]>()));
-        let Self { name, mut scopes, expires_at, requests_per_minute, tokens_per_minute } = self;
+        let Self { name, mut scopes, expires_at, requests_per_minute, tokens_per_minute, deadlines } = self;
         scopes.sort();
         scopes.dedup();
         let (id, hash) = (KeyId::of_api_key(&text), sha256(&text));
@@ -329,6 +334,7 @@ impl KeySpec {
             scopes,
             requests_per_minute,
             tokens_per_minute,
+            deadlines,
             created_at: now,
             expires_at,
         };
@@ -348,11 +354,22 @@ impl KeySpec {
         if has_passed(self.expires_at, now) {
             return bad("expires_at", "lies in the past");
         }
-        if self.requests_per_minute == Some(0) {
-            return bad("requests_per_minute", "at least 1, or absent for no limit");
+        for (field, limit) in
+            [("requests_per_minute", self.requests_per_minute), ("tokens_per_minute", self.tokens_per_minute)]
+        {
+            if limit == Some(0) {
+                return bad(field, "at least 1, or absent for no limit");
+            }
         }
-        if self.tokens_per_minute == Some(0) {
-            return bad("tokens_per_minute", "at least 1, or absent for no limit");
+        let Deadlines { total, first_byte, between_tokens } = self.deadlines;
+        for (field, deadline) in [
+            ("inference_timeout_secs", total),
+            ("first_byte_timeout_secs", first_byte),
+            ("token_timeout_secs", between_tokens),
+        ] {
+            if deadline == Some(0) {
+                return bad(field, "at least 1, or absent for the relay's own");
+            }
         }
         Ok(())
     }
@@ -367,6 +384,9 @@ pub(crate) fn view(stored: &StoredKey) -> KeyView {
         scopes: key.scopes.iter().map(Scope::to_string).collect(),
         requests_per_minute: key.requests_per_minute,
         tokens_per_minute: key.tokens_per_minute,
+        inference_timeout_secs: key.deadlines.total,
+        first_byte_timeout_secs: key.deadlines.first_byte,
+        token_timeout_secs: key.deadlines.between_tokens,
         created_at: key.created_at,
         expires_at: key.expires_at,
         revoked_at: *revoked_at,
@@ -390,6 +410,7 @@ mod tests {
             expires_at: None,
             requests_per_minute: None,
             tokens_per_minute: None,
+            deadlines: Deadlines::default(),
         }
     }
 

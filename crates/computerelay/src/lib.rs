@@ -39,7 +39,7 @@ pub use artifacts::{ArtifactLocation, ParseLocationError};
 pub use chain::{EscrowArgs, EscrowConfig};
 pub use commands::Cli;
 pub use config::{Args, Config, TlsConfig};
-pub use gateway::{GatewayArgs, GatewayConfig};
+pub use gateway::{GatewayArgs, GatewayConfig, ModelDeadline};
 pub use location::StoreLocation;
 pub use misuse::Misuse;
 pub use relay::{Relay, build, serve};

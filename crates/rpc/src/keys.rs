@@ -21,6 +21,15 @@ pub struct CreateKey {
     /// Tokens of inference that it may use in a minute; absent for no limit.
     #[serde(default)]
     pub tokens_per_minute: Option<u32>,
+    /// How long its requests for inference may take in all, in seconds; absent for the relay's own deadline, which bounds it.
+    #[serde(default)]
+    pub inference_timeout_secs: Option<u32>,
+    /// How long a host may take until the first byte of a stream, in seconds; absent for the relay's own deadline, which bounds it.
+    #[serde(default)]
+    pub first_byte_timeout_secs: Option<u32>,
+    /// How long a host may pause within a stream, in seconds; absent for the relay's own deadline, which bounds it.
+    #[serde(default)]
+    pub token_timeout_secs: Option<u32>,
 }
 
 /// The answer of `POST /v1/keys`: the only place where a key's text is seen.
@@ -57,6 +66,15 @@ pub struct KeyView {
     /// Tokens of inference that it may use in a minute.
     #[serde(default)]
     pub tokens_per_minute: Option<u32>,
+    /// How long its requests for inference may take in all, in seconds.
+    #[serde(default)]
+    pub inference_timeout_secs: Option<u32>,
+    /// How long a host may take until the first byte of a stream, in seconds.
+    #[serde(default)]
+    pub first_byte_timeout_secs: Option<u32>,
+    /// How long a host may pause within a stream, in seconds.
+    #[serde(default)]
+    pub token_timeout_secs: Option<u32>,
     /// When it was made.
     pub created_at: Timestamp,
     /// From when it is no longer good.

@@ -41,10 +41,23 @@ pub struct NewKey {
     pub requests_per_minute: Option<u32>,
     /// Tokens of inference that it may use in a minute; `None` for no limit.
     pub tokens_per_minute: Option<u32>,
+    /// How long its requests for inference may take.
+    pub deadlines: Deadlines,
     /// When it was made.
     pub created_at: Timestamp,
     /// From when it is no longer good; `None` for never.
     pub expires_at: Option<Timestamp>,
+}
+
+/// How long a key's requests for inference may take, in seconds; `None` where the relay's own deadline alone counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the first to the last byte.
+    pub total: Option<u32>,
+    /// Until the first byte of a streamed answer, for each host that is asked.
+    pub first_byte: Option<u32>,
+    /// Between two pieces of a streamed answer.
+    pub between_tokens: Option<u32>,
 }
 
 /// An API key as kept.

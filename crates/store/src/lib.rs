@@ -35,7 +35,7 @@ pub use attempts::{Attempts, Outcome, Placement, StoredAttempt};
 pub use chain::Chains;
 pub use error::StoreError;
 pub use idempotency::{ANSWER_KEPT_SECS, Begun, IN_FLIGHT_SECS, Idempotency, StoredAnswer};
-pub use keys::{Keys, NewKey, Scope, StoredKey, UnknownScope};
+pub use keys::{Deadlines, Keys, NewKey, Scope, StoredKey, UnknownScope};
 pub use options::{Options, WriteStats};
 pub use postgres::Postgres;
 pub use receipts::{ModelUsage, Receipt, Receipts, StoredReceipt};

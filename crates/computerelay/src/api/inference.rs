@@ -103,7 +103,7 @@ async fn carry_out(
     content: Content,
 ) -> Result<Response, ApiError> {
     if kind == InferenceKind::Chat && chat_task::is_task(&content.body) {
-        let patience = app.gateway.patience(&headers)?;
+        let patience = app.gateway.patience(&caller, &headers)?;
         // Few requests are tasks: the others need not carry what those wait with.
         return Box::pin(chat_task::serve(app, &caller, content, patience)).await;
     }

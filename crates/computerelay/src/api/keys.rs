@@ -6,7 +6,7 @@ use http::StatusCode;
 use rpc::error::ErrorCode;
 use rpc::keys::{CreateKey, CreatedKey, KeyList, KeyView, UsagePage, UsageQuery, UsageView};
 use rpc::relay::PageQuery;
-use store::{KeyId, Scope, UsageFilter};
+use store::{Deadlines, KeyId, Scope, UsageFilter};
 use taskmarket::Timestamp;
 
 use super::extract::{Admin, AnyKey, Json, KeyPath, Query};
@@ -50,6 +50,11 @@ fn spec(body: CreateKey) -> Result<KeySpec, ApiError> {
         expires_at: body.expires_at,
         requests_per_minute: body.requests_per_minute,
         tokens_per_minute: body.tokens_per_minute,
+        deadlines: Deadlines {
+            total: body.inference_timeout_secs,
+            first_byte: body.first_byte_timeout_secs,
+            between_tokens: body.token_timeout_secs,
+        },
     })
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ::store::{KeyId, Scope, Store, StoreError, StoredKey};
+use ::store::{Deadlines, KeyId, Scope, Store, StoreError, StoredKey};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use daemon::Secret;
@@ -65,6 +65,8 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         tokens_per_minute: Option<u32>,
         #[command(flatten)]
+        deadlines: DeadlineArgs,
+        #[command(flatten)]
         place: Place,
     },
     /// List the keys, without their texts
@@ -80,6 +82,27 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+}
+
+/// How long a key's requests for inference may take, where that is less than what the relay itself gives them.
+#[derive(Debug, clap::Args)]
+struct DeadlineArgs {
+    /// How long its inference requests may take in all, in seconds [default: as long as the relay says]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..))]
+    inference_timeout: Option<u32>,
+    /// How long a host may take until the first byte of a streamed answer, in seconds [default: as long as the relay says]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..))]
+    first_byte_timeout: Option<u32>,
+    /// How long a host may pause within a streamed answer, in seconds [default: as long as the relay says]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..))]
+    token_timeout: Option<u32>,
+}
+
+impl From<DeadlineArgs> for Deadlines {
+    fn from(args: DeadlineArgs) -> Self {
+        let DeadlineArgs { inference_timeout, first_byte_timeout, token_timeout } = args;
+        Self { total: inference_timeout, first_byte: first_byte_timeout, between_tokens: token_timeout }
+    }
 }
 
 /// Where the keys are.
@@ -105,9 +128,18 @@ struct Place {
 /// Does it.
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Create { name, scopes, expires, requests_per_minute, tokens_per_minute, place } => {
-            let expires_at = expires.map(|seconds| now().plus(seconds));
-            let spec = KeySpec { name, scopes, expires_at, requests_per_minute, tokens_per_minute };
+        Command::Create {
+            name,
+            scopes,
+            expires,
+            requests_per_minute,
+            tokens_per_minute,
+            deadlines,
+            place,
+        } => {
+            let (expires_at, deadlines) = (expires.map(|seconds| now().plus(seconds)), deadlines.into());
+            let spec =
+                KeySpec { name, scopes, expires_at, requests_per_minute, tokens_per_minute, deadlines };
             create(spec, &place).await
         }
         Command::List { place } => list(&place).await,
@@ -147,6 +179,9 @@ fn wire(spec: KeySpec) -> CreateKey {
         expires_at: spec.expires_at,
         requests_per_minute: spec.requests_per_minute,
         tokens_per_minute: spec.tokens_per_minute,
+        inference_timeout_secs: spec.deadlines.total,
+        first_byte_timeout_secs: spec.deadlines.first_byte,
+        token_timeout_secs: spec.deadlines.between_tokens,
     }
 }
 

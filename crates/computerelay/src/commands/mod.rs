@@ -48,7 +48,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make, list and revoke API keys
-    Keys(keys::Args),
+    Keys(Box<keys::Args>),
     /// Move a store to another place
     Store(store::Args),
 }
@@ -72,7 +72,7 @@ impl Command {
     async fn run(self, log: &LogArgs) -> anyhow::Result<()> {
         daemon::init_logging(log).map_err(Misuse::from)?;
         match self {
-            Self::Keys(args) => keys::run(args).await,
+            Self::Keys(args) => keys::run(*args).await,
             Self::Store(args) => store::run(args).await,
         }
     }

@@ -162,24 +162,22 @@ fn begun(waiting: &Waiting, opened: Opened) -> Phase {
     }
     // What is no stream cannot stand in one: an engine's error becomes an event, and so does an answer.
     let value = serde_json::from_slice::<serde_json::Value>(&rest.first);
+    let is_answer = value.is_ok() && rest.body.is_none();
     let first = match value {
-        Ok(value) if rest.body.is_none() => {
-            tally.completed();
-            if status.is_success() {
-                waiting.call.whole.came();
-            }
-            Bytes::from(format!("data: {value}\n\n"))
-        }
+        Ok(value) if rest.body.is_none() => Bytes::from(format!("data: {value}\n\n")),
         Ok(_) | Err(_) => {
-            if status.is_success() {
-                tally.failed(Failure::Plain);
-            } else {
-                tally.completed();
-            }
             let message = format!("the provider answered {} and no stream", status.as_u16());
             event(&ErrorBody::new(ErrorCode::ProviderFailed, message), true)
         }
     };
+    if is_answer && status.is_success() {
+        waiting.call.whole.came();
+    }
+    if is_answer || !status.is_success() {
+        tally.completed();
+    } else {
+        tally.failed(Failure::Plain);
+    }
     Phase::Passing(Box::new(Passing::new(tally, Rest { first, body: None })))
 }
 

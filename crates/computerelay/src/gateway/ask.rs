@@ -15,6 +15,7 @@ use rpc::inference::{
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use store::Deadlines;
 
 use super::config::GatewayConfig;
 use super::directory::MAX_WORD_BYTES;
@@ -246,12 +247,13 @@ impl<'de> Deserialize<'de> for Element<'de> {
     }
 }
 
-/// How long a request may take, by the relay's deadlines and its own headers.
+/// How long a request may take: the shortest of what the relay, its API key and its own headers say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Patience {
     pub(super) total: Duration,
-    /// Until a streamed answer's first byte; of another's only where the request says so.
-    pub(super) first_byte: Duration,
+    /// For each host until the first byte of its answer, where key or request say; besides, the relay has a deadline of its own for
+    /// each model's streams.
+    pub(super) first_byte: Option<Duration>,
     pub(super) between_tokens: Duration,
     /// For a host, where the request says.
     pub(super) queue: Option<Duration>,
@@ -260,14 +262,25 @@ pub(super) struct Patience {
 impl Patience {
     /// # Errors
     /// 400 where a header is no number.
-    pub(super) fn read(headers: &HeaderMap, stream: bool, config: &GatewayConfig) -> Result<Self, ApiError> {
+    pub(super) fn read(
+        headers: &HeaderMap,
+        stream: bool,
+        key: &Deadlines,
+        config: &GatewayConfig,
+    ) -> Result<Self, ApiError> {
+        let secs = |secs: u32| Duration::from_secs(secs.into());
         let millis = |name, most| number(headers, name, 0.001, most);
-        let total = millis(TIMEOUT_HEADER, config.total)?.unwrap_or(config.total);
-        let usual = if stream { config.first_byte } else { total };
+        let shortest = |name, own: Duration, key: Option<u32>| {
+            let most = key.map_or(own, |key| own.min(secs(key)));
+            Ok::<_, ApiError>(millis(name, most)?.unwrap_or(most))
+        };
+        let total = shortest(TIMEOUT_HEADER, config.total, key.total)?;
+        // Another answer than a stream begins when it is whole: only who asks for that one can tell how long it may take.
+        let of_key = key.first_byte.filter(|_| stream).map(secs);
         Ok(Self {
             total,
-            first_byte: millis(FIRST_BYTE_HEADER, usual)?.unwrap_or(usual),
-            between_tokens: millis(TOKEN_HEADER, config.between_tokens)?.unwrap_or(config.between_tokens),
+            first_byte: millis(FIRST_BYTE_HEADER, total)?.into_iter().chain(of_key).min(),
+            between_tokens: shortest(TOKEN_HEADER, config.between_tokens, key.between_tokens)?,
             queue: number(headers, QUEUE_TIMEOUT_HEADER, 1.0, config.max_queue)?,
         })
     }
@@ -379,22 +392,37 @@ mod tests {
     }
 
     #[test]
-    fn headers_shorten_deadlines_and_lengthen_none() {
+    fn the_shortest_of_relay_key_and_headers_counts() {
         let config = GatewayConfig::default();
-        let read = |name: &'static str, value: &'static str, stream| {
+        let read = |key: &Deadlines, name: &'static str, value: &'static str, stream| {
             let headers =
                 HeaderMap::from_iter([(http::HeaderName::from_static(name), value.parse().unwrap())]);
-            Patience::read(&headers, stream, &config)
+            Patience::read(&headers, stream, key, &config)
         };
-        let millis = Duration::from_millis;
-        assert_eq!(read(TIMEOUT_HEADER, "1500", true).unwrap().total, millis(1500));
-        assert_eq!(read(TIMEOUT_HEADER, "1e99", true).unwrap().total, config.total);
-        assert_eq!(read(FIRST_BYTE_HEADER, "5", true).unwrap().first_byte, millis(5));
-        assert_eq!(read(QUEUE_TIMEOUT_HEADER, "2.5", true).unwrap().queue, Some(millis(2500)));
-        let plain = Patience::read(&HeaderMap::new(), false, &config).unwrap();
-        assert_eq!((plain.first_byte, plain.queue), (config.total, None));
+        let (none, millis) = (Deadlines::default(), Duration::from_millis);
+        assert_eq!(read(&none, TIMEOUT_HEADER, "1500", true).unwrap().total, millis(1500));
+        assert_eq!(read(&none, TIMEOUT_HEADER, "1e99", true).unwrap().total, config.total);
+        assert_eq!(read(&none, FIRST_BYTE_HEADER, "5", true).unwrap().first_byte, Some(millis(5)));
+        assert_eq!(read(&none, QUEUE_TIMEOUT_HEADER, "2.5", true).unwrap().queue, Some(millis(2500)));
+        let plain = Patience::read(&HeaderMap::new(), false, &none, &config).unwrap();
+        assert_eq!((plain.first_byte, plain.queue), (None, None));
+        assert_eq!((plain.total, plain.between_tokens), (config.total, config.between_tokens));
         for wrong in ["", "-1", "NaN", "soon", "inf"] {
-            assert!(read(TOKEN_HEADER, wrong, true).is_err(), "{wrong}");
+            assert!(read(&none, TOKEN_HEADER, wrong, true).is_err(), "{wrong}");
         }
+
+        let key = Deadlines { total: Some(7), first_byte: Some(5), between_tokens: Some(3) };
+        for (header, is_shorter) in [("2000", true), ("9000", false)] {
+            let (asked, of_key) = (millis(2000), |secs: u64| Duration::from_secs(secs));
+            let shorter = |secs| if is_shorter { asked } else { of_key(secs) };
+            assert_eq!(read(&key, TIMEOUT_HEADER, header, true).unwrap().total, shorter(7));
+            assert_eq!(read(&key, FIRST_BYTE_HEADER, header, true).unwrap().first_byte, Some(shorter(5)));
+            assert_eq!(read(&key, TOKEN_HEADER, header, true).unwrap().between_tokens, shorter(3));
+        }
+        let whole = Patience::read(&HeaderMap::new(), false, &key, &config).unwrap();
+        assert_eq!((whole.total, whole.first_byte), (millis(7000), None), "it is no stream");
+        let longer = Deadlines { total: Some(u32::MAX), first_byte: None, between_tokens: Some(u32::MAX) };
+        let bounded = Patience::read(&HeaderMap::new(), true, &longer, &config).unwrap();
+        assert_eq!((bounded.total, bounded.between_tokens), (config.total, config.between_tokens));
     }
 }

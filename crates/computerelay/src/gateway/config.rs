@@ -1,8 +1,11 @@
 //! The gateway's limits and deadlines: what an operator can say of them, and what nobody needs to.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
+
+use super::ask::is_plain_id;
 
 /// The longest of the times that can be set, in seconds.
 const MAX_SECS: u64 = 86_400;
@@ -46,7 +49,8 @@ pub struct GatewayArgs {
     )]
     pub max_inference_answer: u64,
 
-    /// How long a host may take until the first byte of a streamed answer, in seconds, before another is asked.
+    /// How long a host may take until the first byte of a streamed answer, in seconds, before another is asked. Its time begins when
+    /// it is asked.
     #[arg(
         long,
         env = "ZORAI_RELAY_FIRST_BYTE_TIMEOUT",
@@ -55,6 +59,16 @@ pub struct GatewayArgs {
         value_parser = RangedU64ValueParser::<u64>::new().range(1..=MAX_SECS)
     )]
     pub first_byte_timeout: u64,
+
+    /// The same for one model, instead of --first-byte-timeout; it may be longer. Repeat it for several.
+    #[arg(
+        long = "first-byte",
+        env = "ZORAI_RELAY_FIRST_BYTE",
+        value_name = "MODEL=SECS",
+        value_delimiter = ',',
+        value_parser = model_deadline
+    )]
+    pub first_bytes: Vec<ModelDeadline>,
 
     /// How long a host may pause within a streamed answer, in seconds.
     #[arg(
@@ -98,6 +112,23 @@ pub struct GatewayArgs {
     pub keep_receipts: u64,
 }
 
+/// A deadline of one model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelDeadline {
+    /// Which model, as requests name it.
+    pub model: String,
+    /// The deadline, in seconds.
+    pub secs: u64,
+}
+
+/// Reads `MODEL=SECS`. A model's id may hold further equals signs.
+fn model_deadline(text: &str) -> Result<ModelDeadline, String> {
+    let wrong = || format!("expected MODEL=SECS, such as llama-70b=180, with 1 to {MAX_SECS} seconds");
+    let (model, secs) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let secs = secs.parse().ok().filter(|secs| (1..=MAX_SECS).contains(secs)).ok_or_else(wrong)?;
+    if is_plain_id(model) { Ok(ModelDeadline { model: model.to_owned(), secs }) } else { Err(wrong()) }
+}
+
 /// The gateway's limits and deadlines. [`GatewayConfig::default`] gives those of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GatewayConfig {
@@ -109,6 +140,8 @@ pub struct GatewayConfig {
     pub max_answer_bytes: u64,
     /// How long a host may take until the first byte of a streamed answer.
     pub first_byte: Duration,
+    /// The same, of models that have a deadline of their own.
+    pub first_byte_of: BTreeMap<String, Duration>,
     /// How long a host may pause within a streamed answer.
     pub between_tokens: Duration,
     /// How long a request may take in all.
@@ -127,6 +160,13 @@ pub struct GatewayConfig {
     pub keep_receipts: Duration,
 }
 
+impl GatewayConfig {
+    /// How long a host may take until the first byte of this model's streamed answer.
+    pub(super) fn first_byte(&self, model: &str) -> Duration {
+        self.first_byte_of.get(model).copied().unwrap_or(self.first_byte)
+    }
+}
+
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
@@ -134,6 +174,7 @@ impl Default for GatewayConfig {
             max_bodies_bytes: 1 << 30,
             max_answer_bytes: 256 << 20,
             first_byte: Duration::from_secs(60),
+            first_byte_of: BTreeMap::new(),
             between_tokens: Duration::from_secs(60),
             total: Duration::from_secs(600),
             queue: Duration::from_secs(30),
@@ -153,11 +194,31 @@ impl From<&GatewayArgs> for GatewayConfig {
             max_bodies_bytes: args.max_inference_bodies,
             max_answer_bytes: args.max_inference_answer,
             first_byte: Duration::from_secs(args.first_byte_timeout),
+            first_byte_of: args
+                .first_bytes
+                .iter()
+                .map(|of| (of.model.clone(), Duration::from_secs(of.secs)))
+                .collect(),
             between_tokens: Duration::from_secs(args.token_timeout),
             total: Duration::from_secs(args.inference_timeout),
             queue: Duration::from_secs(args.queue_timeout),
             keep_receipts: Duration::from_secs(args.keep_receipts * 24 * 60 * 60),
             ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_have_deadlines_of_their_own() {
+        let read = |text: &str| model_deadline(text).map(|of| (of.model, of.secs));
+        assert_eq!(read("llama-70b=180"), Ok(("llama-70b".to_owned(), 180)));
+        assert_eq!(read("org/a=b=1"), Ok(("org/a=b".to_owned(), 1)));
+        for wrong in ["", "m", "m=", "=1", "m=0", "m=1.5", "m=-1", "m=86401", "m=x", "m\n=1"] {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 }

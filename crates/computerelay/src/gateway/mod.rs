@@ -35,7 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{GatewayArgs, GatewayConfig};
+pub use config::{GatewayArgs, GatewayConfig, ModelDeadline};
 pub(crate) use counts::{Counts, GatewayTotals};
 pub(crate) use directory::Directory;
 pub(crate) use room::Content;
@@ -128,12 +128,12 @@ impl Gateway {
         self.room.take(declared.unwrap_or(most).min(most)).await
     }
 
-    /// How long a request may take in all, by its headers.
+    /// How long a caller's request may take in all, by its key and its headers.
     ///
     /// # Errors
     /// 400 where a header is no number.
-    pub(crate) fn patience(&self, headers: &HeaderMap) -> Result<Duration, ApiError> {
-        Ok(Patience::read(headers, false, &self.config)?.total)
+    pub(crate) fn patience(&self, caller: &Caller, headers: &HeaderMap) -> Result<Duration, ApiError> {
+        Ok(Patience::read(headers, false, &caller.deadlines, &self.config)?.total)
     }
 
     /// What is counted.
@@ -173,7 +173,7 @@ impl Gateway {
         let begun = Instant::now();
         self.check_tokens(&caller)?;
         let ask = Ask::read(&content.body)?;
-        let patience = Patience::read(&headers, ask.stream, &self.config)?;
+        let patience = Patience::read(&headers, ask.stream, &caller.deadlines, &self.config)?;
         let is_stream = ask.stream;
         let call =
             Arc::new(Call { caller, kind, request_id, ask, patience, at, begun, whole: Whole::default() });

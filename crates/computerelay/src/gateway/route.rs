@@ -328,6 +328,7 @@ impl Gateway {
     ) -> Result<Answer, Failed> {
         let sent = call.ask.body_for(&content.body, model);
         let listing = &lease.listing;
+        let own = self.config.first_byte(model);
         let model = HeaderValue::from_bytes(model.as_bytes())
             .map_err(|_| Failed::unasked("serves a model whose name cannot be sent"))?;
         let mut request = Request::post(call.kind.path())
@@ -338,7 +339,8 @@ impl Gateway {
         headers.insert(rpc::REQUEST_ID_HEADER, call.request_id.clone());
         headers.insert(MODEL_HEADER, model);
         let left = call.deadline().saturating_duration_since(Instant::now());
-        let patience = call.patience.first_byte.min(left);
+        let most = if call.ask.stream { own.min(left) } else { left };
+        let patience = call.patience.first_byte.map_or(most, |asked| asked.min(most));
         let answered = async {
             let response = listing.link.request(request).await.map_err(unsent)?;
             begin(response, call, self.config.max_answer_bytes).await
@@ -347,7 +349,7 @@ impl Gateway {
             Ok(answer) => answer.map(|answer| Answer { sent, ..answer }),
             // Who is in more of a hurry than the relay says nothing of the host.
             Err(_) => {
-                let is_fair = patience >= self.fair_patience(call);
+                let is_fair = patience >= self.fair_patience(call, own);
                 let blame = if is_fair { Blame::Host(Failure::Plain) } else { Blame::Nobody };
                 let why = format!("sent nothing for {} ms", patience.as_millis());
                 Err(Failed { word: "silent", why, blame })
@@ -357,8 +359,8 @@ impl Gateway {
 
     /// How long a host has been silent at least where that is its fault: of an answer that is not streamed nothing comes until it is
     /// whole, for which it has all the time that waiting for it may leave.
-    fn fair_patience(&self, call: &Call) -> Duration {
-        let GatewayConfig { first_byte, total, queue, .. } = self.config;
+    fn fair_patience(&self, call: &Call, first_byte: Duration) -> Duration {
+        let GatewayConfig { total, queue, .. } = self.config;
         if call.ask.stream { first_byte } else { total.saturating_sub(queue).max(first_byte) }
     }
 }

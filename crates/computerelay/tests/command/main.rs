@@ -66,7 +66,10 @@ async fn keys_are_made_listed_and_revoked_in_the_store() {
     let store = dir.path().join("store");
     let store = path(&store);
     let create = ["keys", "create", "--store", store, "--name", "alice", "--scope", "tasks:read"];
-    let made = run(relay(&[&create[..], &["--expires", "90d", "--requests-per-minute", "7"]].concat())).await;
+    let times = ["--inference-timeout", "60", "--first-byte-timeout", "20", "--token-timeout", "10"];
+    let made =
+        run(relay(&[&create[..], &["--expires", "90d", "--requests-per-minute", "7"], &times[..]].concat()))
+            .await;
     let key = stdout(&made).trim_end().to_owned();
     assert!(key.starts_with("zk-") && !key.contains('\n'), "standard output is the key alone: {key:?}");
     assert!(!stderr(&made).contains(&key[3..]) && stderr(&made).contains("alice"), "{}", stderr(&made));
@@ -76,6 +79,11 @@ async fn keys_are_made_listed_and_revoked_in_the_store() {
     let id = keys[0]["id"].as_str().unwrap().to_owned();
     assert_eq!((&keys[0]["name"], &keys[0]["requests_per_minute"]), (&"alice".into(), &7.into()));
     assert!(keys[0]["expires_at"].is_string() && keys[1].is_null(), "{keys}");
+    for (field, secs) in
+        [("inference_timeout_secs", 60), ("first_byte_timeout_secs", 20), ("token_timeout_secs", 10)]
+    {
+        assert_eq!(keys[0][field], secs, "{field}");
+    }
     let listed = run(relay(&["keys", "list", "--store", store])).await;
     assert!(stdout(&listed).contains(&id) && stdout(&listed).contains("tasks:read"), "{}", stdout(&listed));
 

@@ -18,12 +18,15 @@ fn with_scope(scope: &str) -> Value {
 async fn a_key_is_shown_once_and_found_again_after_a_restart() {
     let rig = Rig::start().await;
     let body = json!({ "name": "alice", "scopes": ["tasks:read", "tasks:write"], "requests_per_minute": 100,
-                       "tokens_per_minute": 5, "expires_at": "2100-01-01T00:00:00Z" });
+                       "tokens_per_minute": 5, "inference_timeout_secs": 60, "first_byte_timeout_secs": 20,
+                       "token_timeout_secs": 10, "expires_at": "2100-01-01T00:00:00Z" });
     let (status, created) = answer(rig.request(Method::POST, "/v1/keys").json(&body)).await;
     assert_eq!(status, StatusCode::CREATED, "{created}");
     let (key, id) = (created["key"].as_str().unwrap().to_owned(), created["id"].as_str().unwrap().to_owned());
     assert!(key.starts_with("zk-") && key.len() == 67, "{key}");
-    for field in ["name", "requests_per_minute", "tokens_per_minute", "expires_at"] {
+    let limits = ["requests_per_minute", "tokens_per_minute"];
+    let deadlines = ["inference_timeout_secs", "first_byte_timeout_secs", "token_timeout_secs"];
+    for field in ["name", "expires_at"].into_iter().chain(limits).chain(deadlines) {
         assert_eq!(created[field], body[field], "{field}");
     }
 
@@ -185,6 +188,12 @@ async fn keys_of_the_wrong_form_are_not_made() {
         ("expires_at", json!({ "name": "a", "scopes": ["admin"], "expires_at": "2020-01-01T00:00:00Z" })),
         ("requests_per_minute", json!({ "name": "a", "scopes": ["admin"], "requests_per_minute": 0 })),
         ("tokens_per_minute", json!({ "name": "a", "scopes": ["admin"], "tokens_per_minute": 0 })),
+        ("inference_timeout_secs", json!({ "name": "a", "scopes": ["admin"], "inference_timeout_secs": 0 })),
+        (
+            "first_byte_timeout_secs",
+            json!({ "name": "a", "scopes": ["admin"], "first_byte_timeout_secs": 0 }),
+        ),
+        ("token_timeout_secs", json!({ "name": "a", "scopes": ["admin"], "token_timeout_secs": 0 })),
     ] {
         let refused = answer(rig.request(Method::POST, "/v1/keys").json(&body)).await;
         assert_error(&refused, 400, "invalid_field");

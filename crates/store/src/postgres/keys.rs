@@ -7,16 +7,17 @@ use tokio_postgres::Row;
 use super::Postgres;
 use super::row::RowExt;
 use crate::row::to_sql;
-use crate::{KeyId, Keys, NewKey, Scope, StoreError, StoredKey};
+use crate::{Deadlines, KeyId, Keys, NewKey, Scope, StoreError, StoredKey};
 
 #[async_trait]
 impl Keys for Postgres {
     async fn add_key(&self, key: NewKey) -> Result<bool, StoreError> {
         let added = self
             .execute(
-                "INSERT INTO api_keys (id, hash, name, scopes, requests_per_minute, tokens_per_minute, created_at,
-                                       expires_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
+                "INSERT INTO api_keys (id, hash, name, scopes, requests_per_minute, tokens_per_minute,
+                                       inference_timeout_secs, first_byte_timeout_secs, token_timeout_secs,
+                                       created_at, expires_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
                 &[
                     &key.id.as_str(),
                     &key.hash.as_slice(),
@@ -24,6 +25,9 @@ impl Keys for Postgres {
                     &Scope::join(&key.scopes),
                     &key.requests_per_minute.map(i64::from),
                     &key.tokens_per_minute.map(i64::from),
+                    &key.deadlines.total.map(i64::from),
+                    &key.deadlines.first_byte.map(i64::from),
+                    &key.deadlines.between_tokens.map(i64::from),
                     &to_sql(key.created_at.unix()),
                     &key.expires_at.map(|at| to_sql(at.unix())),
                 ],
@@ -50,7 +54,8 @@ impl Keys for Postgres {
 }
 
 const COLUMNS: &str =
-    "id, hash, name, scopes, requests_per_minute, tokens_per_minute, created_at, expires_at, revoked_at";
+    "id, hash, name, scopes, requests_per_minute, tokens_per_minute, inference_timeout_secs,
+    first_byte_timeout_secs, token_timeout_secs, created_at, expires_at, revoked_at";
 
 /// Reads a row of [`COLUMNS`].
 fn stored_key(row: &Row) -> Result<StoredKey, StoreError> {
@@ -61,8 +66,13 @@ fn stored_key(row: &Row) -> Result<StoredKey, StoreError> {
         scopes: Scope::split(row.column(3)?)?,
         requests_per_minute: row.opt_number(4)?,
         tokens_per_minute: row.opt_number(5)?,
-        created_at: row.time(6)?,
-        expires_at: row.opt_time(7)?,
+        deadlines: Deadlines {
+            total: row.opt_number(6)?,
+            first_byte: row.opt_number(7)?,
+            between_tokens: row.opt_number(8)?,
+        },
+        created_at: row.time(9)?,
+        expires_at: row.opt_time(10)?,
     };
-    Ok(StoredKey { key, revoked_at: row.opt_time(8)? })
+    Ok(StoredKey { key, revoked_at: row.opt_time(11)? })
 }

@@ -5,7 +5,7 @@ use rusqlite::{Row, params};
 use taskmarket::Timestamp;
 
 use super::{Sqlite, collect, to_sql};
-use crate::{KeyId, Keys, NewKey, Scope, StoreError, StoredKey};
+use crate::{Deadlines, KeyId, Keys, NewKey, Scope, StoreError, StoredKey};
 
 #[async_trait]
 impl Keys for Sqlite {
@@ -14,8 +14,9 @@ impl Keys for Sqlite {
             let added = connection
                 .prepare_cached(
                     "INSERT INTO api_keys (id, hash, name, scopes, requests_per_minute, tokens_per_minute,
+                                           inference_timeout_secs, first_byte_timeout_secs, token_timeout_secs,
                                            created_at, expires_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO NOTHING",
                 )?
                 .execute(params![
                     key.id.as_str(),
@@ -24,6 +25,9 @@ impl Keys for Sqlite {
                     Scope::join(&key.scopes),
                     key.requests_per_minute,
                     key.tokens_per_minute,
+                    key.deadlines.total,
+                    key.deadlines.first_byte,
+                    key.deadlines.between_tokens,
                     to_sql(key.created_at.unix()),
                     key.expires_at.map(|at| to_sql(at.unix())),
                 ])?;
@@ -68,7 +72,8 @@ impl Keys for Sqlite {
 }
 
 const COLUMNS: &str =
-    "id, hash, name, scopes, requests_per_minute, tokens_per_minute, created_at, expires_at, revoked_at";
+    "id, hash, name, scopes, requests_per_minute, tokens_per_minute, inference_timeout_secs,
+    first_byte_timeout_secs, token_timeout_secs, created_at, expires_at, revoked_at";
 
 /// Reads a row of [`COLUMNS`].
 fn stored_key(row: &Row<'_>) -> Result<StoredKey, StoreError> {
@@ -80,8 +85,9 @@ fn stored_key(row: &Row<'_>) -> Result<StoredKey, StoreError> {
         scopes: Scope::split(&row.get::<_, String>(3)?)?,
         requests_per_minute: row.get(4)?,
         tokens_per_minute: row.get(5)?,
-        created_at: Timestamp::from_unix(row.get(6)?),
-        expires_at: time(7)?,
+        deadlines: Deadlines { total: row.get(6)?, first_byte: row.get(7)?, between_tokens: row.get(8)? },
+        created_at: Timestamp::from_unix(row.get(9)?),
+        expires_at: time(10)?,
     };
-    Ok(StoredKey { key, revoked_at: time(8)? })
+    Ok(StoredKey { key, revoked_at: time(11)? })
 }

@@ -105,7 +105,7 @@ async fn what_is_no_store_or_a_newer_one_is_refused() {
         drop(Sqlite::open(dir.path()).await.unwrap());
         tamper(dir.path(), &format!("PRAGMA user_version = {version}"));
         let error = Sqlite::open(dir.path()).await.unwrap_err();
-        assert!(matches!(error, StoreError::Schema { known: 8, .. }), "{error:?}");
+        assert!(matches!(error, StoreError::Schema { known: 9, .. }), "{error:?}");
         assert!(error.to_string().contains(version), "{error}");
     }
 

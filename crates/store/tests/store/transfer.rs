@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use store::{
-    CopyError, KeyId, NewArtifact, NewKey, NewSession, NewWebhook, Scope, Sqlite, Store, StoredAnswer,
-    TABLES, TaskFilter, Usage, Value,
+    CopyError, Deadlines, KeyId, NewArtifact, NewKey, NewSession, NewWebhook, Scope, Sqlite, Store,
+    StoredAnswer, TABLES, TaskFilter, Usage, Value,
 };
 use taskmarket::{ContentHash, NodeStatus};
 
@@ -68,6 +68,7 @@ async fn fill(store: &dyn Store) {
         scopes: vec![Scope::Admin, Scope::TasksRead],
         requests_per_minute: None,
         tokens_per_minute: Some(60),
+        deadlines: Deadlines { total: Some(600), first_byte: None, between_tokens: Some(5) },
         created_at: at(0),
         expires_at: Some(at(9)),
     };
@@ -146,6 +147,7 @@ async fn only_an_empty_store_is_copied_into() {
         scopes: vec![],
         requests_per_minute: None,
         tokens_per_minute: None,
+        deadlines: Deadlines::default(),
         created_at: at(0),
         expires_at: None,
     };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use store::{
-    ANSWER_KEPT_SECS, Begun, Delivery, DeliveryRetry, IN_FLIGHT_SECS, KeyId, ModelUsage, NewKey, NewWebhook,
-    Receipt, Scope, Store, StoredAnswer, StoredKey, StoredReceipt, Usage, UsageFilter,
+    ANSWER_KEPT_SECS, Begun, Deadlines, Delivery, DeliveryRetry, IN_FLIGHT_SECS, KeyId, ModelUsage, NewKey,
+    NewWebhook, Receipt, Scope, Store, StoredAnswer, StoredKey, StoredReceipt, Usage, UsageFilter,
 };
 use taskmarket::{TaskId, Timestamp};
 
@@ -19,6 +19,11 @@ pub(crate) async fn keys_are_kept_listed_and_revoked(store: Arc<dyn Store>) {
             scopes: Scope::ALL[..usize::from(number.min(4))].to_vec(),
             requests_per_minute: (number > 1).then_some(u32::MAX),
             tokens_per_minute: (number > 2).then_some(60),
+            deadlines: Deadlines {
+                total: (number > 1).then_some(u32::MAX),
+                first_byte: (number > 2).then_some(7),
+                between_tokens: (number > 3).then_some(1),
+            },
             created_at: at(u64::from(number)),
             expires_at: (number > 3).then(|| at(99)),
         })
