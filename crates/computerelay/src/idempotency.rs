@@ -270,7 +270,7 @@ mod tests {
     async fn what_is_marked_is_not_kept() {
         let mut response = Body::from("x").into_response();
         response.extensions_mut().insert(Unkept);
-        assert!(kept(response).await.1.is_none());
+        assert!(kept(response, &name()).await.1.is_none());
     }
 
     #[tokio::test]

@@ -11,6 +11,9 @@ const FIRST: Duration = Duration::from_secs(5);
 /// The longest that it stays open.
 const LONGEST: Duration = Duration::from_secs(300);
 
+/// How long a failure weighs in the choice of a host.
+const RECENT: Duration = Duration::from_secs(60);
+
 /// How bad a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -113,6 +116,12 @@ impl Breaker {
         self.state != State::Closed
     }
 
+    /// Failures since the last request that was served, if the last of them is recent.
+    pub(super) fn recent_failures(&self, now: Instant) -> u32 {
+        let is_recent = self.last_failure.is_some_and(|last| now.saturating_duration_since(last) < RECENT);
+        if is_recent { self.failures } else { 0 }
+    }
+
     /// Whether one request tries.
     pub(super) fn is_trying(&self) -> bool {
         self.state == State::Trying
@@ -141,7 +150,9 @@ mod tests {
         let at = |secs: u64| start + SEC * u32::try_from(secs).unwrap();
         breaker.failed(Failure::Plain, false, at(0), at(1), 0.0);
         breaker.failed(Failure::Plain, false, at(1), at(2), 0.0);
+        assert_eq!((breaker.recent_failures(at(2)), breaker.recent_failures(at(62))), (2, 0));
         breaker.succeeded(false);
+        assert_eq!(breaker.recent_failures(at(2)), 0);
         for second in 3..6 {
             assert!(breaker.admits(at(second)) && !breaker.begin(at(second)));
             breaker.failed(Failure::Plain, false, at(second), at(second), 0.0);

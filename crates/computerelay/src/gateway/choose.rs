@@ -13,6 +13,8 @@ use super::directory::Listing;
 
 /// How long a request is taken to last while nobody knows, in seconds.
 const GUESS: f64 = 1.0;
+/// What a recent failure weighs, as a wait in seconds: whoever fails the next request too, costs it some time.
+const FAILURE_SECS: f64 = 1.0;
 
 /// What a request wants.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> R
     // What the request says itself comes before where its conversation was.
     for provider in order {
         let theirs: Vec<_> = fit.iter().filter(|one| one.key.provider == provider.0).copied().collect();
-        if let Some(first) = favourite(&theirs).or_else(|| best(theirs.into_iter())) {
+        if let Some(first) = favourite(&theirs).or_else(|| best(theirs.into_iter(), now)) {
             return Ok(first);
         }
     }
@@ -92,8 +94,10 @@ pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> R
         }
     }
     let chosen = match sort {
-        None => best(two(&fit)),
-        Some(Sort::Price) => fit.iter().copied().min_by(|a, b| price(a).cmp(&price(b)).then(by_wait(a, b))),
+        None => best(two(&fit), now),
+        Some(Sort::Price) => {
+            fit.iter().copied().min_by(|a, b| price(a).cmp(&price(b)).then_with(|| by_wait(a, b, now)))
+        }
         Some(Sort::Latency) => fit.iter().copied().min_by(|a, b| {
             let secs = |one: &Listing| one.load.pace().first_byte.unwrap_or_default();
             secs(a).total_cmp(&secs(b))
@@ -111,20 +115,24 @@ fn two<'a>(hosts: &[&'a Listing]) -> impl Iterator<Item = &'a Listing> {
     hosts.sample(&mut rand::rng(), 2).copied()
 }
 
-fn best<'a>(hosts: impl Iterator<Item = &'a Listing>) -> Option<&'a Listing> {
-    hosts.min_by(|a, b| by_wait(a, b).then_with(|| price(a).cmp(&price(b))))
+fn best<'a>(hosts: impl Iterator<Item = &'a Listing>, now: Instant) -> Option<&'a Listing> {
+    hosts.min_by(|a, b| by_wait(a, b, now).then_with(|| price(a).cmp(&price(b))))
 }
 
-fn by_wait(a: &Listing, b: &Listing) -> std::cmp::Ordering {
-    wait(a).total_cmp(&wait(b))
+fn by_wait(a: &Listing, b: &Listing, now: Instant) -> std::cmp::Ordering {
+    // A host of which nothing is known yet is as fast as the other, or it would never show what it is.
+    let (of_a, of_b) = (a.load.pace().total, b.load.pace().total);
+    let guess = of_a.or(of_b).unwrap_or(GUESS);
+    wait(a, of_a.unwrap_or(guess), now).total_cmp(&wait(b, of_b.unwrap_or(guess), now))
 }
 
-/// How long a request would last there, in tenths of a second: what differs by less, price decides.
-fn wait(listing: &Listing) -> f64 {
+/// How long a request would last there if one takes so many seconds, in tenths of a second: what differs by less, price decides.
+fn wait(listing: &Listing, secs: f64, now: Instant) -> f64 {
     let load = &listing.load;
     let before = load.ours.load(Ordering::Relaxed) + load.others.load(Ordering::Relaxed);
     let turns = 1.0 + f64::from(before) / f64::from(listing.offer.slots.max(1));
-    (turns * load.pace().total.unwrap_or(GUESS) * 10.0).round()
+    let failures = f64::from(listing.health.breaker().recent_failures(now));
+    ((turns * secs + failures * FAILURE_SECS) * 10.0).round()
 }
 
 fn price(listing: &Listing) -> Amount {

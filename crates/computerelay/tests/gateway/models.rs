@@ -222,3 +222,31 @@ async fn a_conversation_returns_to_its_host() {
     assert_eq!(served.len(), 1, "{served:?}");
     rig.stop().await;
 }
+
+/// Who answered a request that is no part of a conversation.
+async fn served_by(rig: &Rig) -> String {
+    let body = json!({ "model": "zorai-demo" });
+    let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    response.headers()["x-zorai-provider"].to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_better_host_is_the_cheaper_one_unless_it_failed_just_now() {
+    let rig = Rig::start().await;
+    let script = |price: &str| {
+        let mut script = Script::new(Play::Json(200, COMPLETION.to_owned()));
+        script.offers[0].prompt_price = price.parse().unwrap();
+        script
+    };
+    let dear = Engine::start(&rig, script("9")).await;
+    assert_eq!(served_by(&rig).await, dear.provider());
+    // One that joins is asked at once, though nobody knows yet how fast it is.
+    let cheap = Engine::start(&rig, script("1")).await;
+    assert_eq!(served_by(&rig).await, cheap.provider());
+    cheap.play.send(Play::Json(503, "{}".to_owned())).unwrap();
+    assert_eq!(served_by(&rig).await, dear.provider());
+    cheap.play.send(Play::Json(200, COMPLETION.to_owned())).unwrap();
+    assert_eq!(served_by(&rig).await, dear.provider(), "who failed is not the first choice for a while");
+    rig.stop().await;
+}
