@@ -11,7 +11,7 @@ use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
 use crate::primitives::{Bytes32, Reference, TaskId, Timestamp};
-use crate::record::{State, Status, TaskRecord};
+use crate::record::{Money, Provider, State, Status, TaskRecord};
 
 /// How far a message's `issued_at` may be from the relay's clock when first seen, in seconds.
 pub const CLOCK_TOLERANCE_SECS: u64 = 300;
@@ -353,10 +353,11 @@ fn dispute(
 ) -> Result<Option<Event>, Rejection> {
     require_party("requester", record.task.requester, dispute.signer())?;
     let message = dispute.message();
-    require_result(record, message.provider, message.attempt, message.result_hash)?;
     if record.domain.is_settled() {
+        require_claim(record, message)?;
         return complain(record, now, dispute);
     }
+    require_result(record, message.provider, message.attempt, message.result_hash)?;
     match &record.state {
         State::Disputed { dispute, .. }
             if dispute.reason == message.reason && dispute.evidence == message.evidence.parse().ok() =>
@@ -398,7 +399,7 @@ fn check_complaint(message: &DisputeTask) -> Result<(), Rejection> {
 }
 
 /// Keeps what the requester of a settled task says in dispute, for the chain has its hash alone: one complaint before the chain says that
-/// it disputes, and from then on the one that the chain's hash names.
+/// it disputes, and from then on the one that the chain's hash names. The proof may be known by the chain alone.
 fn complain(
     record: &TaskRecord,
     now: Timestamp,
@@ -410,32 +411,33 @@ fn complain(
         return Ok(None);
     }
     let is_named = |hash| hash == Bytes32(keccak256(message.reason.as_bytes()));
-    match &record.state {
-        State::Submitted { .. } if kept.is_none_or(|kept| kept.message.attempt != message.attempt) => {
+    match (&record.state, record.settlement.status) {
+        (State::Submitted { .. }, _) | (State::Accepted { .. }, Money::Proven)
+            if kept.is_none_or(|kept| kept.message.attempt != message.attempt) =>
+        {
             fresh(now, message.issued_at)?;
             check_complaint(message)?;
             Ok(Some(Event::Disputed(dispute.signed().clone())))
         }
-        State::Submitted { .. } => Err(Rejection::AwaitingChain),
-        State::Disputed { .. } if !record.settlement.reason_hash.is_some_and(is_named) => {
+        (State::Submitted { .. }, _) | (State::Accepted { .. }, Money::Proven) => {
+            Err(Rejection::AwaitingChain)
+        }
+        (State::Disputed { .. }, _) | (State::Accepted { .. }, Money::Disputed)
+            if !record.settlement.reason_hash.is_some_and(is_named) =>
+        {
             Err(invalid("reason", "the chain has the hash of another"))
         }
-        State::Disputed { .. }
+        (State::Disputed { .. }, _) | (State::Accepted { .. }, Money::Disputed)
             if kept.is_some_and(|kept| is_named(Bytes32(keccak256(kept.message.reason.as_bytes())))) =>
         {
             Err(conflict(record, "its reason is known"))
         }
-        State::Disputed { .. } => {
+        (State::Disputed { .. }, _) | (State::Accepted { .. }, Money::Disputed) => {
             check_complaint(message)?;
             Ok(Some(Event::Disputed(dispute.signed().clone())))
         }
-        State::Completed { .. } => Err(conflict(record, "the dispute window is over")),
-        State::Open
-        | State::Accepted { .. }
-        | State::Resolved { .. }
-        | State::Cancelled
-        | State::Expired
-        | State::Failed => Err(conflict(record, "there is no result to dispute")),
+        (State::Completed { .. }, _) => Err(conflict(record, "the dispute window is over")),
+        _ => Err(conflict(record, "there is no result to dispute")),
     }
 }
 
@@ -565,6 +567,19 @@ fn require_result(
         return Err(invalid("result_hash", format!("the proof says {}", proof.result_hash)));
     }
     Ok(())
+}
+
+/// A settled task's result may be known by the chain alone, or another by the chain than by the relay: either can be complained of.
+fn require_claim(record: &TaskRecord, message: &DisputeTask) -> Result<(), Rejection> {
+    let money = &record.settlement;
+    let on_chain = matches!(money.status, Money::Proven | Money::Disputed)
+        && money.provider == Some(Provider(message.provider))
+        && money.attempt == message.attempt
+        && money.result_hash == Some(message.result_hash);
+    if on_chain {
+        return Ok(());
+    }
+    require_result(record, message.provider, message.attempt, message.result_hash)
 }
 
 fn fresh(now: Timestamp, issued_at: Timestamp) -> Result<(), Rejection> {

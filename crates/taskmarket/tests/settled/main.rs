@@ -419,6 +419,28 @@ fn a_result_may_come_after_its_proof() {
     world.finish();
 }
 
+/// What the requester says of a proof whose result never came is kept: the arbiter has nothing else to go by.
+#[test]
+fn a_proof_without_its_result_is_complained_of() {
+    let mut world = World::new(true, 2);
+    world.take(&Step::Call(0, 0));
+    world.take(&Step::Call(2, 2));
+    world.take(&Step::Say(6, 0));
+    world.take(&Step::Call(7, 0));
+    assert!(world.record.complaint.is_none(), "there is no proof yet");
+    world.take(&Step::Final(3));
+    world.take(&Step::Say(6, 8));
+    assert!(world.record.complaint.is_none(), "the chain has the proof of another result");
+    world.take(&Step::Say(6, 0));
+    world.take(&Step::Call(13, 0));
+    world.take(&Step::Final(1));
+    assert_eq!(world.record.settlement.status, Money::Disputed);
+    assert!(world.record.submission().is_none());
+    let said = world.record.complaint.as_ref().unwrap();
+    assert_eq!(said.message.reason, "it is wrong");
+    world.finish();
+}
+
 /// Acceptances that the chain never takes do not fill a history without end, and keep nobody from accepting on chain.
 #[test]
 fn an_attempt_is_accepted_in_vain_so_often_and_no_more() {
