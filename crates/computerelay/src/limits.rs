@@ -23,6 +23,9 @@ const MAX_DEBT_MINUTES: f64 = 10.0;
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-tokens");
+const REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
+const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
 /// Buckets of one kind. Each holds a minute's worth of requests, and fills evenly.
 #[derive(Debug)]
@@ -74,9 +77,18 @@ pub(crate) struct Standing {
 impl Standing {
     /// Says where they stand in the answer's headers.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
-        headers.insert(LIMIT, self.limit.into());
-        headers.insert(REMAINING, self.remaining.into());
-        headers.insert(RESET, HeaderValue::from(whole_secs(self.reset)));
+        self.tell_as([LIMIT, REMAINING, RESET], headers);
+    }
+
+    /// Says where they stand with tokens of inference in the answer's headers.
+    pub(crate) fn tell_tokens(&self, headers: &mut HeaderMap) {
+        self.tell_as([LIMIT_TOKENS, REMAINING_TOKENS, RESET_TOKENS], headers);
+    }
+
+    fn tell_as(&self, [limit, remaining, reset]: [HeaderName; 3], headers: &mut HeaderMap) {
+        headers.insert(limit, self.limit.into());
+        headers.insert(remaining, self.remaining.into());
+        headers.insert(reset, HeaderValue::from(whole_secs(self.reset)));
     }
 
     /// # Errors

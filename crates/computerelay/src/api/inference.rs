@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use http::request::Parts;
 use rpc::error::ErrorCode;
@@ -88,11 +88,22 @@ async fn serve(
     let (parts, body) = request.into_parts();
     let room = app.gateway.room(declared_length(&parts.headers)).await?;
     let body = read(&parts.headers, body, app.gateway.max_body_bytes()).await?;
-    let Some(key) = key else {
-        return carry_out(&app, caller, kind, parts.headers, Content::new(body, room)).await;
+    let keyed = match key {
+        Some(key) => Some(Keyed::new(&caller, key, &parts, &body).await?),
+        None => None,
     };
-    let keyed = Keyed::new(&caller, key, &parts, &body).await?;
-    keyed.once(&app, carry_out(&app, caller, kind, parts.headers, Content::new(body, room))).await
+    // It is large, and handed on.
+    let work = Box::pin(carry_out(&app, caller.clone(), kind, parts.headers, Content::new(body, room)));
+    let answer = match keyed {
+        Some(keyed) => keyed.once(&app, work).await,
+        None => work.await,
+    };
+    let mut response = answer.into_response();
+    // What is used now counts once the answer has ended.
+    if let Some(standing) = app.gateway.tokens_left(&caller) {
+        standing.tell_tokens(response.headers_mut());
+    }
+    Ok(response)
 }
 
 async fn carry_out(

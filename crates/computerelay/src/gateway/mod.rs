@@ -43,7 +43,7 @@ pub(crate) use room::Content;
 use crate::error::ApiError;
 use crate::idempotency::Whole;
 use crate::keys::Caller;
-use crate::limits::Buckets;
+use crate::limits::{Buckets, Standing};
 use affinity::Affinity;
 use ask::{Ask, Patience};
 use directory::Totals;
@@ -215,9 +215,14 @@ impl Gateway {
         self.records.flush().await;
     }
 
+    /// Where a key stands with the tokens that it may use, if it has a limit.
+    pub(crate) fn tokens_left(&self, caller: &Caller) -> Option<Standing> {
+        let limit = caller.tokens_per_minute?;
+        Some(self.tokens.peek(caller.id.clone(), limit, Instant::now()))
+    }
+
     fn check_tokens(&self, caller: &Caller) -> Result<(), ApiError> {
-        let Some(limit) = caller.tokens_per_minute else { return Ok(()) };
-        self.tokens.peek(caller.id.clone(), limit, Instant::now()).check("this API key", "use", "tokens")
+        self.tokens_left(caller).map_or(Ok(()), |standing| standing.check("this API key", "use", "tokens"))
     }
 
     fn charge(&self, caller: &Caller, tokens: u64) {

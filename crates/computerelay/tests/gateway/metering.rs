@@ -1,6 +1,6 @@
 //! What is counted, what it costs, and what is kept of it.
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use taskmarket::{Bytes32, InferenceReceipt};
 
@@ -196,14 +196,24 @@ async fn a_key_uses_as_many_tokens_as_its_limit_says() {
     let _engine = Engine::start(&rig, Script::new(Play::Json(200, COMPLETION.to_owned()))).await;
     let spec = json!({ "name": "a", "scopes": ["inference"], "tokens_per_minute": 20 });
     let key = rig.make_key(&spec).await;
-    let ask = || {
-        let body = json!({ "model": "zorai-demo" });
-        answer(rig.bare(Method::POST, "/v1/chat/completions").bearer_auth(&key).json(&body))
+    let ask = async || {
+        let request = rig.bare(Method::POST, "/v1/chat/completions").bearer_auth(&key);
+        request.json(&json!({ "model": "zorai-demo" })).send().await.unwrap()
+    };
+    let number = |response: &Response, name: &str| -> u64 {
+        response.headers()[&format!("x-ratelimit-{name}-tokens")].to_str().unwrap().parse().unwrap()
     };
     // 16 of 20, and 12 more than there are.
-    assert_eq!(ask().await.0, StatusCode::OK);
-    assert_eq!(ask().await.0, StatusCode::OK);
+    for most_left in [4, 0] {
+        let response = ask().await;
+        assert_eq!((response.status(), number(&response, "limit")), (StatusCode::OK, 20));
+        assert!(number(&response, "remaining") <= most_left + 1, "{response:?}");
+    }
     let refused = ask().await;
+    assert_eq!((number(&refused, "limit"), number(&refused, "remaining")), (20, 0));
+    assert!(number(&refused, "reset") > 60, "{refused:?}");
+    assert!(refused.headers().contains_key("retry-after"));
+    let refused = (refused.status(), refused.json().await.unwrap());
     assert_error(&refused, 429, "rate_limited");
     assert!(refused.1["error"]["message"].as_str().unwrap().contains("20 tokens a minute"), "{}", refused.1);
     rig.stop().await;
