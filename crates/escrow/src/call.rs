@@ -9,7 +9,6 @@ use taskmarket::{
 };
 
 use crate::abi::ZORAIComputeEscrow as contract;
-use crate::token::IERC20;
 
 /// A transaction without its sender: to whom, with how much of the native coin, and what it says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,11 +170,10 @@ impl Calls {
 
     /// Lets the escrow take so much of a token from the sender.
     pub fn allow(&self, token: Address, amount: Amount) -> Call {
-        let call = IERC20::approveCall { spender: self.escrow, value: amount.0 };
-        Call { to: Some(token), value: U256::ZERO, data: call.abi_encode().into() }
+        Call::allow(token, self.escrow, amount)
     }
 
-    fn free(&self, call: &impl SolCall) -> Call {
+    pub(crate) fn free(&self, call: &impl SolCall) -> Call {
         Call { to: Some(self.escrow), value: U256::ZERO, data: call.abi_encode().into() }
     }
 

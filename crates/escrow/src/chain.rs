@@ -312,32 +312,6 @@ impl Chain {
         Ok(domain.separator())
     }
 
-    /// How much of a token the escrow may take from an account.
-    ///
-    /// # Errors
-    /// [`ChainError`]
-    pub async fn allowance(&self, token: Address, owner: Address) -> Result<Amount, ChainError> {
-        self.read(token, &IERC20::allowanceCall { owner, spender: self.escrow() }, At::Latest)
-            .await
-            .map(Amount)
-    }
-
-    /// A token's symbol and decimals, as far as it tells.
-    ///
-    /// # Errors
-    /// [`ChainError::Rpc`] where the chain cannot be reached.
-    pub async fn token_name(&self, token: Address) -> Result<Option<(String, u8)>, ChainError> {
-        let symbol = self.read(token, &IERC20::symbolCall {}, At::Latest).await;
-        let decimals = self.read(token, &IERC20::decimalsCall {}, At::Latest).await;
-        match (symbol, decimals) {
-            (Ok(symbol), Ok(decimals)) => Ok(Some((symbol, decimals))),
-            (Err(ChainError::Rpc(error)), _) | (_, Err(ChainError::Rpc(error))) if !error.is_answer() => {
-                Err(error.into())
-            }
-            (Ok(_) | Err(_), Ok(_) | Err(_)) => Ok(None),
-        }
-    }
-
     /// The contract's events of blocks `from..=to`, in their order. With an id, those of that task alone.
     ///
     /// # Errors
@@ -408,7 +382,12 @@ impl Chain {
         Ok(self.rpc.request("eth_getCode", json!([address, "latest"])).await?)
     }
 
-    async fn read<C: SolCall>(&self, to: Address, call: &C, at: At) -> Result<C::Return, ChainError> {
+    pub(crate) async fn read<C: SolCall>(
+        &self,
+        to: Address,
+        call: &C,
+        at: At,
+    ) -> Result<C::Return, ChainError> {
         let call = Call { to: Some(to), value: U256::ZERO, data: call.abi_encode().into() };
         let answer = simulate(&self.rpc, &call, None, at).await?;
         C::abi_decode_returns(&answer).map_err(|error| malformed(C::SIGNATURE, &error.to_string()))

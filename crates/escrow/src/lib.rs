@@ -13,6 +13,7 @@ mod call;
 mod chain;
 mod code;
 mod convert;
+mod permit;
 mod revert;
 mod rpc;
 mod token;
@@ -25,6 +26,7 @@ pub mod tx;
 
 pub use call::{Call, Calls};
 pub use chain::{At, Block, Chain, ChainError, Log, Record, Stake, Status};
+pub use permit::{Permit, PermitFunding};
 pub use revert::RevertReason;
 pub use rpc::{Rpc, RpcConfig, RpcError};
 pub use watch::{Progress, TaskFact, WatchConfig, WatchError, Watcher, fact, is_on_chain};

@@ -2,9 +2,20 @@
 
 use std::fmt;
 
-use alloy_sol_types::{Revert, SolError, SolInterface};
+use alloy_sol_types::{Revert, SolError, SolInterface, sol};
 
 use crate::abi::ZORAIComputeEscrowErrors as Errors;
+
+sol! {
+    /// What Permit2 refuses with.
+    #[derive(Debug)]
+    interface Permit2 {
+        error InvalidNonce();
+        error InvalidSignature();
+        error InvalidSigner();
+        error SignatureExpired(uint256 signatureDeadline);
+    }
+}
 
 /// Why a call was reverted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +44,27 @@ impl RevertReason {
             let hint = hint(&error);
             return Self { name, details, hint };
         }
+        if let Ok(error) = Permit2::Permit2Errors::abi_decode(&bytes) {
+            return permit_refused(&error);
+        }
         if let Ok(text) = Revert::abi_decode(&bytes) {
             return Self { name: "Error".to_owned(), details: text.reason, hint: None };
         }
         Self { name: "unknown".to_owned(), details: data.chars().take(200).collect(), hint: None }
     }
+}
+
+fn permit_refused(error: &Permit2::Permit2Errors) -> RevertReason {
+    use Permit2::Permit2Errors as Refusal;
+    let (name, hint) = match error {
+        Refusal::InvalidNonce(_) => ("InvalidNonce", "this permit was used before"),
+        Refusal::InvalidSignature(_) => ("InvalidSignature", "the permit is not signed"),
+        Refusal::InvalidSigner(_) => {
+            ("InvalidSigner", "the permit is not signed by the payer, or for something else")
+        }
+        Refusal::SignatureExpired(_) => ("SignatureExpired", "the permit's time is over"),
+    };
+    RevertReason { name: name.to_owned(), details: format!("{name} (Permit2)"), hint: Some(hint) }
 }
 
 impl fmt::Display for RevertReason {

@@ -94,6 +94,14 @@ impl Wallet {
         self.signed(hash, "transaction")
     }
 
+    /// Signs the digest of a permit by which somebody may take tokens of this account, as [`Wallet::sign`] signs.
+    ///
+    /// # Errors
+    /// [`SignError::Failed`]
+    pub fn sign_permit_digest(&self, digest: B256) -> Result<Signature, SignError> {
+        self.signed(digest, "permit")
+    }
+
     fn signed(&self, digest: B256, message: &'static str) -> Result<Signature, SignError> {
         let failed = |why: String| SignError::Failed { message, why };
         // The C library signs in half the time of the pure-Rust one, and an agent signs for every request.

@@ -1,9 +1,11 @@
 //! `escrow`: deploys the contract that holds the money, or shows one.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use daemon::default_data_dir;
 use escrow::tx::{self, DeployError, Deployed, PERMIT2};
+use escrow::{At, PermitFunding};
 use serde_json::json;
 use taskmarket::Address;
 
@@ -11,7 +13,7 @@ use crate::cli::{Global, parse_address};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{ChainArgs, chain_failure, open, outbox_failure};
+use crate::money::{self, ChainArgs, Coins, Handed, chain_failure, open, outbox_failure};
 use crate::ui::{Style, Ui};
 
 /// How long a deployment is waited for.
@@ -33,6 +35,11 @@ enum Command {
     Deploy(Deploy),
     /// Check a contract, and show its terms
     Show(Show),
+    /// Send the transaction that `run --permit-out` wrote: its signer pays the budget, your key the gas
+    #[command(after_help = "Example:\n  \
+        zorai-compute escrow fund permit.json --rpc-url https://rpc.example --keystore gas.json\n\n\
+        The signature is for that task alone, and the transaction is the same whoever sends it.")]
+    Fund(Fund),
 }
 
 #[derive(Debug, clap::Args)]
@@ -56,11 +63,24 @@ struct Show {
     chain: ChainArgs,
 }
 
-/// Deploys or shows.
+#[derive(Debug, clap::Args)]
+struct Fund {
+    /// The transaction
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Send without asking
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    chain: ChainArgs,
+}
+
+/// Deploys, shows or funds.
 pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     match &args.command {
         Command::Deploy(args) => deploy(global, args, ui).await,
         Command::Show(args) => show(global, args, ui).await,
+        Command::Fund(args) => fund(global, args, ui).await,
     }
 }
 
@@ -123,4 +143,34 @@ async fn show(global: &Global, args: &Show, ui: &Ui) -> Outcome {
         ui.print(format_args!("{name:<9} {value}"))?;
     }
     Ok(())
+}
+
+/// Sends somebody else's funding.
+async fn fund(global: &Global, args: &Fund, ui: &Ui) -> Outcome {
+    let handed = Handed::read(&args.file)?;
+    let wallet = key::load(global, ui, IfMissing::Refuse).await?;
+    let purse = args.chain.purse(global, Some(handed.domain()?), &wallet).await?;
+    let chain = &purse.chain;
+    let funding = chain.read_permit_funding(&handed.call.data).await.map_err(chain_failure)?;
+    // Refused here is refused before anything is asked or kept.
+    chain.simulate(&funding.call, purse.account(), At::Latest).await.map_err(chain_failure)?;
+    let PermitFunding { id, requester, payer, token, budget, deadline, call } = funding;
+    let coins = Coins::of(chain, token).await?;
+    ui.say(format_args!("this pays the budget of task {id} in:"));
+    for (name, value) in [
+        ("contract", format!("{} on chain {}", chain.escrow(), chain.domain().chain_id)),
+        ("budget", format!("{} from {payer}, who signed for it until {deadline}", coins.show(budget))),
+        ("requester", requester.to_string()),
+        ("gas", format!("{} from {}", Coins::native().show(purse.fund_gas().await?), purse.account())),
+    ] {
+        ui.say(format_args!("  {} {value}", ui.paint(Style::Dim, format!("{name:<9}"))));
+    }
+    if !args.yes {
+        money::ask("send?", "nothing was sent", ui)?;
+    }
+    let mined = purse.send(&format!("fund:{id}"), call, ui).await?;
+    if ui.json {
+        return ui.print_json(&json!({ "task_id": id, "settlement": "funded", "tx": mined.tx }));
+    }
+    ui.print(mined.tx)
 }

@@ -10,7 +10,7 @@ use crate::commands::approve::{approve, approve_settled};
 use crate::content::Content;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::{Follower, now};
-use crate::money::{self, Purse, chain_failure};
+use crate::money::{self, Funding, Purse, chain_failure};
 use crate::proof::{self, Checked};
 use crate::relay::Relay;
 use crate::rerun::rerun;
@@ -53,22 +53,22 @@ pub(crate) enum Approve {
     Never,
 }
 
-/// Uploads what the relay has not got, signs the task, pays its budget in where there is a purse, and publishes it.
+/// Uploads what the relay has not got, signs the task, pays its budget in where there is a purse, in this way, and publishes it.
 pub(crate) async fn publish(
     relay: &Relay,
     wallet: &Wallet,
     task: &Task,
     contents: &[&Content],
-    purse: Option<&Purse>,
+    purse: Option<(&Purse, &Funding)>,
     ui: &Ui,
 ) -> Outcome<TaskId> {
     Content::upload(contents, relay, ui).await?;
-    let domain = purse.map_or(Domain::UNSETTLED, |purse| purse.chain.domain());
+    let domain = purse.map_or(Domain::UNSETTLED, |(purse, _)| purse.chain.domain());
     let signed = wallet.sign(task, &domain).map_err(Failure::failed)?;
     let id = signed.message.id(&domain);
-    if let Some(purse) = purse {
+    if let Some((purse, funding)) = purse {
         money::keep(&purse.home, &signed, domain).await?;
-        money::fund(purse, task, id, ui).await?;
+        money::fund(purse, task, id, funding, ui).await?;
     }
     let paid = |failure: Failure| match purse {
         Some(_) => {

@@ -20,7 +20,7 @@ use crate::content::{Content, Named};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs};
+use crate::money::{self, ChainArgs, Funding};
 use crate::proof::Receipt;
 use crate::relay::Relay;
 use crate::rerun;
@@ -156,11 +156,28 @@ struct Money {
     /// What a dispute costs you at first [default: half the budget where results can be disputed]
     #[arg(long, value_name = "AMOUNT", value_parser = parse_amount)]
     dispute_bond: Option<Amount>,
+    /// Pay a token by your signature at Permit2, for this task alone, in place of an allowance of the contract
+    #[arg(long, requires = "token")]
+    permit2: bool,
+    /// With --permit2: write the transaction to this file, for another account to send with `escrow fund FILE`, and wait for the money
+    #[arg(long, value_name = "FILE", requires = "permit2")]
+    permit_out: Option<PathBuf>,
     /// Pay without asking
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
     chain: ChainArgs,
+}
+
+impl Money {
+    /// By whose transaction the budget is paid in.
+    fn funding(&self) -> Funding {
+        match &self.permit_out {
+            Some(file) => Funding::Handed(file.clone()),
+            None if self.permit2 => Funding::Permit,
+            None => Funding::Own,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,12 +229,14 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     check(&task, &domain, &wallet)?;
     let Some(relay) = relay else { return show(&task, domain, ui) };
     let purse = chain.map(|chain| args.money.chain.purse_of(chain, &wallet));
+    let funding = args.money.funding();
     if let Some(purse) = &purse {
         check_served(&relay, domain).await?;
-        money::say_terms(purse, &task, args.money.yes, ui).await?;
+        money::say_terms(purse, &task, &funding, args.money.yes, ui).await?;
     }
     let started = Instant::now();
-    let id = publish(&relay, &wallet, &task, &[&model, &input], purse.as_ref(), ui).await?;
+    let paid = purse.as_ref().map(|purse| (purse, &funding));
+    let id = publish(&relay, &wallet, &task, &[&model, &input], paid, ui).await?;
     if !args.poll {
         ui.say(format_args!("follow it: zorai-compute events {id} --follow, or zorai-compute status {id}"));
         let window = span(Duration::from_secs(task.dispute_window));

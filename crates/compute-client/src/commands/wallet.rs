@@ -8,7 +8,7 @@ use serde_json::json;
 use wallet::Wallet;
 
 use crate::cli::Global;
-use crate::commands::wallet::account::{Account, History, Stake, Withdraw};
+use crate::commands::wallet::account::{Balance, History, Stake, Withdraw};
 use crate::failure::{Failure, Outcome};
 use crate::key::{self, IfMissing};
 use crate::ui::Ui;
@@ -30,8 +30,10 @@ enum Command {
         #[arg(long, short, value_name = "FILE")]
         out: PathBuf,
     },
-    /// Show the account's coins, stake, and what it can withdraw from the escrow contract
-    Balance(Account),
+    /// Show the account's coins and tokens, stakes, and what it can withdraw from the escrow contract
+    Balance(Balance),
+    /// Let Permit2 take so much of a token by your signatures (`run --permit2`); 0 takes that back
+    Permit2(Stake),
     /// Add to the stake that accepting tasks locks
     Stake(Stake),
     /// Announce that stake is to leave; a day later `withdraw` pays it out
@@ -58,6 +60,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
         Command::Balance(args) => account::balance(global, args, ui).await,
         Command::Stake(args) => account::stake(global, args, account::Way::In, ui).await,
         Command::Unstake(args) => account::stake(global, args, account::Way::Out, ui).await,
+        Command::Permit2(args) => account::permit2(global, args, ui).await,
         Command::Withdraw(args) => account::withdraw(global, args, ui).await,
         Command::History(args) => account::history(global, args, ui).await,
         Command::New { out } => save(global, Wallet::random(), out, ui).await,

@@ -1,26 +1,35 @@
 //! Paying a task's budget in: what it costs is said and asked first.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use escrow::tx::Mined;
-use taskmarket::{Amount, Task, TaskId, U256};
+use escrow::Call;
+use escrow::tx::{Mined, Outbox};
+use taskmarket::{Address, Amount, Task, TaskId};
 
 use crate::failure::{Failure, Outcome};
-use crate::money::{Coins, Purse, chain_failure};
+use crate::money::{Coins, Purse, chain_failure, permit, send};
 use crate::ui::{Style, Ui, span};
 
-/// What `fund` uses by the contract's gas snapshots, token and allowance included, rounded up.
-const FUND_GAS: u64 = 150_000;
+/// By whose transaction, and by what right of the contract's, a budget is paid in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Funding {
+    /// The account's own; the contract is allowed to take exactly the budget, where that is in a token.
+    Own,
+    /// The account's own, with its signature at Permit2.
+    Permit,
+    /// Another account's, which finds this account's signature at Permit2 in this file.
+    Handed(PathBuf),
+}
 
 /// Says what a task would cost and what is at stake, and asks, unless `yes`.
 ///
 /// # Errors
 /// Exit code 1 where the account has too little, or the answer is no.
-pub(crate) async fn say_terms(purse: &Purse, task: &Task, yes: bool, ui: &Ui) -> Outcome {
+pub(crate) async fn say_terms(purse: &Purse, task: &Task, funding: &Funding, yes: bool, ui: &Ui) -> Outcome {
     let chain = &purse.chain;
     let coins = Coins::of(chain, task.token).await?;
-    let gas = Amount(U256::from(purse.gas_price().await?) * U256::from(FUND_GAS));
     let balance = chain.balance(task.token, purse.account()).await.map_err(chain_failure)?;
     let line = |name: &str, value: String| {
         ui.say(format_args!("  {} {value}", ui.paint(Style::Dim, format!("{name:<9}"))))
@@ -31,7 +40,10 @@ pub(crate) async fn say_terms(purse: &Purse, task: &Task, yes: bool, ui: &Ui) ->
         "budget",
         format!("{}, from {} (which has {})", coins.show(task.budget), purse.account(), coins.show(balance)),
     );
-    line("gas", format!("about {}", Coins::native().show(gas)));
+    if !task.token.is_zero() {
+        line("taken", taken(purse, task, funding, &coins).await?);
+    }
+    line("gas", gas(purse, funding).await?);
     line("provider", format!("locks {} while it works", coins.show(task.provider_stake)));
     if task.dispute_window == 0 {
         line("paid", "as soon as there is a proof: nobody can dispute it".to_owned());
@@ -57,41 +69,105 @@ pub(crate) async fn say_terms(purse: &Purse, task: &Task, yes: bool, ui: &Ui) ->
             coins.show(task.budget.checked_sub(balance).unwrap_or_default())
         )));
     }
-    if yes { Ok(()) } else { ask(ui) }
+    if yes { Ok(()) } else { ask("pay?", "nothing was paid or published", ui) }
 }
 
-/// Pays the budget in, and lets the contract take it first where it is in a token.
-pub(crate) async fn fund(purse: &Purse, task: &Task, id: TaskId, ui: &Ui) -> Outcome<Mined> {
-    let calls = purse.chain.calls();
-    allow(purse, task, task.budget, &format!("allow:fund:{id}"), ui).await?;
-    let mined = purse.send(&format!("fund:{id}"), calls.fund(task), ui).await?;
-    ui.say(format_args!("{} in transaction {}", ui.paint(Style::Good, "funded:"), mined.tx));
-    Ok(mined)
+/// By what right a token is taken.
+async fn taken(purse: &Purse, task: &Task, funding: &Funding, coins: &Coins) -> Outcome<String> {
+    match funding {
+        Funding::Own if allowed(purse, task.token).await? >= task.budget => {
+            Ok("by the contract, which this account lets take as much already".to_owned())
+        }
+        Funding::Own => Ok(format!(
+            "by the contract; a transaction before lets it take exactly {}",
+            coins.show(task.budget)
+        )),
+        Funding::Permit | Funding::Handed(_) => {
+            permit::check_allowed(purse, task).await?;
+            Ok("by your signature at Permit2, which is for this task alone".to_owned())
+        }
+    }
 }
 
-/// Lets the contract take an amount of the task's token, where it may not yet.
-pub(super) async fn allow(purse: &Purse, task: &Task, amount: Amount, purpose: &str, ui: &Ui) -> Outcome {
-    if task.token.is_zero() {
-        return Ok(());
+async fn gas(purse: &Purse, funding: &Funding) -> Outcome<String> {
+    if let Funding::Handed(file) = funding {
+        return Ok(format!("paid by the account that sends {}", file.display()));
     }
-    let allowed = purse.chain.allowance(task.token, purse.account()).await.map_err(chain_failure)?;
-    if allowed < amount {
-        purse.send(purpose, purse.chain.calls().allow(task.token, amount), ui).await?;
-    }
+    Ok(format!("about {}", Coins::native().show(purse.fund_gas().await?)))
+}
+
+/// Pays the budget in, and lets the contract take it first where it is in a token. Where another account sends it, waits for that.
+pub(crate) async fn fund(purse: &Purse, task: &Task, id: TaskId, funding: &Funding, ui: &Ui) -> Outcome {
+    let purpose = format!("fund:{id}");
+    let mined = match funding {
+        Funding::Own => {
+            // Held for both: another command of this account would use the allowance up.
+            let outbox = purse.outbox().await?;
+            allow(purse, &outbox, task.token, task.budget, &format!("allow:{purpose}"), ui).await?;
+            send(&outbox, &purpose, purse.chain.calls().fund(task), ui).await?
+        }
+        Funding::Permit => {
+            let call = permit::call(purse, task).await?;
+            purse.send(&purpose, call, ui).await?
+        }
+        Funding::Handed(file) => return permit::hand_over(purse, task, id, file, ui).await,
+    };
+    say_funded(&mined, ui);
     Ok(())
 }
 
-fn ask(ui: &Ui) -> Outcome {
+/// Says that a budget is paid in.
+pub(super) fn say_funded(mined: &Mined, ui: &Ui) {
+    ui.say(format_args!("{} in transaction {}", ui.paint(Style::Good, "funded:"), mined.tx));
+}
+
+/// Lets the contract take an amount of a token, where it may not yet.
+pub(crate) async fn allow(
+    purse: &Purse,
+    outbox: &Outbox,
+    token: Address,
+    amount: Amount,
+    purpose: &str,
+    ui: &Ui,
+) -> Outcome {
+    if token.is_zero() {
+        return Ok(());
+    }
+    let now = allowed(purse, token).await?;
+    if now >= amount {
+        return Ok(());
+    }
+    let escrow = purse.chain.escrow();
+    let call = Call::allow(token, escrow, amount);
+    // Some tokens change an allowance only from zero.
+    let refused = purse.chain.simulate(&call, purse.account(), escrow::At::Latest).await;
+    if now != Amount::ZERO && matches!(refused, Err(escrow::ChainError::Reverted(_))) {
+        send(outbox, &format!("none:{purpose}"), Call::allow(token, escrow, Amount::ZERO), ui).await?;
+    }
+    send(outbox, purpose, call, ui).await.map(|_| ())
+}
+
+/// How much of the account's token the contract may take.
+async fn allowed(purse: &Purse, token: Address) -> Outcome<Amount> {
+    let (owner, escrow) = (purse.account(), purse.chain.escrow());
+    purse.chain.allowance(token, owner, escrow).await.map_err(chain_failure)
+}
+
+/// Asks a question about money on the terminal.
+///
+/// # Errors
+/// Exit code 1 with `otherwise` where the answer is no; 2 where there is no terminal.
+pub(crate) fn ask(question: &str, otherwise: &str, ui: &Ui) -> Outcome {
     if !std::io::stdin().is_terminal() {
         return Err(
             Failure::usage("paying asks on a terminal, and there is none").hint("--yes pays without asking")
         );
     }
-    ui.say("pay? [y/N]");
+    ui.say(format_args!("{question} [y/N]"));
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).map_err(Failure::failed)?;
     if matches!(line.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
-    Err(Failure::failed("nothing was paid or published"))
+    Err(Failure::failed(otherwise))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use daemon::{default_data_dir, private_file};
 use serde::{Deserialize, Serialize};
-use taskmarket::{Domain, Signature, Signed, Task, TaskId};
+use taskmarket::{Address, Domain, Signature, Signed, Task, TaskId};
 
 use crate::cli::Global;
 use crate::failure::{Context as _, Failure, Outcome};
@@ -60,6 +60,21 @@ pub(crate) async fn find(global: &Global, id: TaskId, ui: &Ui) -> Outcome<Found>
         }
         Err(error) => Err(Failure::failed(format_args!("the kept task {id} cannot be read: {error}"))),
     }
+}
+
+/// The tokens of the tasks that this machine has paid under this domain, each once. What cannot be read is left out: there is
+/// money to be shown besides.
+pub(crate) fn tokens(domain: Domain) -> Vec<Address> {
+    let folder = std::fs::read_dir(default_data_dir("client").join("tasks"));
+    let files = folder.into_iter().flatten().flatten().filter_map(|entry| std::fs::read(entry.path()).ok());
+    let kept = files.filter_map(|text| serde_json::from_slice::<File>(&text).ok());
+    let mut tokens: Vec<_> = kept
+        .filter(|file| file.domain == domain && !file.task.token.is_zero())
+        .map(|file| file.task.token)
+        .collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
 }
 
 fn path(home: &Path, id: TaskId) -> PathBuf {

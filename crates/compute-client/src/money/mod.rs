@@ -4,6 +4,7 @@ mod coins;
 mod fund;
 mod kept;
 mod outcome;
+mod permit;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use daemon::default_data_dir;
 use escrow::tx::{Mined, Outbox, OutboxConfig, OutboxError, State};
 use escrow::{Call, Chain, ChainError, Rpc, RpcConfig, RpcError};
-use taskmarket::{Address, Domain, eip55};
+use taskmarket::{Address, Amount, Domain, U256, eip55};
 use url::Url;
 use wallet::Wallet;
 
@@ -21,14 +22,17 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::ui::Ui;
 
 pub(crate) use coins::Coins;
-pub(crate) use fund::{fund, say_terms};
-pub(crate) use kept::{Found, find, keep};
+pub(crate) use fund::{Funding, allow, ask, fund, say_terms};
+pub(crate) use kept::{Found, find, keep, tokens};
 pub(crate) use outcome::{Approval, approve, describe, dispute, until_disputable};
+pub(crate) use permit::{Handed, permit2};
 
 /// How long a transaction is waited for. It goes on afterwards, and is waited for again by the next command for the same purpose.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long another command of this account may hold the outbox.
 const TURN_PATIENCE: Duration = Duration::from_secs(120);
+/// What `fund` uses by the contract's gas snapshots, allowance included, rounded up; by Permit2 it is less than that.
+const FUND_GAS: u64 = 150_000;
 /// How often the outbox is asked for then.
 const TURN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -169,15 +173,19 @@ impl Purse {
 
     /// Sends a transaction for a purpose, once, and waits until it is final. What failed under this purpose before is tried again.
     pub(crate) async fn send(&self, purpose: &str, call: Call, ui: &Ui) -> Outcome<Mined> {
-        let outbox = open(&self.home, self.chain.rpc().clone(), &self.wallet, &self.config)
-            .await
-            .map_err(outbox_failure)?;
-        send(&outbox, purpose, call, ui).await
+        send(&self.outbox().await?, purpose, call, ui).await
     }
 
-    /// What the newest block's gas costs, for each unit.
-    pub(crate) async fn gas_price(&self) -> Outcome<u128> {
-        Ok(self.chain.head().await.map_err(chain_failure)?.base_fee)
+    /// Opens the account's outbox, in turn with other commands, which wait until it is dropped.
+    pub(crate) async fn outbox(&self) -> Outcome<Outbox> {
+        let rpc = self.chain.rpc().clone();
+        open(&self.home, rpc, &self.wallet, &self.config).await.map_err(outbox_failure)
+    }
+
+    /// What paying a budget in costs in gas, about, in the native coin's smallest unit.
+    pub(crate) async fn fund_gas(&self) -> Outcome<Amount> {
+        let price = self.chain.head().await.map_err(chain_failure)?.base_fee;
+        Ok(Amount(U256::from(price) * U256::from(FUND_GAS)))
     }
 }
 

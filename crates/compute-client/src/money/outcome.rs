@@ -9,7 +9,7 @@ use taskmarket::{ApproveResult, DisputeTask, Signed, Task, TaskId, Timestamp};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::money::fund::allow;
-use crate::money::{Purse, chain_failure};
+use crate::money::{Purse, chain_failure, send};
 use crate::relay::Relay;
 use crate::ui::{Style, Ui};
 
@@ -150,9 +150,10 @@ pub(crate) async fn dispute(
     {
         ui.warn(format_args!("the relay was not told the reason: {}", failure.message()));
     }
-    allow(purse, task, task.dispute_bond, &format!("allow:dispute:{id}"), ui).await?;
+    let outbox = purse.outbox().await?;
+    allow(purse, &outbox, task.token, task.dispute_bond, &format!("allow:dispute:{id}"), ui).await?;
     let purpose = format!("dispute:{id}:{}", record.attempt);
-    purse.send(&purpose, purse.chain.calls().dispute(task, &signed), ui).await
+    send(&outbox, &purpose, purse.chain.calls().dispute(task, &signed), ui).await
 }
 
 /// Reads the chain's clock and a record; a chain out of reach is waited for.

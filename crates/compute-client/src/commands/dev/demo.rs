@@ -14,6 +14,7 @@ use crate::commands::run::random_salt;
 use crate::content::Content;
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
+use crate::money::Funding;
 use crate::proof::{Checked, Receipt};
 use crate::relay::Relay;
 use crate::ui::Ui;
@@ -71,7 +72,8 @@ impl Demo {
         };
         let purse = money.map(Money::purse);
         let started = Instant::now();
-        let id = publish(relay, &wallet, &task, &[&self.model, &self.input], purse, ui).await?;
+        let paid = purse.map(|purse| (purse, &Funding::Own));
+        let id = publish(relay, &wallet, &task, &[&self.model, &self.input], paid, ui).await?;
         ui.say(format_args!("task {id}"));
         let verdict = Verdict { verify: Verify::Proof, approve: Approve::Auto };
         let (checked, status) =

@@ -1,16 +1,17 @@
 //! `wallet balance|stake|unstake|withdraw|history`: an account's money in the escrow contract and outside it.
 
-use escrow::Log;
 use escrow::abi::ZORAIComputeEscrowEvents as Event;
+use escrow::{Call, Chain, Log};
+use serde::Serialize;
 use serde_json::{Value, json};
-use taskmarket::{Address, Amount, B256, U256};
+use taskmarket::{Address, Amount, B256, Timestamp, U256};
 use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{ChainArgs, Coins, Purse, chain_failure};
+use crate::money::{self, ChainArgs, Coins, Purse, chain_failure};
 use crate::ui::Ui;
 
 /// How far back a history goes unless told otherwise, in blocks: a week of twelve-second blocks.
@@ -22,6 +23,16 @@ pub(crate) struct Account {
     /// The token [default: the chain's coin]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     token: Option<Address>,
+    #[command(flatten)]
+    chain: ChainArgs,
+}
+
+/// What an account has, in which tokens.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Balance {
+    /// A token to show besides the chain's coin and the tokens of the tasks that were paid from this machine; repeat it for several
+    #[arg(long = "token", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_address)]
+    tokens: Vec<Address>,
     #[command(flatten)]
     chain: ChainArgs,
 }
@@ -64,35 +75,95 @@ pub(crate) enum Way {
     Out,
 }
 
-/// Shows what an account has.
-pub(crate) async fn balance(global: &Global, args: &Account, ui: &Ui) -> Outcome {
+/// What an account has in one token.
+#[derive(Debug, Clone, Serialize)]
+struct Holding {
+    token: Address,
+    balance: Amount,
+    withdrawable: Amount,
+    stake: StakeShown,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct StakeShown {
+    free: Amount,
+    leaving: Amount,
+    leaves_at: Timestamp,
+}
+
+impl Holding {
+    async fn of(chain: &Chain, token: Address, account: Address) -> Outcome<Self> {
+        let read = async {
+            let balance = chain.balance(token, account).await?;
+            let escrow::Stake { free, leaving, leaves_at } = chain.stake(token, account).await?;
+            let withdrawable = chain.withdrawable(token, account).await?;
+            Ok(Self { token, balance, withdrawable, stake: StakeShown { free, leaving, leaves_at } })
+        };
+        read.await.map_err(chain_failure)
+    }
+
+    fn show(&self, coins: &Coins, ui: &Ui) -> Outcome {
+        let StakeShown { free, leaving, leaves_at } = &self.stake;
+        let leaving = if *leaving == Amount::ZERO {
+            String::new()
+        } else {
+            format!(", of which {} leave at {leaves_at}", coins.show(*leaving))
+        };
+        for (name, value) in [
+            ("has", coins.show(self.balance)),
+            ("stake", format!("{} free{leaving}", coins.show(*free))),
+            ("withdraw", coins.show(self.withdrawable)),
+        ] {
+            ui.print(format_args!("{name:<9} {value}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows what an account has. In JSON, what is outside of `tokens` is about the first token named, or else the chain's coin.
+pub(crate) async fn balance(global: &Global, args: &Balance, ui: &Ui) -> Outcome {
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let chain = args.chain.connect(global, None).await?;
-    let (token, account) = (args.token.unwrap_or(Address::ZERO), wallet.address());
-    let coins = Coins::of(&chain, token).await?;
-    let has = chain.balance(token, account).await.map_err(chain_failure)?;
-    let stake = chain.stake(token, account).await.map_err(chain_failure)?;
-    let withdrawable = chain.withdrawable(token, account).await.map_err(chain_failure)?;
-    if ui.json {
-        return ui.print_json(&json!({
-            "account": account, "token": token, "balance": has, "withdrawable": withdrawable,
-            "stake": { "free": stake.free, "leaving": stake.leaving, "leaves_at": stake.leaves_at },
-        }));
+    let account = wallet.address();
+    let mut tokens = vec![Address::ZERO];
+    for token in args.tokens.iter().copied().chain(money::tokens(chain.domain())) {
+        if !tokens.contains(&token) {
+            tokens.push(token);
+        }
     }
-    let leaving = if stake.leaving == Amount::ZERO {
-        String::new()
-    } else {
-        format!(", of which {} leave at {}", coins.show(stake.leaving), stake.leaves_at)
-    };
-    for (name, value) in [
-        ("account", account.to_string()),
-        ("has", coins.show(has)),
-        ("stake", format!("{} free{leaving}", coins.show(stake.free))),
-        ("withdraw", coins.show(withdrawable)),
-    ] {
-        ui.print(format_args!("{name:<9} {value}"))?;
+    let mut holdings = Vec::new();
+    for token in tokens {
+        holdings.push(Holding::of(&chain, token, account).await?);
+    }
+    if ui.json {
+        let asked = args.tokens.first().copied().unwrap_or(Address::ZERO);
+        let first = holdings.iter().find(|holding| holding.token == asked);
+        let mut shown = serde_json::to_value(first).map_err(Failure::failed)?;
+        shown["account"] = json!(account);
+        shown["tokens"] = json!(holdings);
+        return ui.print_json(&shown);
+    }
+    ui.print(format_args!("{:<9} {account}", "account"))?;
+    for holding in &holdings {
+        holding.show(&Coins::of(&chain, holding.token).await?, ui)?;
     }
     Ok(())
+}
+
+/// Lets Permit2 take a token.
+pub(crate) async fn permit2(global: &Global, args: &Stake, ui: &Ui) -> Outcome {
+    let (purse, token) = purse(global, &args.account, ui).await?;
+    if token.is_zero() {
+        return Err(
+            Failure::usage("Permit2 moves tokens, not the chain's coin").hint("name one: --token 0xADDRESS")
+        );
+    }
+    let permit2 = money::permit2(&purse.chain).await?;
+    let purpose = format!("allow:permit2:{token}:{}", now().unix());
+    let mined = purse.send(&purpose, Call::allow(token, permit2, args.amount), ui).await?;
+    let coins = Coins::of(&purse.chain, token).await?;
+    ui.say(format_args!("Permit2 at {permit2} may take {} by your signatures", coins.show(args.amount)));
+    print_tx(mined.tx, ui)
 }
 
 /// Adds stake, or announces that some is to leave.
@@ -103,11 +174,9 @@ pub(crate) async fn stake(global: &Global, args: &Stake, way: Way, ui: &Ui) -> O
     let salt = now().unix();
     let mined = match way {
         Way::In => {
-            if !token.is_zero() {
-                let allow = calls.allow(token, args.amount);
-                purse.send(&format!("allow:stake:{token}:{salt}"), allow, ui).await?;
-            }
-            purse.send(&format!("stake:{token}:{salt}"), calls.stake(token, args.amount), ui).await?
+            let (outbox, purpose) = (purse.outbox().await?, format!("stake:{token}:{salt}"));
+            money::allow(&purse, &outbox, token, args.amount, &format!("allow:{purpose}"), ui).await?;
+            money::send(&outbox, &purpose, calls.stake(token, args.amount), ui).await?
         }
         Way::Out => {
             purse.send(&format!("unstake:{token}:{salt}"), calls.unstake(token, args.amount), ui).await?

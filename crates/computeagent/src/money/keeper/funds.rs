@@ -69,7 +69,8 @@ impl Keeper<'_> {
             return Ok(None);
         };
         let calls = self.chain.calls();
-        let is_allowed = token.is_zero() || self.chain.allowance(token, provider).await? >= missing;
+        let escrow = self.chain.escrow();
+        let is_allowed = token.is_zero() || self.chain.allowance(token, provider, escrow).await? >= missing;
         let (verb, call) = if is_allowed {
             (STAKE, calls.stake(token, missing))
         } else {
