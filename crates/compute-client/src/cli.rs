@@ -127,6 +127,8 @@ impl Global {
 pub(crate) enum Command {
     /// Publish a task, and with --poll wait for its checked result
     Run(commands::run::Args),
+    /// Wait for the result of a task that was published before, check it, and look after its money
+    Watch(commands::watch::Args),
     /// Show a task, why it waits, and where its money is
     Status(MoneyArgs),
     /// List tasks, newest first

@@ -14,7 +14,7 @@ use crate::ui::Ui;
 pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
     let id = args.task.id;
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;
-    let Found { task, domain } = money::find(global, id, ui).await?;
+    let Found { task, domain, .. } = money::find(global, id, ui).await?;
     if domain.is_settled() && !args.chain.is_given() {
         return Err(money::needs_chain("cancel", id));
     }

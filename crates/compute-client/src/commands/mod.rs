@@ -24,6 +24,7 @@ pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod verify;
 pub(crate) mod wallet;
+pub(crate) mod watch;
 
 use crate::cli::{Cli, Command};
 use crate::failure::Outcome;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Outcome {
     match cli.command {
         Command::Run(args) => run::run(global, args, &ui).await,
         Command::Status(args) => status::run(global, &args, &ui).await,
+        Command::Watch(args) => watch::run(global, args, &ui).await,
         Command::List(args) => list::run(global, &args, &ui).await,
         Command::Result(args) => result::run(global, &args, &ui).await,
         Command::Approve(args) => approve::run(global, &args, &ui).await,

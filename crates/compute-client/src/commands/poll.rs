@@ -1,5 +1,6 @@
-//! Publishing a task, and waiting for its checked result: what `run` and the demo share.
+//! Publishing a task, and waiting for its checked result: what `run`, `watch` and the demo share.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rpc::tasks::{PublishTask, TaskView};
@@ -10,8 +11,8 @@ use crate::commands::approve::{approve, approve_settled};
 use crate::content::Content;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::{Follower, now};
-use crate::money::{self, Funding, Purse, chain_failure};
-use crate::proof::{self, Checked};
+use crate::money::{self, Funding, Purse, Stands};
+use crate::proof::{self, Checked, Receipt};
 use crate::relay::Relay;
 use crate::rerun::rerun;
 use crate::ui::{Style, Ui, span};
@@ -72,82 +73,196 @@ pub(crate) async fn publish(
     }
     let paid = |failure: Failure| match purse {
         Some(_) => {
-            failure.hint(format_args!("the budget is paid in; take it back: zorai-compute cancel {id}"))
+            let watch =
+                format!("the budget is paid in; publish the task once more: zorai-compute watch {id}");
+            failure.hint(watch).hint(format_args!("or take it back: zorai-compute cancel {id}"))
         }
         None => failure,
     };
-    let Signed { message, signature } = signed;
-    let verifying_contract = domain.verifying_contract;
-    let body = PublishTask { task: message, signature, verifying_contract, callback_url: None };
-    let view = relay.publish(&body).await.map_err(paid)?;
-    if view.task_id != id {
-        return Err(paid(Failure::unverified(format_args!(
-            "the relay calls the task {}, but its digest is {id}",
-            view.task_id
-        ))));
-    }
+    hand_in(relay, signed, domain).await.map_err(paid)?;
     Ok(id)
 }
 
-/// Waits for a task's result, checks it, and approves it as told. With a purse, the money is followed too: it pays by the approval,
-/// and disputes a proof on the chain whose result cannot be had.
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the wait is about")]
-pub(crate) async fn poll(
-    relay: &Relay,
-    wallet: &Wallet,
-    task: &Task,
-    id: TaskId,
-    started: Instant,
-    verdict: Verdict,
-    purse: Option<&Purse>,
-    ui: &Ui,
-) -> Outcome<(Checked, Status)> {
-    let got = match purse.filter(|_| task.dispute_window > 0) {
-        Some(purse) => Box::pin(result_or_dispute(relay, purse, task, id, started, ui)).await?,
-        None => {
-            until_result(relay, task, id, started, ui).await?;
-            fetch(relay, id, ui).await?
+/// Hands a signed task to the relay.
+pub(crate) async fn hand_in(relay: &Relay, signed: Signed<Task>, domain: Domain) -> Outcome {
+    let id = signed.message.id(&domain);
+    let Signed { message, signature } = signed;
+    let verifying_contract = domain.verifying_contract;
+    let body = PublishTask { task: message, signature, verifying_contract, callback_url: None };
+    let view = relay.publish(&body).await?;
+    if view.task_id == id {
+        return Ok(());
+    }
+    Err(Failure::unverified(format_args!(
+        "the relay calls the task {}, but its digest is {id}",
+        view.task_id
+    )))
+}
+
+/// A published task whose result is waited for: what `run --poll` and `watch` share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watched<'a> {
+    /// Where it was published.
+    pub(crate) relay: &'a Relay,
+    /// Whose task it is.
+    pub(crate) wallet: &'a Wallet,
+    /// The task.
+    pub(crate) task: &'a Task,
+    /// Its id.
+    pub(crate) id: TaskId,
+    /// What it pays from, where it is settled.
+    pub(crate) purse: Option<&'a Purse>,
+    /// Since when it is waited for.
+    pub(crate) started: Instant,
+    /// Where the wait is told of.
+    pub(crate) ui: &'a Ui,
+}
+
+impl Watched<'_> {
+    /// Waits for the result, checks it, approves it as told, writes it and shows its receipt; ends with Ctrl-C.
+    pub(crate) async fn deliver(&self, verdict: Verdict, output: Option<&Path>) -> Outcome {
+        let (id, ui) = (self.id, self.ui);
+        let (checked, status) = tokio::select! {
+            polled = Box::pin(self.poll(verdict)) => polled?,
+            _ = tokio::signal::ctrl_c() => return Err(interrupted(id)),
+        };
+        if output.is_some() || !ui.json {
+            checked.result.write(output).await?;
         }
-    };
-    let (checked, view) = got;
-    let disputable = |failure: Failure| object(failure, id, view.status);
-    ui.say(format_args!(
-        "{} the result is what {} signed for",
-        ui.paint(Style::Good, "verified:"),
-        checked.proof.provider
-    ));
-    if verdict.verify == Verify::Rerun {
-        Box::pin(rerun(relay, task, &checked, ui)).await.map_err(disputable)?;
-        ui.say(format_args!("{} running it again gives the same", ui.paint(Style::Good, "verified:")));
+        let receipt = Receipt::new(&checked, status, self.started.elapsed(), output);
+        if ui.json {
+            if output.is_none() {
+                ui.say(format_args!(
+                    "the result was checked, not written: give --output FILE, or zorai-compute result {id} --output FILE"
+                ));
+            }
+            return ui.print_json(&receipt);
+        }
+        receipt.say(ui);
+        Ok(())
     }
-    if view.status != Status::Submitted || !wanted(verdict.approve, ui)? {
-        return Ok((checked, view.status));
-    }
-    if let Some(purse) = purse {
-        approve_settled(relay, purse, task, &checked, ui).await?;
-        return Ok((checked, Status::Completed));
-    }
-    let view = approve(relay, wallet, &checked).await?;
-    ui.say(format_args!("{:>7} Completed: you approved", span(started.elapsed())));
-    Ok((checked, view.status))
-}
 
-/// Follows a task until there is a result.
-async fn until_result(relay: &Relay, task: &Task, id: TaskId, started: Instant, ui: &Ui) -> Outcome {
-    let patience = Duration::from_secs(task.deadline.since(now()) + DEADLINE_MARGIN_SECS);
-    let followed = Box::pin(Follower::new(relay, ui, id, started).until_result());
-    tokio::time::timeout(patience, followed).await.map_err(|_| {
-        Failure::failed("the task's deadline has passed, and the relay says nothing of it")
-            .hint(format_args!("ask again: zorai-compute status {id}"))
-    })??;
-    Ok(())
-}
+    /// Waits for the result, checks it, and approves it as told. With a purse, the money is followed too: it pays by the approval, and
+    /// disputes a proof on the chain of which no bytes can be had.
+    pub(crate) async fn poll(&self, verdict: Verdict) -> Outcome<(Checked, Status)> {
+        let (relay, id, ui) = (self.relay, self.id, self.ui);
+        loop {
+            let (checked, view) = match self.purse.filter(|_| self.task.dispute_window > 0) {
+                Some(purse) => Box::pin(self.result_or_dispute(purse)).await?,
+                None => {
+                    self.until_result().await?;
+                    self.fetch().await?
+                }
+            };
+            let disputable = |failure: Failure| object(failure, id, view.status);
+            ui.say(format_args!(
+                "{} the result is what {} signed for",
+                ui.paint(Style::Good, "verified:"),
+                checked.proof.provider
+            ));
+            if verdict.verify == Verify::Rerun {
+                Box::pin(rerun(relay, self.task, &checked, ui)).await.map_err(disputable)?;
+                ui.say(format_args!(
+                    "{} running it again gives the same",
+                    ui.paint(Style::Good, "verified:")
+                ));
+            }
+            if view.status != Status::Submitted || !wanted(verdict.approve, ui)? {
+                return Ok((checked, view.status));
+            }
+            let Some(purse) = self.purse else {
+                let view = approve(relay, self.wallet, &checked).await?;
+                ui.say(format_args!("{:>7} Completed: you approved", span(self.started.elapsed())));
+                return Ok((checked, view.status));
+            };
+            match approve_settled(relay, purse, self.task, &checked, ui).await {
+                Ok(_) => return Ok((checked, Status::Completed)),
+                // The chain has the proof of another result: that one's bytes are waited for.
+                Err(failure) if failure.exit() == Exit::Unverified => ui.warn(failure.message()),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
 
-async fn fetch(relay: &Relay, id: TaskId, ui: &Ui) -> Outcome<(Checked, TaskView)> {
-    let view = relay.task(id).await?;
-    let checked =
-        proof::fetch(relay, &view, id, ui).await.map_err(|failure| object(failure, id, view.status))?;
-    Ok((checked, view))
+    /// Follows the task until there is a result.
+    async fn until_result(&self) -> Outcome {
+        let id = self.id;
+        let patience = Duration::from_secs(self.task.deadline.since(now()) + DEADLINE_MARGIN_SECS);
+        let followed = Box::pin(Follower::new(self.relay, self.ui, id, self.started).until_result());
+        tokio::time::timeout(patience, followed).await.map_err(|_| {
+            Failure::failed("the task's deadline has passed, and the relay says nothing of it")
+                .hint(format_args!("ask again: zorai-compute status {id}"))
+        })??;
+        Ok(())
+    }
+
+    async fn fetch(&self) -> Outcome<(Checked, TaskView)> {
+        let (relay, id) = (self.relay, self.id);
+        let view = relay.task(id).await?;
+        let checked = proof::fetch(relay, &view, id, self.ui)
+            .await
+            .map_err(|failure| object(failure, id, view.status))?;
+        Ok((checked, view))
+    }
+
+    /// Fetches a result that is not another one than that of which the chain has the proof.
+    async fn fetch_proven(&self, purse: &Purse) -> Outcome<(Checked, TaskView)> {
+        let got = self.fetch().await?;
+        money::check_stands(purse, self.id, got.0.proof.result_hash).await?;
+        Ok(got)
+    }
+
+    /// Waits for a result whose bytes match its proof. Where the chain has a proof and there are none by half of its dispute window,
+    /// the proof is disputed: whatever the relay says or withholds, the other half is left for the transaction.
+    async fn result_or_dispute(&self, purse: &Purse) -> Outcome<(Checked, TaskView)> {
+        let disputable = money::until_disputable(purse, self.task, self.id, self.ui);
+        tokio::pin!(disputable);
+        let stands = tokio::select! {
+            got = Box::pin(self.until_fetched(purse)) => match got {
+                Ok(got) => return Ok(got),
+                Err(failure) => {
+                    // The relay gives the task up; the chain decides whether money is at stake.
+                    if !money::is_at_stake(purse, self.id).await? {
+                        return Err(failure.hint(format_args!(
+                            "the money: zorai-compute status {0}; what nobody earned: zorai-compute refund {0}", self.id
+                        )));
+                    }
+                    self.ui.warn(format_args!("{}; but a provider holds the task on the chain", failure.message()));
+                    disputable.await?
+                }
+            },
+            stands = &mut disputable => stands?,
+        };
+        let failure = match self.fetch_proven(purse).await {
+            Ok(got) => return Ok(got),
+            Err(failure) => failure,
+        };
+        let Stands::Disputable = stands else { return Err(failure) };
+        let mined =
+            money::dispute(purse, Some(self.relay), self.task, self.id, WITHHELD, "", self.ui).await?;
+        Err(Failure::unverified("no bytes that match the proof can be had")
+            .hint(format_args!("it was disputed in transaction {}; the arbiter decides", mined.tx))
+            .hint(format_args!("follow it: zorai-compute status {}", self.id)))
+    }
+
+    /// Follows the task until there is a result, and asks for it until it is the proven one.
+    async fn until_fetched(&self, purse: &Purse) -> Outcome<(Checked, TaskView)> {
+        self.until_result().await?;
+        let mut said = false;
+        loop {
+            match self.fetch_proven(purse).await {
+                Err(failure) if failure.exit() == Exit::NotAuthorised => return Err(failure),
+                Err(failure) => {
+                    if !said {
+                        self.ui.warn(format_args!("{}; trying again", failure.message()));
+                        said = true;
+                    }
+                    tokio::time::sleep(RESULT_PAUSE).await;
+                }
+                Ok(got) => return Ok(got),
+            }
+        }
+    }
 }
 
 /// What does not hold can be objected to.
@@ -159,61 +274,12 @@ fn object(failure: Failure, id: TaskId, status: Status) -> Failure {
     }
 }
 
-/// Waits for a result whose bytes match its proof. Where the chain has a proof and there are none by half of its dispute window, the
-/// proof is disputed: whatever the relay says or withholds, the other half is left for the transaction.
-async fn result_or_dispute(
-    relay: &Relay,
-    purse: &Purse,
-    task: &Task,
-    id: TaskId,
-    started: Instant,
-    ui: &Ui,
-) -> Outcome<(Checked, TaskView)> {
-    let wanted = async {
-        until_result(relay, task, id, started, ui).await?;
-        let mut said = false;
-        loop {
-            match fetch(relay, id, ui).await {
-                Err(failure) if failure.exit() == Exit::NotAuthorised => return Err(failure),
-                Err(failure) => {
-                    if !said {
-                        ui.warn(format_args!("{}; trying again", failure.message()));
-                        said = true;
-                    }
-                    tokio::time::sleep(RESULT_PAUSE).await;
-                }
-                Ok(got) => return Ok(got),
-            }
-        }
-    };
-    let disputable = money::until_disputable(purse, task, id, ui);
-    tokio::pin!(disputable);
-    tokio::select! {
-        got = Box::pin(wanted) => match got {
-            Ok(got) => return Ok(got),
-            Err(failure) => {
-                // The relay gives the task up; the chain decides whether money is at stake.
-                let record = purse.chain.record(id).await.map_err(chain_failure)?;
-                if record.status != escrow::Status::Proven {
-                    return Err(failure.hint(format_args!(
-                        "the money: zorai-compute status {id}; what nobody earned: zorai-compute refund {id}"
-                    )));
-                }
-                ui.warn(format_args!("{}; but a proof is on the chain", failure.message()));
-                disputable.await?;
-            }
-        },
-        stands = &mut disputable => {
-            stands?;
-        }
-    }
-    if let Ok(got) = fetch(relay, id, ui).await {
-        return Ok(got);
-    }
-    let mined = money::dispute(purse, Some(relay), task, id, WITHHELD, "", ui).await?;
-    Err(Failure::unverified("no bytes that match the proof can be had")
-        .hint(format_args!("it was disputed in transaction {}; the arbiter decides", mined.tx))
-        .hint(format_args!("follow it: zorai-compute status {id}")))
+fn interrupted(id: TaskId) -> Failure {
+    Failure::new(Exit::Interrupted, "stopped waiting; the task goes on")
+        .hint(format_args!("follow it: zorai-compute events {id} --follow"))
+        .hint(format_args!("wait again, check and approve: zorai-compute watch {id}"))
+        .hint(format_args!("get its result, once submitted: zorai-compute result {id} --output FILE"))
+        .hint(format_args!("withdraw it while it is open: zorai-compute cancel {id}"))
 }
 
 fn wanted(approval: Approve, ui: &Ui) -> Outcome<bool> {

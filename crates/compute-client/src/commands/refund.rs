@@ -12,7 +12,7 @@ use crate::ui::Ui;
 /// Refunds a task, from its deadline on.
 pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
     let id = args.task.id;
-    let Found { task, domain } = money::find(global, id, ui).await?;
+    let Found { task, domain, .. } = money::find(global, id, ui).await?;
     if !domain.is_settled() {
         return Err(Failure::usage(format_args!("task {id} is unsettled: no money was paid for it")));
     }

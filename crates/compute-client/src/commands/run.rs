@@ -9,19 +9,18 @@ use escrow::Chain;
 use serde_json::json;
 use taskmarket::{
     Address, Amount, B256, Bytes32, ContentHash, Domain, MAX_ATTEMPTS, MAX_DURATION_SECS, MAX_GPU_COUNT,
-    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Task, TaskConfig, TaskId, Timestamp,
+    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Task, TaskConfig, Timestamp,
 };
 use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
 use crate::commands::params;
-use crate::commands::poll::{Approve, Verdict, Verify, poll, publish};
+use crate::commands::poll::{Approve, Verdict, Verify, Watched, publish};
 use crate::content::{Content, Named};
-use crate::failure::{Exit, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
 use crate::money::{self, ChainArgs, Funding};
-use crate::proof::Receipt;
 use crate::relay::Relay;
 use crate::rerun;
 use crate::ui::{Ui, span};
@@ -238,7 +237,9 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     let paid = purse.as_ref().map(|purse| (purse, &funding));
     let id = publish(&relay, &wallet, &task, &[&model, &input], paid, ui).await?;
     if !args.poll {
-        ui.say(format_args!("follow it: zorai-compute events {id} --follow, or zorai-compute status {id}"));
+        ui.say(format_args!(
+            "wait for its result: zorai-compute watch {id}; see where it is: zorai-compute status {id}"
+        ));
         let window = span(Duration::from_secs(task.dispute_window));
         ui.say(format_args!("its result may be disputed for {window} after it is submitted"));
         return if ui.json {
@@ -254,25 +255,9 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         ui.say(format_args!("task {id}"));
     }
     let verdict = Verdict { verify: args.verify, approve: args.approve };
-    let polled = poll(&relay, &wallet, &task, id, started, verdict, purse.as_ref(), ui);
-    let (checked, status) = tokio::select! {
-        polled = Box::pin(polled) => polled?,
-        _ = tokio::signal::ctrl_c() => return Err(interrupted(id)),
-    };
-    if output.is_some() || !ui.json {
-        checked.result.write(output).await?;
-    }
-    let receipt = Receipt::new(&checked, status, started.elapsed(), output);
-    if ui.json {
-        if output.is_none() {
-            ui.say(format_args!(
-                "the result was checked, not written: give --output FILE, or zorai-compute result {id} --output FILE"
-            ));
-        }
-        return ui.print_json(&receipt);
-    }
-    receipt.say(ui);
-    Ok(())
+    let purse = purse.as_ref();
+    let watched = Watched { relay: &relay, wallet: &wallet, task: &task, id, purse, started, ui };
+    watched.deliver(verdict, output).await
 }
 
 /// Looks at what the flags name, then reads and hashes it, and gives the task, of nobody yet.
@@ -338,13 +323,6 @@ fn check_money(args: &Args) -> Outcome {
         }
         Settle::Escrow => Ok(()),
     }
-}
-
-fn interrupted(id: TaskId) -> Failure {
-    Failure::new(Exit::Interrupted, "stopped waiting; the task goes on")
-        .hint(format_args!("follow it: zorai-compute events {id} --follow"))
-        .hint(format_args!("get its result, once submitted: zorai-compute result {id} --output FILE"))
-        .hint(format_args!("withdraw it while it is open: zorai-compute cancel {id}"))
 }
 
 /// The task that the flags describe, with the documented defaults.

@@ -19,6 +19,8 @@ pub(crate) struct Found {
     pub(crate) task: Task,
     /// Under which domain it is signed.
     pub(crate) domain: Domain,
+    /// The requester's signature, where this machine kept it.
+    pub(crate) signature: Option<Signature>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,12 +53,12 @@ pub(crate) async fn find(global: &Global, id: TaskId, ui: &Ui) -> Outcome<Found>
             if file.task.id(&file.domain) != id {
                 return Err(Failure::unverified(format_args!("what is kept as task {id} is another one")));
             }
-            Ok(Found { task: file.task, domain: file.domain })
+            Ok(Found { task: file.task, domain: file.domain, signature: Some(file.signature) })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let view = global.reading_relay(ui).await?.task(id).await?;
             let (task, domain) = proof::check_task(&view, id)?;
-            Ok(Found { task, domain })
+            Ok(Found { task, domain, signature: None })
         }
         Err(error) => Err(Failure::failed(format_args!("the kept task {id} cannot be read: {error}"))),
     }

@@ -24,7 +24,9 @@ use crate::ui::Ui;
 pub(crate) use coins::Coins;
 pub(crate) use fund::{Funding, allow, ask, fund, say_terms};
 pub(crate) use kept::{Found, find, keep, tokens};
-pub(crate) use outcome::{Approval, approve, describe, dispute, until_disputable};
+pub(crate) use outcome::{
+    Approval, Stands, approve, check_stands, describe, dispute, is_at_stake, until_disputable,
+};
 pub(crate) use permit::{Handed, permit2};
 
 /// How long a transaction is waited for. It goes on afterwards, and is waited for again by the next command for the same purpose.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use escrow::tx::Mined;
 use escrow::{Record, Status};
-use taskmarket::{ApproveResult, DisputeTask, Signed, Task, TaskId, Timestamp};
+use taskmarket::{ApproveResult, ContentHash, DisputeTask, Signed, Task, TaskId, Timestamp};
 
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
@@ -27,10 +27,19 @@ pub(crate) enum Approval {
     Paid,
 }
 
+/// What became of a task's money while its result was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stands {
+    /// A proof has stood for half of its window, and can be disputed.
+    Disputable,
+    /// There is nothing to dispute any more.
+    Over,
+}
+
 /// Pays a proven task at once: waits for its proof to be on the chain, and sends the approval there.
 ///
 /// # Errors
-/// The task ends otherwise, or its time passes without a proof on the chain.
+/// The task ends otherwise, or its time passes without a proof on the chain; exit code 5 where that proof is of another result.
 pub(crate) async fn approve(
     purse: &Purse,
     task: &Task,
@@ -44,6 +53,7 @@ pub(crate) async fn approve(
         match record.status {
             Status::Paid => return Ok(Approval::Paid),
             Status::Proven => {
+                check_stands(purse, id, approval.message.result_hash).await?;
                 let call = purse.chain.calls().approve(task, approval);
                 let purpose = format!("approve:{id}:{}", approval.message.attempt);
                 return match purse.send(&purpose, call, ui).await {
@@ -74,11 +84,42 @@ pub(crate) async fn approve(
     }
 }
 
-/// Waits until a proof on the chain has stood for half of its dispute window. Meanwhile says how the money moves.
+/// Makes sure that the proof that stands on the chain, if one does, is of this result.
+///
+/// # Errors
+/// Exit code 5 where it is of another one.
+pub(crate) async fn check_stands(purse: &Purse, id: TaskId, result_hash: ContentHash) -> Outcome {
+    let stands = purse.chain.result_of(id).await.map_err(chain_failure)?;
+    if stands == ContentHash::UNPINNED || stands == result_hash {
+        return Ok(());
+    }
+    Err(Failure::unverified(format_args!(
+        "the proof on the chain is of the result {stands}, the relay's of {result_hash}"
+    )))
+}
+
+/// Whether a proof stands, or may still come of a lease that holds.
+pub(crate) async fn is_at_stake(purse: &Purse, id: TaskId) -> Outcome<bool> {
+    let (time, record) = read(purse, id).await?;
+    Ok(match record.status {
+        Status::Proven => true,
+        Status::Accepted => !record.is_lapsed(time),
+        Status::None
+        | Status::Funded
+        | Status::Disputed
+        | Status::Paid
+        | Status::Split
+        | Status::Refunded
+        | Status::Cancelled => false,
+    })
+}
+
+/// Waits until a proof on the chain has stood for half of its dispute window, or cannot be disputed any more. Meanwhile says how the
+/// money moves.
 ///
 /// # Errors
 /// The chain stays out of reach.
-pub(crate) async fn until_disputable(purse: &Purse, task: &Task, id: TaskId, ui: &Ui) -> Outcome<Record> {
+pub(crate) async fn until_disputable(purse: &Purse, task: &Task, id: TaskId, ui: &Ui) -> Outcome<Stands> {
     let mut last = None;
     loop {
         let (time, record) = read(purse, id).await?;
@@ -86,8 +127,16 @@ pub(crate) async fn until_disputable(purse: &Purse, task: &Task, id: TaskId, ui:
             ui.say(format_args!("{} {}", ui.paint(Style::Dim, "on chain:"), describe(&record, time)));
         }
         let half = record.until.unix().saturating_sub(task.dispute_window / 2);
-        if record.status == Status::Proven && time.unix() >= half {
-            return Ok(record);
+        match record.status {
+            Status::Proven if time >= record.until => return Ok(Stands::Over),
+            Status::Proven if time.unix() >= half => return Ok(Stands::Disputable),
+            Status::None | Status::Funded | Status::Accepted if time >= task.deadline => {
+                return Ok(Stands::Over);
+            }
+            Status::None | Status::Funded | Status::Accepted | Status::Proven => {}
+            Status::Disputed | Status::Paid | Status::Split | Status::Refunded | Status::Cancelled => {
+                return Ok(Stands::Over);
+            }
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -13,3 +13,4 @@ mod money;
 mod publish;
 mod support;
 mod usage;
+mod watch;

@@ -6,27 +6,27 @@ use escrow::anvil::{ACCOUNTS, Anvil, KEYS};
 use escrow::tx::{self, Outbox, OutboxConfig};
 use escrow::{Chain, Rpc, RpcConfig, Status};
 use serde_json::{Value, json};
-use taskmarket::{AcceptTask, Address, Event, Signed, TaskId, TaskRecord, U256};
+use taskmarket::{AcceptTask, Address, ComputeProof, ContentHash, Event, Signed, TaskId, TaskRecord, U256};
 use wallet::Wallet;
 
 use crate::support::{RESULT, Relay, Script, code, json as parsed, said, stderr, stdout};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const BUDGET: u64 = 10_000;
 
 /// A relay, a chain with the contract, and a requester with coins there.
-struct Market {
-    relay: Relay,
-    chain: Chain,
-    provider: Outbox,
-    provider_key: Wallet,
-    anvil: Anvil,
+pub(crate) struct Market {
+    pub(crate) relay: Relay,
+    pub(crate) chain: Chain,
+    pub(crate) provider: Outbox,
+    pub(crate) provider_key: Wallet,
+    pub(crate) anvil: Anvil,
     _folder: tempfile::TempDir,
 }
 
 impl Market {
     /// `None` where anvil is not installed, with the reason printed.
-    async fn start(script: Script) -> Option<Self> {
+    pub(crate) async fn start(script: Script) -> Option<Self> {
         if Anvil::find().is_none() {
             eprintln!("skipped: anvil is not installed (run `npm ci` in contracts/)");
             return None;
@@ -47,14 +47,14 @@ impl Market {
     }
 
     /// Runs the program with the chain's flags.
-    async fn cli(&self, arguments: &[&str]) -> std::process::Output {
+    pub(crate) async fn cli(&self, arguments: &[&str]) -> std::process::Output {
         let (url, escrow) = (self.anvil.url().to_string(), self.chain.escrow().to_string());
         let mut all = arguments.to_vec();
         all.extend_from_slice(&["--rpc-url", &url, "--escrow", &escrow]);
         self.relay.cli(&all).await
     }
 
-    async fn run(&self, more: &[&str]) -> std::process::Output {
+    pub(crate) async fn run(&self, more: &[&str]) -> std::process::Output {
         let (model, input) = (self.relay.path("program.wasm"), self.relay.path("input.txt"));
         let (budget, arbiter) = (BUDGET.to_string(), ACCOUNTS[3].to_string());
         let mut all =
@@ -65,7 +65,7 @@ impl Market {
     }
 
     /// The task that the relay was given, once there is one.
-    async fn published(&self) -> TaskRecord {
+    pub(crate) async fn published(&self) -> TaskRecord {
         let wait = async {
             loop {
                 if let Some(record) = self.relay.seen(|seen| seen.record.clone()) {
@@ -78,8 +78,19 @@ impl Market {
     }
 
     /// Does on the chain what the scripted relay's provider signed.
-    async fn prove(&self) -> TaskId {
+    pub(crate) async fn prove(&self) -> TaskId {
         let record = self.published().await;
+        let proof = self.relay.seen(|seen| {
+            seen.history.iter().find_map(|recorded| {
+                if let Event::Submitted(proof) = &recorded.event { Some(Signed::clone(proof)) } else { None }
+            })
+        });
+        self.prove_by(&record, &proof.unwrap()).await;
+        record.id
+    }
+
+    /// Binds the provider, and puts its proof on the chain.
+    pub(crate) async fn prove_by(&self, record: &TaskRecord, proof: &Signed<ComputeProof>) {
         let calls = self.chain.calls();
         let now = self.chain.head().await.unwrap().time;
         let accept = AcceptTask {
@@ -90,16 +101,38 @@ impl Market {
         };
         let accept = self.provider_key.sign(&accept, &self.chain.domain()).unwrap();
         self.provider.send("accept", calls.accept(&record.task, &accept), PATIENCE).await.unwrap();
-        let proof = self.relay.seen(|seen| {
-            seen.history.iter().find_map(|recorded| {
-                if let Event::Submitted(proof) = &recorded.event { Some(Signed::clone(proof)) } else { None }
-            })
-        });
-        self.provider.send("prove", calls.prove(&record.task, &proof.unwrap()), PATIENCE).await.unwrap();
+        self.provider.send("prove", calls.prove(&record.task, proof), PATIENCE).await.unwrap();
+    }
+
+    /// Puts the proof of a result on the chain that the relay has never seen.
+    pub(crate) async fn prove_another(&self) -> TaskId {
+        let record = self.published().await;
+        let now = self.chain.head().await.unwrap().time;
+        let proof = ComputeProof {
+            task_id: record.id,
+            provider: self.provider_key.address(),
+            attempt: 1,
+            model_hash: record.task.model_hash,
+            input_hash: record.task.input_hash,
+            result_hash: ContentHash([9; 32].into()),
+            result_cid: "https://results.example/r".parse().unwrap(),
+            started_at: now,
+            finished_at: now,
+            gpu_name: "NVIDIA A100".to_owned(),
+        };
+        let proof = self.provider_key.sign(&proof, &self.chain.domain()).unwrap();
+        self.prove_by(&record, &proof).await;
         record.id
     }
 
-    async fn status(&self, id: TaskId) -> Status {
+    /// Moves the chain's clock on.
+    pub(crate) async fn pass(&self, seconds: u64) {
+        let rpc = self.chain.rpc();
+        rpc.request::<Value>("evm_increaseTime", json!([seconds])).await.unwrap();
+        rpc.request::<Value>("evm_mine", json!([])).await.unwrap();
+    }
+
+    pub(crate) async fn status(&self, id: TaskId) -> Status {
         self.chain.record(id).await.unwrap().status
     }
 }
@@ -138,9 +171,7 @@ async fn a_result_that_nobody_hands_out_is_disputed_at_half_the_window() {
     let Some(market) = Market::start(Script::NoResult).await else { return };
     let proven_and_waited = async {
         let id = market.prove().await;
-        let rpc = market.chain.rpc();
-        rpc.request::<Value>("evm_increaseTime", json!([1801])).await.unwrap();
-        rpc.request::<Value>("evm_mine", json!([])).await.unwrap();
+        market.pass(1801).await;
         id
     };
     let polled = market.run(&["--yes", "--poll", "--dispute-window", "3600"]);

@@ -9,7 +9,7 @@ use wallet::Wallet;
 use super::money::{BUDGET, Money};
 use super::weights::{NAME, Weights};
 use super::{TEXT, WORD_COUNT};
-use crate::commands::poll::{Approve, Verdict, Verify, poll, publish};
+use crate::commands::poll::{Approve, Verdict, Verify, Watched, publish};
 use crate::commands::run::random_salt;
 use crate::content::Content;
 use crate::failure::{Failure, Outcome};
@@ -76,8 +76,8 @@ impl Demo {
         let id = publish(relay, &wallet, &task, &[&self.model, &self.input], paid, ui).await?;
         ui.say(format_args!("task {id}"));
         let verdict = Verdict { verify: Verify::Proof, approve: Approve::Auto };
-        let (checked, status) =
-            Box::pin(poll(relay, &wallet, &task, id, started, verdict, purse, ui)).await?;
+        let watched = Watched { relay, wallet: &wallet, task: &task, id, purse, started, ui };
+        let (checked, status) = Box::pin(watched.poll(verdict)).await?;
         let insight = self.insight(&checked)?;
         let receipt = Receipt::new(&checked, status, started.elapsed().max(Duration::from_millis(1)), None);
         if ui.json {
