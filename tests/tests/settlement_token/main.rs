@@ -6,3 +6,4 @@
 
 mod market;
 mod payment;
+mod verdict;

@@ -6,8 +6,11 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
 use escrow::anvil::{ACCOUNTS, Anvil, KEYS};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use system_tests::{Market, PATIENCE, Process, free_port, said, upper_case};
 use taskmarket::Address;
 
@@ -73,6 +76,11 @@ fn text(text: &str) -> String {
 impl Paid {
     /// `None` where anvil or the packages are not installed, with the reason printed.
     pub(crate) async fn start() -> Option<Self> {
+        Self::start_with(None).await
+    }
+
+    /// A market whose provider says that it computed something else than it did, where it is told to.
+    pub(crate) async fn start_with(lie: Option<Lie>) -> Option<Self> {
         let (Some(_), Some(creation), Some(permit2)) = (Anvil::find(), token_code(), permit2_code()) else {
             eprintln!("skipped: anvil is not installed (run `npm ci` in contracts/)");
             return None;
@@ -105,10 +113,14 @@ impl Paid {
         let relay = market.relay(&[&flags[..], &["--chain-poll-ms", "100"]].concat()).await;
         let node_port = free_port();
         let node = market.node("node", node_port, &[]).await;
+        let agents_port = match lie {
+            Some(lie) => lie.before(node_port).await,
+            None => node_port,
+        };
         let (arbiter, stake) = (ACCOUNTS[ARBITER].to_string(), STAKE.to_string());
         let terms = ["--stake", &stake, "--stake-token", &token, "--accept-arbiter", &arbiter];
         let more = [&flags[..], &terms].concat();
-        let agent = market.agent("agent", KEYS[PROVIDER], market.port, ("node", node_port), &more);
+        let agent = market.agent("agent", KEYS[PROVIDER], market.port, ("node", agents_port), &more);
         market.providers(1).await;
         Some(Self { market, anvil, token, contract, agent, _others: [relay, node] })
     }
@@ -225,5 +237,54 @@ pub(crate) async fn appears(path: &Path) -> String {
         }
         assert!(Instant::now() < deadline, "{} is never there", path.display());
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A result that is changed on its way from the node to its agent, as a dishonest provider would.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lie {
+    /// What the node computes.
+    pub(crate) truth: &'static [u8],
+    /// What the agent gets; as long.
+    pub(crate) told: &'static [u8],
+}
+
+impl Lie {
+    /// Passes on to a node, with other words; answers the port.
+    async fn before(self, node_port: u16) -> u16 {
+        let http = reqwest::Client::new();
+        let pass = move |request: axum::extract::Request| {
+            let http = http.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                let path = parts.uri.path_and_query().unwrap();
+                let url = format!("http://127.0.0.1:{node_port}{path}");
+                let asked = http.request(parts.method, url).headers(parts.headers).body(body);
+                let Ok(answer) = asked.send().await else { return StatusCode::BAD_GATEWAY.into_response() };
+                let (status, mut headers) = (answer.status(), answer.headers().clone());
+                for name in ["content-length", "transfer-encoding", "x-result-hash"] {
+                    headers.remove(name);
+                }
+                let Ok(body) = answer.bytes().await else { return StatusCode::BAD_GATEWAY.into_response() };
+                (status, headers, self.tell(&body)).into_response()
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let router = axum::Router::new().fallback(pass);
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        port
+    }
+
+    fn tell(self, body: &[u8]) -> Vec<u8> {
+        if body == self.truth {
+            return self.told.to_vec();
+        }
+        let hash = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
+        match std::str::from_utf8(body) {
+            Ok(text) => text.replace(&hash(self.truth), &hash(self.told)).into_bytes(),
+            Err(_) => body.to_vec(),
+        }
     }
 }

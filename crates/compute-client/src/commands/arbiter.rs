@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use escrow::Calls;
+use escrow::{At, Calls};
 use rpc::evidence::{self, Evidence, EvidenceEvent};
 use serde_json::{Value, json};
 use taskmarket::{
@@ -13,9 +13,10 @@ use crate::cli::Global;
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
+use crate::money::{self, ChainArgs, Coins, Handed, Purse, chain_failure};
 use crate::proof;
 use crate::rerun::{Agreement, check_runtime, rerun};
-use crate::ui::{Ui, clean};
+use crate::ui::{Style, Ui, clean};
 
 /// The largest evidence that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -26,7 +27,7 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
     zorai-compute arbiter list cases/\n  \
     zorai-compute arbiter show evidence.json\n  \
     zorai-compute arbiter rerun evidence.json --relay https://relay.example     (wasm, embed)\n  \
-    zorai-compute arbiter resolve evidence.json --provider-bps 2500 --key-file arbiter.json\n\n\
+    zorai-compute arbiter resolve evidence.json --provider-bps 2500 --rpc-url https://rpc.example --keystore arbiter.json\n\n\
     Evidence is the answer of GET /v1/tasks/0xTASK/evidence at the relay; a party to the dispute sends it to you.")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -48,15 +49,8 @@ enum Action {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Sign the verdict, hand it to the relay that --relay names, and print the transaction that carries it to the chain
-    Resolve {
-        /// A file with evidence
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// The provider's share of budget, stake and bond, in basis points: 10000 is all, 0 nothing
-        #[arg(long, value_name = "BPS", value_parser = clap::value_parser!(u32).range(0..=ALL_BPS as i64))]
-        provider_bps: u32,
-    },
+    /// Sign the verdict, carry it to the chain, and hand it to the relay that --relay names
+    Resolve(Resolve),
     /// Run the task again on this machine, and propose a verdict
     Rerun {
         /// A file with evidence
@@ -65,14 +59,31 @@ enum Action {
     },
 }
 
+/// A verdict.
+#[derive(Debug, clap::Args)]
+struct Resolve {
+    /// A file with evidence
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The provider's share of budget, stake and bond, in basis points: 10000 is all, 0 nothing
+    #[arg(long, value_name = "BPS", value_parser = clap::value_parser!(u32).range(0..=ALL_BPS as i64))]
+    provider_bps: u32,
+    /// Only print the signed transaction, which anybody can send
+    #[arg(long)]
+    print: bool,
+    /// Send without asking
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    chain: ChainArgs,
+}
+
 /// Does it.
 pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     match args.action {
         Action::List { paths } => list(&paths, ui),
         Action::Show { file } => show(&Case::read(&file)?, ui),
-        Action::Resolve { file, provider_bps } => {
-            resolve(global, &Case::read(&file)?, provider_bps, ui).await
-        }
+        Action::Resolve(args) => Box::pin(resolve(global, &Case::read(&args.file)?, &args, ui)).await,
         Action::Rerun { file } => Box::pin(run_again(global, &Case::read(&file)?, ui)).await,
     }
 }
@@ -253,9 +264,14 @@ fn share(pot: Amount, bps: u32) -> Amount {
     Amount(pot.0 / all * bps + pot.0 % all * bps / all)
 }
 
-async fn resolve(global: &Global, case: &Case, provider_bps: u32, ui: &Ui) -> Outcome {
+async fn resolve(global: &Global, case: &Case, args: &Resolve, ui: &Ui) -> Outcome {
     let dispute = case.open()?;
     let record = &case.record;
+    let is_settled = record.domain.is_settled();
+    if is_settled && !args.print && !args.chain.is_given() {
+        return Err(money::needs_chain("arbiter resolve", record.id)
+            .hint("--print signs, and prints the transaction for anybody to send"));
+    }
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     if wallet.address() != record.task.arbiter {
         return Err(Failure::new(
@@ -266,14 +282,20 @@ async fn resolve(global: &Global, case: &Case, provider_bps: u32, ui: &Ui) -> Ou
     if now() >= dispute.resolve_until {
         ui.warn(format_args!("the time to decide ended, {}", dispute.resolve_until));
     }
-    let verdict =
-        ResolveDispute { task_id: record.id, attempt: record.attempts, provider_bps, issued_at: now() };
+    let verdict = ResolveDispute {
+        task_id: record.id,
+        attempt: record.attempts,
+        provider_bps: args.provider_bps,
+        issued_at: now(),
+    };
     let signed = wallet.sign(&verdict, &record.domain).map_err(Failure::failed)?;
-    let handed_in = global.relay.as_deref().is_some_and(|url| !url.is_empty());
-    if handed_in {
-        global.relay(ui)?.mutate(record.id, "resolve", signed.clone()).await?;
+    if is_settled && !args.print {
+        let purse = args.chain.purse(global, Some(record.domain), &wallet).await?;
+        return carry(global, case, &purse, &signed, args.yes, ui).await;
     }
-    let transaction = record.domain.is_settled().then(|| transaction(record, &signed));
+    let handed_in = hand_in(global, record, &signed, ui).await?;
+    let call = Calls::new(record.domain.verifying_contract).resolve(&record.task, &signed);
+    let transaction = is_settled.then(|| Handed::new(record.domain, call));
     if ui.json {
         return ui.print_json(&json!({
             "mutation": signed.message,
@@ -282,21 +304,74 @@ async fn resolve(global: &Global, case: &Case, provider_bps: u32, ui: &Ui) -> Ou
             "transaction": transaction,
         }));
     }
-    let gets = share(case.pot(), provider_bps);
+    let gets = share(case.pot(), args.provider_bps);
     ui.say(format_args!("the provider gets {gets} of {}", case.pot()));
     match transaction {
         Some(transaction) => {
             ui.say("anybody can send this transaction; it counts once it is on the chain:");
-            ui.print(transaction)
+            ui.print(serde_json::to_string(&transaction).map_err(Failure::failed)?)
         }
         None => ui.print(signed.signature),
     }
 }
 
-/// The transaction that carries a verdict to the contract, as JSON-RPC takes it.
-fn transaction(record: &TaskRecord, verdict: &Signed<ResolveDispute>) -> Value {
-    let call = Calls::new(record.domain.verifying_contract).resolve(&record.task, verdict);
-    json!({ "chain_id": record.domain.chain_id, "to": call.to, "value": call.value, "data": call.data })
+/// Hands a verdict to the relay, if one is named.
+async fn hand_in(
+    global: &Global,
+    record: &TaskRecord,
+    verdict: &Signed<ResolveDispute>,
+    ui: &Ui,
+) -> Outcome<bool> {
+    if global.relay.as_deref().is_none_or(str::is_empty) {
+        return Ok(false);
+    }
+    global.relay(ui)?.tell(record.id, "resolve", verdict.clone()).await?;
+    Ok(true)
+}
+
+/// Says what a verdict does, asks, unless `yes`, and sends it from the arbiter's account.
+async fn carry(
+    global: &Global,
+    case: &Case,
+    purse: &Purse,
+    verdict: &Signed<ResolveDispute>,
+    yes: bool,
+    ui: &Ui,
+) -> Outcome {
+    let (record, chain) = (&case.record, &purse.chain);
+    let task = &record.task;
+    let call = chain.calls().resolve(task, verdict);
+    // Refused here is refused before anything is asked: a dispute that was ended, another attempt, a time that is over.
+    chain.simulate(&call, purse.account(), At::Latest).await.map_err(chain_failure)?;
+    let coins = Coins::of(chain, task.token).await?;
+    let (pot, provider) = (case.pot(), share(case.pot(), verdict.message.provider_bps));
+    let requester = pot.checked_sub(provider).unwrap_or(Amount::ZERO);
+    let of = record.submission().map(|submission| submission.proof.message.provider).unwrap_or_default();
+    ui.say(format_args!("the verdict on task {}, which is final:", record.id));
+    for (name, value) in [
+        ("provider", format!("{of} gets {}", coins.show(provider))),
+        ("requester", format!("{} gets {}", task.requester, coins.show(requester))),
+        ("gas", format!("from {}", purse.account())),
+    ] {
+        ui.say(format_args!("  {} {value}", ui.paint(Style::Dim, format!("{name:<9}"))));
+    }
+    if !yes {
+        money::ask("send it?", "nothing was decided", ui)?;
+    }
+    let mined = purse.send(&format!("resolve:{}", record.id), call, ui).await?;
+    ui.say(format_args!("{} in transaction {}", ui.paint(Style::Good, "resolved:"), mined.tx));
+    // The chain has decided, and the relay sees that by itself: what it misses is the arbiter's own words.
+    let handed_in = hand_in(global, record, verdict, ui).await.unwrap_or_else(|failure| {
+        ui.detail(format_args!("the relay was not told: {}", failure.message()));
+        false
+    });
+    if ui.json {
+        return ui.print_json(&json!({
+            "task_id": record.id, "settlement": "split", "tx": mined.tx, "mutation": verdict.message,
+            "signature": verdict.signature, "handed_in": handed_in, "to_provider": provider, "to_requester": requester,
+        }));
+    }
+    ui.print(mined.tx)
 }
 
 async fn run_again(global: &Global, case: &Case, ui: &Ui) -> Outcome {

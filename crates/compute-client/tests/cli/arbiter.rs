@@ -213,6 +213,8 @@ async fn a_verdict_is_the_arbiters_alone_and_carries_its_transaction() {
     let (file, key) = (file.to_str().unwrap(), key.to_str().unwrap());
     let resolve = ["--json", "--key-file", key, "arbiter", "resolve", file, "--provider-bps", "2500"];
     let out = case.cli(&resolve).await;
+    assert!(code(&out) == 2 && stderr(&out).contains("--print"), "{}", stderr(&out));
+    let out = case.cli(&[&resolve[..], &["--print"]].concat()).await;
     assert_eq!(code(&out), 0, "{}", stderr(&out));
     let told = json(&out);
     let message: ResolveDispute = serde_json::from_value(told["mutation"].clone()).unwrap();
@@ -226,7 +228,8 @@ async fn a_verdict_is_the_arbiters_alone_and_carries_its_transaction() {
     let other = case.folder.path().join("other.key");
     write_private(&other, &"44".repeat(32));
     let key = other.to_str().unwrap();
-    let out = case.cli(&["--key-file", key, "arbiter", "resolve", file, "--provider-bps", "0"]).await;
+    let out =
+        case.cli(&["--key-file", key, "arbiter", "resolve", file, "--provider-bps", "0", "--print"]).await;
     assert_eq!(code(&out), 3, "{}", stderr(&out));
     let out = case.cli(&["arbiter", "resolve", file, "--provider-bps", "10001"]).await;
     assert_eq!(code(&out), 2);
