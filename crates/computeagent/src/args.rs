@@ -37,7 +37,8 @@ const PASSWORD_VARIABLE: &str = "ZORAI_KEY_PASSWORD";
                   ZORAI_KEY_PASSWORD.\n\n\
                   Example:\n  compute-agent --relay wss://compute-relay.zorai.co/v1/provider/connect --relay-id hz-1 \\\n    \
                   --provider-key-file ~/.config/zorai/provider.json --min-budget 1000000\n\n\
-                  What settled tasks earned, by day:\n  compute-agent earnings [--data DIR] [--days N] [--json]"
+                  What settled tasks earned, by day:\n  compute-agent earnings [--data DIR] [--days N] [--json]\n\n\
+                  Taking the stake out, with the flags above:\n  compute-agent unstake [AMOUNT] ..."
 )]
 pub struct Args {
     /// A TOML file that sets flags by their long names, such as min-budget = 1000. Flags and variables win over it.

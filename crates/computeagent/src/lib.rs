@@ -38,5 +38,8 @@ pub use config::{Config, GpuOverride, Policy, RelayUrl, RelayUrlError, Timing};
 pub use home::HomeError;
 pub use http_client::ClientError;
 pub use inference::{ParsePriceError, Price, Prices};
-pub use money::{BookError, EarningsArgs, EarningsError, EscrowConfig, EscrowTiming, MoneyError, Terms};
+pub use money::{
+    BookError, EarningsArgs, EarningsError, EscrowConfig, EscrowTiming, MoneyError, Terms, UnstakeArgs,
+    UnstakeError, Unstaked, unstake,
+};
 pub use policy::{Hours, ImageRule, OwnerUse, ParseHoursError, ParseImageRuleError};

@@ -1,35 +1,48 @@
 //! `compute-agent`: offers this machine's compute node to a relay.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use computeagent::{Args, EarningsArgs, EarningsError, RunError, build};
+use computeagent::{Args, EarningsArgs, EarningsError, RunError, UnstakeArgs, build};
 use daemon::config_file::ConfigError;
 use daemon::{Failure, Shutdown, init_logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // A word of its own, as none of the agent's flags is needed for it.
+    // A word of its own, for what is done while the agent does not run, or beside it.
     let mut line = std::env::args_os().skip(1);
-    if line.next().is_some_and(|word| word == "earnings") {
-        return match earnings(line).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => failure.report(),
-        };
-    }
-    let args = match Args::read(std::env::args_os()) {
-        Ok(args) => args,
-        Err(ConfigError::Line(error)) => error.exit(),
-        Err(error @ (ConfigError::Unreadable { .. } | ConfigError::File { .. })) => {
-            return Failure::usage(error).report();
-        }
+    let word = line.next();
+    let ended = match word.as_deref().and_then(OsStr::to_str) {
+        Some("earnings") => earnings(line).await,
+        Some("unstake") => Box::pin(unstake(line)).await,
+        Some(_) | None => match read(Args::read(std::env::args_os())) {
+            Ok(args) => Box::pin(start(args)).await,
+            Err(failure) => Err(failure),
+        },
     };
-    match start(args).await {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// What was read of a command line; where there is nothing to go on with, the program ends in clap's way.
+fn read<T>(args: Result<T, ConfigError>) -> Result<T, Failure> {
+    args.map_err(|error| match error {
+        ConfigError::Line(error) => error.exit(),
+        ConfigError::Unreadable { .. } | ConfigError::File { .. } => Failure::usage(error),
+    })
+}
+
+async fn unstake(line: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let name = OsString::from("compute-agent unstake");
+    let args = read(UnstakeArgs::read(std::iter::once(name).chain(line)))?;
+    let done = args.run(|name| std::env::var(name).ok()).await;
+    let report =
+        done.map_err(|error| if error.is_usage() { Failure::usage(error) } else { Failure::other(error) })?;
+    std::io::stdout().write_all(report.as_bytes()).map_err(Failure::other)
 }
 
 async fn earnings(line: impl Iterator<Item = OsString>) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ mod keeper;
 mod rest;
 mod step;
 mod terms;
+mod unstake;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use earnings::{EarningsArgs, EarningsError};
 pub(crate) use keeper::keep;
 use rest::Hold;
 pub use terms::{EscrowConfig, EscrowTiming, Terms};
+pub use unstake::{UnstakeArgs, UnstakeError, Unstaked, unstake};
 
 use crate::agent::now;
 

@@ -107,11 +107,18 @@ impl Keeper<'_> {
             return Ok(());
         }
         let provider = self.money.wallet.address();
-        for token in &self.money.config.terms.tokens {
+        let mut tokens = self.money.config.terms.tokens.clone();
+        tokens
+            .extend(self.money.config.stake.map(|(token, _)| token).filter(|token| !tokens.contains(token)));
+        for token in &tokens {
             let credit = self.chain.withdrawable(*token, provider).await?;
+            // Announced stake whose day is over goes out with it.
+            let stake = self.chain.stake(*token, provider).await?;
+            let is_due = stake.leaving != Amount::ZERO && stake.leaves_at <= head.time;
+            let leaving = if is_due { stake.leaving.min(stake.free) } else { Amount::ZERO };
             let gas = U256::from(WITHDRAW_GAS * WITHDRAW_WORTH) * U256::from(head.base_fee);
             let least = if token.is_zero() { gas } else { U256::ZERO };
-            if credit.0 > least {
+            if credit.0.saturating_add(leaving.0) > least {
                 let purpose = format!("withdraw:{}", book.next().await?);
                 self.dispatch(&purpose, self.chain.calls().withdraw(*token, provider)).await?;
             }
