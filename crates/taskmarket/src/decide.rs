@@ -450,6 +450,9 @@ fn resolve(
     let message = resolve.message();
     match &record.state {
         State::Resolved { .. } if message.attempt == record.attempts => Ok(None),
+        State::Accepted { .. } if record.settlement.status == Money::Disputed => {
+            Err(Rejection::AwaitingChain)
+        }
         State::Disputed { .. } if message.attempt != record.attempts => Err(stale(record, message.attempt)),
         State::Disputed { dispute, .. } if !record.domain.is_settled() && now >= dispute.resolve_until => {
             Err(conflict(record, "the arbiter's window is over"))

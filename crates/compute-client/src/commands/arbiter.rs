@@ -6,7 +6,8 @@ use escrow::{At, Calls};
 use rpc::evidence::{self, Evidence, EvidenceEvent};
 use serde_json::{Value, json};
 use taskmarket::{
-    ALL_BPS, Amount, Dispute, Recorded, ResolveDispute, Signed, State, TaskRecord, Timestamp, U256, replay,
+    ALL_BPS, Address, Amount, Bytes32, ContentHash, Dispute, Money, Recorded, ResolveDispute, Signed, State,
+    TaskRecord, Timestamp, U256, keccak256, replay,
 };
 
 use crate::cli::Global;
@@ -91,6 +92,8 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
 /// A dispute, as sound evidence has it.
 struct Case {
     record: TaskRecord,
+    /// The dispute, open or ended.
+    dispute: Option<Dispute>,
 }
 
 impl Case {
@@ -108,32 +111,33 @@ impl Case {
         evidence::verify(&evidence).map_err(|error| unsound(&error))?;
         let recorded: Vec<Recorded> = evidence.events.iter().map(EvidenceEvent::recorded).collect();
         let record = replay(&recorded).map_err(|error| unsound(&error))?;
-        Ok(Self { record })
-    }
-
-    /// The dispute, open or ended.
-    fn dispute(&self) -> Option<&Dispute> {
-        match &self.record.state {
-            State::Disputed { dispute, .. } | State::Resolved { dispute, .. } => Some(dispute),
-            State::Open
-            | State::Accepted { .. }
-            | State::Submitted { .. }
-            | State::Completed { .. }
-            | State::Cancelled
-            | State::Expired
-            | State::Failed => None,
-        }
+        let dispute = dispute_of(&record);
+        Ok(Self { record, dispute })
     }
 
     /// The dispute, while it can be decided.
     fn open(&self) -> Outcome<&Dispute> {
-        self.dispute().filter(|_| matches!(self.record.state, State::Disputed { .. })).ok_or_else(|| {
+        let is_open = match self.record.domain.is_settled() {
+            true => self.record.settlement.status == Money::Disputed,
+            false => matches!(self.record.state, State::Disputed { .. }),
+        };
+        self.dispute.as_ref().filter(|_| is_open).ok_or_else(|| {
             Failure::failed(format_args!(
                 "task {} is {}: there is nothing to decide",
                 self.record.id,
                 self.record.status()
             ))
         })
+    }
+
+    /// Whose attempt it is about, and what they proved: where there is money, by the chain's word.
+    fn proven(&self) -> (Option<Address>, u32, Option<ContentHash>) {
+        let (record, money) = (&self.record, &self.record.settlement);
+        if record.domain.is_settled() {
+            return (money.provider.map(|provider| provider.0), money.attempt, money.result_hash);
+        }
+        let proof = record.submission().map(|submission| &submission.proof.message);
+        (proof.map(|proof| proof.provider), record.attempts, proof.map(|proof| proof.result_hash))
     }
 
     /// What is divided: budget, stake and bond of a settled task; nothing otherwise.
@@ -146,6 +150,7 @@ impl Case {
 
     fn json(&self) -> Value {
         let (record, task) = (&self.record, &self.record.task);
+        let (provider, attempt, result_hash) = self.proven();
         let proof = record.submission().map(|submission| &submission.proof.message);
         json!({
             "task_id": record.id,
@@ -153,22 +158,47 @@ impl Case {
             "settlement": record.settlement.as_str(),
             "arbiter": task.arbiter.to_string(),
             "requester": task.requester.to_string(),
-            "provider": proof.map(|proof| proof.provider.to_string()),
-            "attempt": record.attempts,
+            "provider": provider.map(|provider| provider.to_string()),
+            "attempt": attempt,
             "runtime": task.config.runtime,
             "model_cid": task.model_cid,
             "input_cid": task.input_cid,
             "result_cid": proof.map(|proof| &proof.result_cid),
-            "result_hash": proof.map(|proof| proof.result_hash),
-            "reason": self.dispute().map(|dispute| &dispute.reason),
-            "evidence": self.dispute().and_then(|dispute| dispute.evidence.as_ref()),
-            "resolve_until": self.dispute().map(|dispute| dispute.resolve_until),
+            "result_hash": result_hash,
+            "reason": self.dispute.as_ref().map(|dispute| &dispute.reason),
+            "evidence": self.dispute.as_ref().and_then(|dispute| dispute.evidence.as_ref()),
+            "resolve_until": self.dispute.as_ref().map(|dispute| dispute.resolve_until),
             "token": task.token.to_string(),
             "budget": task.budget,
             "provider_stake": task.provider_stake,
             "dispute_bond": task.dispute_bond,
             "pot": self.pot(),
         })
+    }
+}
+
+/// The dispute of a task. On a settled one that is the chain's, of which the relay may have no result.
+fn dispute_of(record: &TaskRecord) -> Option<Dispute> {
+    let money = &record.settlement;
+    match &record.state {
+        State::Disputed { dispute, .. } | State::Resolved { dispute, .. } => Some(dispute.clone()),
+        State::Open
+        | State::Accepted { .. }
+        | State::Submitted { .. }
+        | State::Completed { .. }
+        | State::Cancelled
+        | State::Expired
+        | State::Failed => {
+            let said = record.complaint.as_ref().map(|complaint| &complaint.message);
+            let said =
+                said.filter(|said| money.reason_hash == Some(Bytes32(keccak256(said.reason.as_bytes()))));
+            (money.status == Money::Disputed).then(|| Dispute {
+                reason: said.map(|said| said.reason.clone()).unwrap_or_default(),
+                evidence: said.and_then(|said| said.evidence.parse().ok()),
+                since: record.updated_at,
+                resolve_until: money.until.unwrap_or_default(),
+            })
+        }
     }
 }
 
@@ -192,13 +222,13 @@ fn list(paths: &[PathBuf], ui: &Ui) -> Outcome {
             }
         }
     }
-    cases.retain(|case| case.dispute().is_some());
-    cases.sort_by_key(|case| case.dispute().map(|dispute| dispute.resolve_until));
+    cases.retain(|case| case.dispute.is_some());
+    cases.sort_by_key(|case| case.dispute.as_ref().map(|dispute| dispute.resolve_until));
     if ui.json {
         return ui.print_json(&cases.iter().map(Case::json).collect::<Vec<_>>());
     }
     for case in &cases {
-        let dispute = case.dispute();
+        let dispute = case.dispute.as_ref();
         let until = dispute.map_or(Timestamp::default(), |dispute| dispute.resolve_until);
         let reason = dispute.map(|dispute| clean(&dispute.reason)).unwrap_or_default();
         let record = &case.record;
@@ -217,7 +247,7 @@ fn show(case: &Case, ui: &Ui) -> Outcome {
         return ui.print_json(&case.json());
     }
     let (record, task) = (&case.record, &case.record.task);
-    let Some(dispute) = case.dispute() else {
+    let Some(dispute) = &case.dispute else {
         return Err(Failure::failed(format_args!(
             "task {} is {}: nobody disputes it",
             record.id,
@@ -233,10 +263,15 @@ fn show(case: &Case, ui: &Ui) -> Outcome {
     ui.print(format_args!("requester  {}", task.requester))?;
     ui.print(format_args!("arbiter    {}, until {}", task.arbiter, dispute.resolve_until))?;
     ui.print(format_args!("asked      {} of {} on {}", task.config.runtime, task.model_cid, task.input_cid))?;
-    if let Some(submission) = record.submission() {
-        let proof = &submission.proof.message;
-        ui.print(format_args!("provider   {} in attempt {}", proof.provider, proof.attempt))?;
-        ui.print(format_args!("proven     result {} on {}", proof.result_hash, clean(&proof.gpu_name)))?;
+    if let (Some(provider), attempt, Some(result)) = case.proven() {
+        ui.print(format_args!("provider   {provider} in attempt {attempt}"))?;
+        let proof = record.submission().map(|submission| &submission.proof.message);
+        match proof.filter(|proof| proof.result_hash == result) {
+            Some(proof) => {
+                ui.print(format_args!("proven     result {result} on {}", clean(&proof.gpu_name)))?
+            }
+            None => ui.print(format_args!("proven     result {result}, which the relay never got"))?,
+        }
     }
     let reason = if dispute.reason.is_empty() { "(the relay has its hash alone)" } else { &dispute.reason };
     ui.print(format_args!("objection  {}", clean(reason)))?;
@@ -284,7 +319,7 @@ async fn resolve(global: &Global, case: &Case, args: &Resolve, ui: &Ui) -> Outco
     }
     let verdict = ResolveDispute {
         task_id: record.id,
-        attempt: record.attempts,
+        attempt: case.proven().1,
         provider_bps: args.provider_bps,
         issued_at: now(),
     };
@@ -293,7 +328,14 @@ async fn resolve(global: &Global, case: &Case, args: &Resolve, ui: &Ui) -> Outco
         let purse = args.chain.purse(global, Some(record.domain), &wallet).await?;
         return carry(global, case, &purse, &signed, args.yes, ui).await;
     }
-    let handed_in = hand_in(global, record, &signed, ui).await?;
+    let handed_in = match hand_in(global, record, &signed, ui).await {
+        // The chain decides, whatever the relay makes of it.
+        Err(failure) if is_settled => {
+            ui.warn(format_args!("the relay was not told: {}", failure.message()));
+            false
+        }
+        handed_in => handed_in?,
+    };
     let call = Calls::new(record.domain.verifying_contract).resolve(&record.task, &signed);
     let transaction = is_settled.then(|| Handed::new(record.domain, call));
     if ui.json {
@@ -346,7 +388,7 @@ async fn carry(
     let coins = Coins::of(chain, task.token).await?;
     let (pot, provider) = (case.pot(), share(case.pot(), verdict.message.provider_bps));
     let requester = pot.checked_sub(provider).unwrap_or(Amount::ZERO);
-    let of = record.submission().map(|submission| submission.proof.message.provider).unwrap_or_default();
+    let of = case.proven().0.unwrap_or_default();
     ui.say(format_args!("the verdict on task {}, which is final:", record.id));
     for (name, value) in [
         ("provider", format!("{of} gets {}", coins.show(provider))),
@@ -405,7 +447,7 @@ fn propose(case: &Case, provider_bps: u32, why: &str, ui: &Ui) -> Outcome {
             "task_id": case.record.id,
             "provider_bps": provider_bps,
             "why": why,
-            "result_hash": case.record.submission().map(|submission| submission.proof.message.result_hash),
+            "result_hash": case.proven().2,
         }));
     }
     ui.print(why)?;
