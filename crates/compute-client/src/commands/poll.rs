@@ -233,11 +233,16 @@ impl Watched<'_> {
             },
             stands = &mut disputable => stands?,
         };
-        let failure = match self.fetch_proven(purse).await {
-            Ok(got) => return Ok(got),
-            Err(failure) => failure,
-        };
-        let Stands::Disputable = stands else { return Err(failure) };
+        let Stands::Disputable = stands else { return self.fetch_proven(purse).await };
+        // Once more, but not for so long that the window ends meanwhile.
+        tokio::select! {
+            got = Box::pin(self.fetch_proven(purse)) => {
+                if let Ok(got) = got {
+                    return Ok(got);
+                }
+            }
+            late = money::until_late(purse, self.task, self.id) => late?,
+        }
         let mined =
             money::dispute(purse, Some(self.relay), self.task, self.id, WITHHELD, "", self.ui).await?;
         Err(Failure::unverified("no bytes that match the proof can be had")

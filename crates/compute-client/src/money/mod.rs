@@ -25,7 +25,7 @@ pub(crate) use coins::Coins;
 pub(crate) use fund::{Funding, allow, ask, fund, say_terms};
 pub(crate) use kept::{Found, find, keep, tokens};
 pub(crate) use outcome::{
-    Approval, Stands, approve, check_stands, describe, dispute, is_at_stake, until_disputable,
+    Approval, Stands, approve, check_stands, describe, dispute, is_at_stake, until_disputable, until_late,
 };
 pub(crate) use permit::{Handed, permit2};
 

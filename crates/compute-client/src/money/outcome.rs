@@ -142,6 +142,21 @@ pub(crate) async fn until_disputable(purse: &Purse, task: &Task, id: TaskId, ui:
     }
 }
 
+/// Waits until no more than a quarter of the dispute window is left, or the proof does not wait for its end any more.
+///
+/// # Errors
+/// The chain stays out of reach.
+pub(crate) async fn until_late(purse: &Purse, task: &Task, id: TaskId) -> Outcome {
+    loop {
+        let (time, record) = read(purse, id).await?;
+        let late = record.until.unix().saturating_sub(task.dispute_window / 4);
+        if record.status != Status::Proven || time.unix() >= late {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Where a task's money stands, in words; `time` is the chain's clock.
 pub(crate) fn describe(record: &Record, time: Timestamp) -> String {
     let (word, until) = (record.status.as_str(), record.until);

@@ -182,6 +182,21 @@ async fn a_result_that_nobody_hands_out_is_disputed_at_half_the_window() {
 }
 
 #[tokio::test]
+async fn a_result_that_never_ends_is_disputed_before_the_window_does() {
+    let Some(market) = Market::start(Script::TricklingResult).await else { return };
+    let proven_and_waited = async {
+        let id = market.prove().await;
+        market.pass(2701).await;
+        id
+    };
+    let polled = market.run(&["--yes", "--poll", "--dispute-window", "3600"]);
+    let (out, id) = tokio::join!(polled, proven_and_waited);
+    assert_eq!(code(&out), 5, "{}", said(&out));
+    assert!(stderr(&out).contains("it was disputed in transaction 0x"), "{}", said(&out));
+    assert_eq!(market.status(id).await, Status::Disputed);
+}
+
+#[tokio::test]
 async fn a_task_that_nobody_takes_is_cancelled_and_its_money_withdrawn() {
     let Some(market) = Market::start(Script::NobodyThere).await else { return };
     let out = market.run(&["--yes"]).await;

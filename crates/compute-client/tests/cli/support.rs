@@ -67,6 +67,8 @@ pub(crate) enum Script {
     NobodyThere,
     /// It hands no result out.
     NoResult,
+    /// It hands the result out byte by byte, without end.
+    TricklingResult,
     /// It forgets the first task that it is given.
     Forgets,
 }
@@ -468,6 +470,13 @@ async fn events(State(app): App, headers: HeaderMap) -> Response {
 async fn result(State(app): App, headers: HeaderMap) -> Response {
     if app.script == Script::NoResult {
         return refuse(ErrorCode::NotFound, "there is no result");
+    }
+    if app.script == Script::TricklingResult {
+        let pieces = futures_util::stream::unfold((), async |()| {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Some((Ok::<_, std::io::Error>("x"), ()))
+        });
+        return axum::body::Body::from_stream(pieces).into_response();
     }
     let mut bytes = RESULT.to_vec();
     if app.script == Script::OtherResult {
