@@ -95,7 +95,7 @@ async fn models() -> Json<serde_json::Value> {
     Json(json!({ "object": "list", "data": [{ "id": "gated", "object": "model", "owned_by": "tests" }] }))
 }
 
-async fn chat(State(shared): State<Shared>) -> Response {
+async fn chat(State(shared): State<Shared>, _whole: axum::body::Bytes) -> Response {
     shared.under_way.send_modify(|count| *count += 1);
     let answer = Answer(shared.under_way);
     let mut open = shared.open;

@@ -209,7 +209,8 @@ async fn disputes_end_by_the_arbiters_word_or_its_silence() {
 async fn resolve(paid: &Settled, id: TaskId, bps: &str) {
     let file = paid.evidence(id).await;
     let key = paid.market.path(&format!("key-{ARBITER}")).display().to_string();
-    let resolve = ["arbiter", "resolve", &file, "--provider-bps", bps, "--key-file", &key, "--json"];
+    let resolve =
+        ["arbiter", "resolve", &file, "--provider-bps", bps, "--key-file", &key, "--json", "--print"];
     let verdict = parsed(&paid.market.cli(&resolve).await);
     let transaction = &verdict["transaction"];
     let call = json!({ "from": ACCOUNTS[0], "to": transaction["to"], "data": transaction["data"] });

@@ -142,12 +142,14 @@ impl Content {
     /// Checks the content against the hash that the user expects, and pins it. `flag` is the hash's.
     pub(crate) fn pin(&self, flag: &str, expected: Option<ContentHash>) -> Outcome<ContentHash> {
         match (expected, self.hash) {
-            (Some(expected), Some(actual)) if expected.is_pinned() && expected != actual => {
-                Err(Failure::unverified(format_args!(
-                    "{flag}: the content's SHA-256 is {actual}, but {expected} was given"
-                ))
-                .hint("the content changed, or the hash is of another one"))
+            (Some(expected), _) if !expected.is_pinned() => {
+                Err(Failure::usage(format_args!("{flag}: all zeros are no content's hash, and pin nothing"))
+                    .hint(format_args!("leave {flag} out, or give the SHA-256 of the content")))
             }
+            (Some(expected), Some(actual)) if expected != actual => Err(Failure::unverified(format_args!(
+                "{flag}: the content's SHA-256 is {actual}, but {expected} was given"
+            ))
+            .hint("the content changed, or the hash is of another one")),
             (Some(expected), _) => Ok(expected),
             (None, actual) => Ok(actual.unwrap_or(ContentHash::UNPINNED)),
         }

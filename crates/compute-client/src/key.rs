@@ -47,7 +47,8 @@ pub(crate) async fn load(global: &Global, ui: &Ui, if_missing: IfMissing) -> Out
             "there is no key: {} does not exist",
             default_path().display()
         ))
-        .hint("give the key that published the task: --key-file FILE, or ZORAI_KEY_FILE"));
+        .hint("give a key, of a task the one that published it: --key-file FILE, or ZORAI_KEY_FILE")
+        .hint("or make one: zorai-compute wallet new --out FILE"));
     }
     let folder = default_data_dir(PROGRAM);
     let kept = folder.join(PASSWORD_FILE);

@@ -272,10 +272,7 @@ impl ResultFile {
             return Ok(());
         };
         let failed = |error: std::io::Error| Failure::failed(format_args!("{}: {error}", path.display()));
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            Some(_) | None => Path::new("."),
-        };
+        let folder = folder_of(path);
         if path.exists() && !path.is_file() {
             // A device or a pipe: there is nothing to replace.
             let mut sink = tokio::fs::OpenOptions::new().write(true).open(path).await.map_err(failed)?;
@@ -300,4 +297,19 @@ impl ResultFile {
         }
         Ok(std::fs::read(self.file.path())?)
     }
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Checks that a result can be written there, before anything is done for it.
+pub(crate) fn check_output(path: &Path) -> Outcome {
+    let folder = folder_of(path);
+    if path.as_os_str() == "-" || folder.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::usage(format_args!("--output {}: there is no folder {}", path.display(), folder.display()))
+        .hint("make it first, or name another file"))
 }

@@ -79,6 +79,9 @@ pub(crate) fn hint(
         (Some(ErrorCode::NotFound), _) if path.contains("/v1/receipts/") => {
             Some("a receipt is shown to the API key that made the request, for as long as the relay keeps it")
         }
+        (Some(ErrorCode::NotFound), _) if path.contains("/v1/providers/") => Some(
+            "check the address and --relay: a provider is known at the relays that its agents connect to",
+        ),
         (Some(ErrorCode::NotFound), _) => {
             Some("check the id and --relay: a task is known at the relay that it was published at")
         }

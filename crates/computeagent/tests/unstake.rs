@@ -41,8 +41,9 @@ async fn the_stake_is_announced_once_and_paid_out_a_day_later() {
     settled.stake_is(STAKE).await;
     let running = unstake(&config, None).await.unwrap_err();
     assert!(matches!(running, UnstakeError::Running), "{running}");
-    drop(session);
+    // In this order: an agent whose session ends connects once more.
     agent.stop().await.unwrap();
+    drop(session);
 
     let too_much = next(&config, Some(amount(STAKE + 1))).await.unwrap_err();
     assert!(too_much.is_usage(), "{too_much}");
@@ -63,8 +64,8 @@ async fn the_stake_is_announced_once_and_paid_out_a_day_later() {
     let offered = settled.funded(1).await;
     let (status, body) = offer(&session, &offered).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
-    drop(session);
     agent.stop().await.unwrap();
+    drop(session);
 
     settled.pass(DAY).await;
     assert!(settled.chain.head().await.unwrap().time >= done.leaves_at);

@@ -54,7 +54,7 @@ impl Caller {
         if self.scopes.contains(&scope) || self.is_admin() {
             return Ok(());
         }
-        let message = format!("this needs an API key with the scope {scope}; key {} has none", self.id);
+        let message = format!("this needs an API key with the scope {scope}; key {} lacks it", self.id);
         Err(ApiError::new(ErrorCode::Forbidden, message).with_param("authorization"))
     }
 

@@ -11,7 +11,7 @@ use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
 use crate::primitives::{Bytes32, Reference, TaskId, Timestamp};
-use crate::record::{Money, Provider, State, Status, TaskRecord};
+use crate::record::{Completion, Money, Provider, State, Status, TaskRecord};
 
 /// How far a message's `issued_at` may be from the relay's clock when first seen, in seconds.
 pub const CLOCK_TOLERANCE_SECS: u64 = 300;
@@ -336,13 +336,10 @@ fn approve(
             }
             Ok(Some(Event::Approved(approve.signed().clone())))
         }
-        State::Open
-        | State::Accepted { .. }
-        | State::Disputed { .. }
-        | State::Resolved { .. }
-        | State::Cancelled
-        | State::Expired
-        | State::Failed => Err(conflict(record, "there is no result to approve")),
+        State::Disputed { .. } | State::Resolved { .. } => Err(conflict(record, "its result was disputed")),
+        State::Open | State::Accepted { .. } | State::Cancelled | State::Expired | State::Failed => {
+            Err(conflict(record, "there is no result to approve"))
+        }
     }
 }
 
@@ -370,9 +367,7 @@ fn dispute(
             check_complaint(message)?;
             Ok(Some(Event::Disputed(dispute.signed().clone())))
         }
-        State::Submitted { .. } | State::Completed { .. } => {
-            Err(conflict(record, "the dispute window is over"))
-        }
+        State::Submitted { .. } | State::Completed { .. } => Err(conflict(record, over(record))),
         State::Open
         | State::Accepted { .. }
         | State::Resolved { .. }
@@ -436,7 +431,7 @@ fn complain(
             check_complaint(message)?;
             Ok(Some(Event::Disputed(dispute.signed().clone())))
         }
-        (State::Completed { .. }, _) => Err(conflict(record, "the dispute window is over")),
+        (State::Completed { .. }, _) => Err(conflict(record, over(record))),
         _ => Err(conflict(record, "there is no result to dispute")),
     }
 }
@@ -547,6 +542,15 @@ fn require_holder(record: &TaskRecord, provider: Address, attempt: u32) -> Resul
         | State::Cancelled
         | State::Expired
         | State::Failed => Err(conflict(record, "nobody holds it")),
+    }
+}
+
+/// Why a result cannot be disputed any more.
+fn over(record: &TaskRecord) -> &'static str {
+    if matches!(record.state, State::Completed { by: Completion::Approved, .. }) {
+        "the requester approved it"
+    } else {
+        "the dispute window is over"
     }
 }
 

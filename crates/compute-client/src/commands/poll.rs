@@ -127,7 +127,8 @@ impl Watched<'_> {
             _ = tokio::signal::ctrl_c() => return Err(interrupted(id)),
         };
         if output.is_some() || !ui.json {
-            checked.result.write(output).await?;
+            let kept = format!("the result is kept: zorai-compute result {id} --output FILE");
+            checked.result.write(output).await.map_err(|failure| failure.hint(kept))?;
         }
         let receipt = Receipt::new(&checked, status, self.started.elapsed(), output);
         if ui.json {
@@ -167,7 +168,11 @@ impl Watched<'_> {
                     ui.paint(Style::Good, "verified:")
                 ));
             }
-            if view.status != Status::Submitted || !wanted(verdict.approve, ui)? {
+            if view.status != Status::Submitted {
+                ui.say(format_args!("the task is {}: there is nothing to approve", view.status));
+                return Ok((checked, view.status));
+            }
+            if !wanted(verdict.approve, ui)? {
                 return Ok((checked, view.status));
             }
             let Some(purse) = self.purse else {

@@ -21,6 +21,7 @@ use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
 use crate::money::{self, ChainArgs, Funding};
+use crate::proof;
 use crate::relay::Relay;
 use crate::rerun;
 use crate::ui::{Ui, span};
@@ -294,6 +295,9 @@ fn check_usage(args: &Args, ui: &Ui) -> Outcome {
     if ui.json && args.output.as_ref().is_some_and(|path| path.as_os_str() == "-") {
         return Err(Failure::usage("--json and --output - would share standard output")
             .hint("write the result to a file: --output FILE"));
+    }
+    if let Some(path) = args.output.as_deref() {
+        proof::check_output(path)?;
     }
     check_money(args)?;
     if args.approve == Approve::Ask && !std::io::stdin().is_terminal() {
