@@ -30,7 +30,7 @@ use crate::support::http::{compute_request, task_id};
 use crate::support::process::Process;
 
 /// No job here takes longer, by far.
-const PATIENCE: Duration = Duration::from_secs(100);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How many jobs of one kind run at once.
 const AT_ONCE: usize = 4;

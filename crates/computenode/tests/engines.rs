@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use support::engine::{FakeEngine, real_engine};
+use support::hangs_up::HangsUp;
 use support::http::{Api, ended, task_id};
 use support::node::args;
 use tokio_util::sync::CancellationToken;
@@ -243,6 +244,24 @@ async fn a_cut_line_does_not_hide_an_engine_that_works() {
     assert_eq!(result[1]["response"]["status_code"], 200);
     assert!(!working.is_finished(), "all the while it worked");
     working.abort();
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_an_engine_closed_costs_no_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = HangsUp::start().await;
+    let node = Running::start(folder.path(), &["--engine", &format!("one={}", engine.url())], FAKE).await;
+    let ask = json!({ "model": FAKE, "prompt": "again and again" });
+    for _ in 0..5 {
+        let answer = node.api.send(Method::POST, "/v1/completions", Some(&ask)).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{}", answer.text().await.unwrap());
+    }
+    assert!(engine.hung_up() > 0, "connections were kept");
+    let lines: String = (0..5).map(|id| line(id, &ask)).collect();
+    node.batch(folder.path(), 1, FAKE, &lines, r#"{"concurrency":1}"#).await;
+    let result = node.result().await;
+    assert!(result.iter().all(|line| line["response"]["status_code"] == 200), "{result:?}");
     node.stop().await;
 }
 

@@ -8,6 +8,7 @@
 
 mod config;
 pub mod embedded;
+mod lease;
 mod managed;
 mod probe;
 mod proxy;
@@ -31,6 +32,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::config::Launch;
+use self::lease::Http;
+pub(crate) use self::lease::{Content, Lease};
 use self::probe::{Problem, Served, ServedModel, probe};
 
 /// Where engines usually listen on loopback.
@@ -54,7 +57,7 @@ const MISSED_PROBES_TO_RESTART: u32 = 60;
 pub struct Engines(Arc<Inner>);
 
 struct Inner {
-    http: Client,
+    http: Http,
     engines: Vec<Arc<Engine>>,
     launches: Vec<(Arc<Engine>, Launch)>,
     timing: EngineTiming,
@@ -114,13 +117,6 @@ pub(crate) enum RouteError {
     Busy(String),
 }
 
-/// A slot of an engine, free again when this is dropped.
-pub(crate) struct Lease {
-    engine: Arc<Engine>,
-    http: Client,
-    base: Url,
-}
-
 impl Engines {
     /// The engines that the configuration names, not asked for anything yet. `folder` is theirs alone.
     ///
@@ -137,16 +133,17 @@ impl Engines {
         let mut tls = tls.clone();
         // HTTP/1.1: a request that is dropped closes its connection, which every engine understands.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let http = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .http1_only()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(timing.silence)
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|error| EngineError::Client(chain(&error)))?;
+        let settings = || {
+            Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .http1_only()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(timing.silence)
+                .tcp_nodelay(true)
+        };
+        let http = Http::new(settings).map_err(|error| EngineError::Client(chain(&error)))?;
         let changed = Arc::new(watch::Sender::new(()));
         let engine = |name: &str, expected, slots, base| {
             Arc::new(Engine {
@@ -398,7 +395,7 @@ async fn watch_engine(inner: Arc<Inner>, engine: Arc<Engine>) {
                 (base, state.served.clone().filter(|_| state.up))
             };
             if let Some(base) = base {
-                let answer = probe(&inner.http, &base, before.as_ref(), timing.probe_deadline).await;
+                let answer = probe(&inner.http.kept, &base, before.as_ref(), timing.probe_deadline).await;
                 engine.answered(&base, answer);
             }
             let pause = if engine.state().up { timing.probe } else { timing.probe.min(ABSENT_PROBE) };
@@ -409,26 +406,6 @@ async fn watch_engine(inner: Arc<Inner>, engine: Arc<Engine>) {
         }
     };
     inner.ending.run_until_cancelled(watching).await.unwrap_or(())
-}
-
-impl Lease {
-    /// A request to the engine, with everything but its content.
-    pub(crate) fn post(&self, path: &str) -> Result<reqwest::RequestBuilder, String> {
-        let url = self.base.join(path.trim_start_matches('/')).map_err(|error| error.to_string())?;
-        Ok(self.http.post(url))
-    }
-
-    /// The engine could not be reached with it.
-    pub(crate) fn lost(&self) {
-        self.engine.lost();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.engine.state().busy -= 1;
-        self.engine.changed.send_replace(());
-    }
 }
 
 /// Why a body could not be read.

@@ -1,9 +1,7 @@
 //! Requests for inference, passed to an engine as they come, and its answers as they come.
 
-use std::time::Duration;
-
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Json, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,7 +15,7 @@ use rpc::inference::{InferenceKind, MODEL_HEADER};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Engines, Lease, RouteError};
+use super::{Content, Engines, Lease, RouteError};
 
 /// The largest request, in bytes: images come inside it.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
@@ -25,8 +23,8 @@ const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// The largest request whose model has to be read out of its body, in bytes.
 const MAX_READ_BYTES: usize = 32 << 20;
 
-/// The longest that an engine works on one request, to the last byte of its answer.
-const MAX_REQUEST_TIME: Duration = Duration::from_secs(3600);
+/// The largest request that is read before it is sent, in bytes.
+const MAX_WHOLE_BYTES: usize = 1 << 20;
 
 /// When to come again, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -73,12 +71,25 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
     if length.is_some_and(|length: usize| length > MAX_REQUEST_BYTES) {
         return Err(too_large(MAX_REQUEST_BYTES));
     }
-    let (model, body) = match head.headers.get(MODEL_HEADER) {
+    let (model, content) = match head.headers.get(MODEL_HEADER) {
         Some(model) => {
             let model = std::str::from_utf8(model.as_bytes());
-            (model.map_err(|_| malformed("the model's name is no UTF-8"))?.to_owned(), body)
+            let model = model.map_err(|_| malformed("the model's name is no UTF-8"))?.to_owned();
+            let content = match length {
+                Some(length) if length <= MAX_WHOLE_BYTES => {
+                    Content::Whole(read(body, MAX_WHOLE_BYTES).await?)
+                }
+                _ => {
+                    let body = Limited::new(body, MAX_REQUEST_BYTES).into_data_stream();
+                    Content::Stream(reqwest::Body::wrap_stream(body))
+                }
+            };
+            (model, content)
         }
-        None => read_model(body).await?,
+        None => {
+            let bytes = read(body, MAX_READ_BYTES).await?;
+            (model_in(&bytes)?, Content::Whole(bytes))
+        }
     };
     let lease = engines.acquire(&model).map_err(|error| refuse(&engines, error))?;
     let unreachable = |problem: String| Refusal {
@@ -91,15 +102,8 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
     for name in &TO_ENGINE {
         headers.extend(head.headers.get(name).map(|value| (name.clone(), value.clone())));
     }
-    let body = Limited::new(body, MAX_REQUEST_BYTES).into_data_stream();
-    let sending = lease
-        .post(path)
-        .map_err(unreachable)?
-        .headers(headers)
-        .timeout(MAX_REQUEST_TIME)
-        .body(reqwest::Body::wrap_stream(body))
-        .send();
-    match sending.await {
+    let url = lease.url(path).map_err(unreachable)?;
+    match lease.send(url, headers, content).await {
         Ok(answer) => Ok(pass_on(answer, lease)),
         Err(error) if is_too_large(&error) => Err(too_large(MAX_REQUEST_BYTES)),
         Err(error) if error.is_body() => Err(malformed("the request's body ended early")),
@@ -128,23 +132,22 @@ fn pass_on(answer: reqwest::Response, lease: Lease) -> Response {
     response
 }
 
-/// Reads the model's name out of a body, which is whole then.
-async fn read_model(body: Body) -> Result<(String, Body), Refusal> {
+/// Reads a body that has so many bytes at most.
+async fn read(body: Body, most: usize) -> Result<Bytes, Refusal> {
+    let read = Limited::new(body, most).collect().await.map_err(|error| {
+        if is_too_large(&*error) { too_large(most) } else { malformed("the request's body ended early") }
+    });
+    Ok(read?.to_bytes())
+}
+
+fn model_in(body: &[u8]) -> Result<String, Refusal> {
     #[derive(Deserialize)]
     struct Named {
         model: String,
     }
-    let bytes = Limited::new(body, MAX_READ_BYTES).collect().await.map_err(|error| {
-        if is_too_large(&*error) {
-            too_large(MAX_READ_BYTES)
-        } else {
-            malformed("the request's body ended early")
-        }
-    })?;
-    let bytes = bytes.to_bytes();
-    let named: Named = serde_json::from_slice(&bytes)
+    let named: Named = serde_json::from_slice(body)
         .map_err(|error| malformed(&format!("no request that names its model: {error}")))?;
-    Ok((named.model, Body::from(bytes)))
+    Ok(named.model)
 }
 
 fn refuse(engines: &Engines, error: RouteError) -> Refusal {

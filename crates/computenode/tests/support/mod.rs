@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 pub(crate) mod engine;
+pub(crate) mod hangs_up;
 pub(crate) mod http;
 pub(crate) mod node;
 pub(crate) mod process;

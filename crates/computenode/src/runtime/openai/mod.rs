@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use artifact::Digest;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
 use daemon::chain;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt};
@@ -32,7 +34,7 @@ use tokio::time::Instant;
 use self::input::{Input, Line, LineError, Request};
 use self::partial::Partial;
 use super::{Context, Job, ModelFiles, ModelShape, Output, Progress, RunCode, RunError, Runtime, Stop};
-use crate::engines::{BodyError, Engines, Lease, RouteError, read_body};
+use crate::engines::{BodyError, Content, Engines, Lease, RouteError, read_body};
 
 /// The most requests of one task that are at an engine at once, whatever its slots.
 const MAX_CONCURRENCY: u32 = 64;
@@ -302,9 +304,13 @@ enum Failed {
 }
 
 async fn send(lease: &Lease, request: &Request) -> Result<Answer, Failed> {
-    let post = lease.post(request.path).map_err(Failed::Connection)?;
-    let post = post.header("content-type", "application/json").body(request.body.clone());
-    let answer = post.send().await.map_err(|error| Failed::Connection(chain(&error.without_url())))?;
+    let url = lease.url(request.path).map_err(Failed::Connection)?;
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    let content = Content::Whole(request.body.clone().into());
+    let answer = lease
+        .send(url, headers, content)
+        .await
+        .map_err(|error| Failed::Connection(chain(&error.without_url())))?;
     let status = answer.status().as_u16();
     let request_id = answer.headers().get(rpc::REQUEST_ID_HEADER).and_then(|id| id.to_str().ok());
     let request_id: String = request_id.unwrap_or_default().chars().take(256).collect();
