@@ -36,6 +36,8 @@ pub(super) enum Fault {
     TooLong(u64),
     #[error("a line of its stream is longer than {MAX_LINE_BYTES} bytes")]
     LongLine,
+    #[error("its stream has comments and no event")]
+    NoEvent,
     #[error("its stream is malformed")]
     Malformed,
     #[error("its answer ended before it was done")]
@@ -46,7 +48,7 @@ impl Fault {
     /// How bad it is: an answer may break off, but no engine sends the rest.
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::TooLong(_) | Self::LongLine | Self::Malformed => Failure::Grave,
+            Self::TooLong(_) | Self::LongLine | Self::NoEvent | Self::Malformed => Failure::Grave,
             Self::Unfinished => Failure::Plain,
         }
     }

@@ -36,7 +36,8 @@ const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// As much of an answer that is not a stream is held back until it is whole, in bytes: until then, another host can take over, and
 /// its cost can stand in a header.
 const HELD_BYTES: usize = 1 << 20;
-/// As much of a stream's comments is held back until its first event, in bytes: until then, another host can take over.
+/// As much of a stream's comments is held back until its first event, in bytes: until then, another host can take over. One whose
+/// comments are more is cut off.
 const HELD_COMMENTS: usize = 64 * 1024;
 /// The word of a host that has no place for a request just now: it has not failed, and may be asked again.
 const BUSY: &str = "busy";
@@ -414,7 +415,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
     let broken = |why: &dyn std::fmt::Display| Failed::plain("broken_off", format!("broke off: {why}"));
     let faulty = |fault: Fault| match fault {
         Fault::Unfinished => broken(&fault),
-        Fault::TooLong(_) | Fault::LongLine | Fault::Malformed => {
+        Fault::TooLong(_) | Fault::LongLine | Fault::NoEvent | Fault::Malformed => {
             let why = format!("was cut off: {fault}");
             Failed { word: "cut_off", why, blame: Blame::Host(fault.failure()) }
         }
@@ -441,9 +442,12 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
                     }
                     held.extend_from_slice(&out);
                     let has_begun = match form {
-                        Form::Events => meter.has_begun() || held.len() > HELD_COMMENTS,
+                        Form::Events => meter.has_begun(),
                         Form::Whole => held.len() > HELD_BYTES,
                     };
+                    if form == Form::Events && !has_begun && held.len() > HELD_COMMENTS {
+                        return Err(faulty(Fault::NoEvent));
+                    }
                     if has_begun {
                         return Ok(answer(held.freeze(), meter, Some(body), receipt));
                     }

@@ -54,6 +54,17 @@ async fn whatever_a_host_sends_its_neighbours_are_served() {
 }
 
 #[tokio::test]
+async fn a_host_that_only_comments_is_replaced() {
+    let rig = Rig::start().await;
+    let good = Engine::start(&rig, Script::new(Play::Stream(chat(&["a"], false)))).await;
+    let bad = Engine::start(&rig, Script::new(Play::Endless(": comment\n\n".into()))).await;
+    let body = json!({ "model": "zorai-demo", "stream": true, "provider": { "order": [bad.provider(), good.provider()] } });
+    let request = rig.request(Method::POST, "/v1/chat/completions").json(&body);
+    assert_eq!(request.send().await.unwrap().bytes().await.unwrap(), chat(&["a"], false).concat());
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_host_that_was_cut_off_is_not_asked_again() {
     let rig = Rig::start().await;
     let mut bad = Engine::start(&rig, Script::new(Play::Stream(vec![delta("a"), "<html>\n".into()]))).await;
