@@ -12,6 +12,7 @@ use http::HeaderValue;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use rpc::error::ErrorCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
@@ -33,6 +34,9 @@ const SEND_DEADLINE: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_secs(20);
 /// How long a client may say nothing.
 const SILENCE: Duration = Duration::from_secs(50);
+/// How long, and how much, a client may go on sending after it was told that its connection ends.
+const LINGER: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 1 << 20;
 /// How long messages that are being carried out may go on once the relay is to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -172,7 +176,28 @@ impl Socket {
         }
         let frame = CloseFrame { code, reason: Utf8Bytes::from_static("") };
         // The client may be gone already.
-        let _ = self.send(Message::Close(Some(frame))).await;
+        if self.send(Message::Close(Some(frame))).await.is_ok() {
+            self.linger().await;
+        }
+    }
+
+    /// Reads past what the client still sends, for a moment: a connection that is closed with unread bytes is reset, and the client may lose
+    /// what was said last.
+    async fn linger(self) {
+        let mut io = self.stream.into_inner();
+        let reading = async {
+            if io.shutdown().await.is_err() {
+                return;
+            }
+            let (mut left, mut buffer) = (MAX_LINGER_BYTES, [0; 4096]);
+            while left > 0 {
+                match io.read(&mut buffer).await {
+                    Ok(read) if read > 0 => left = left.saturating_sub(read),
+                    Ok(_) | Err(_) => break,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, reading).await;
     }
 }
 
