@@ -30,7 +30,7 @@ use rusqlite::{Connection, Row, Rows};
 use crate::row::to_sql;
 use crate::{Options, Store, StoreError, WriteStats};
 use readers::Readers;
-use writer::Writer;
+use writer::{Transaction, Writer};
 
 /// The store in one SQLite file.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Sqlite {
 
     async fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.writer.write(work).await
     }

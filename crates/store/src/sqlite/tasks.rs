@@ -8,6 +8,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use taskmarket::{Address, B256, Bytes32, Recorded, Status, TaskId, TaskRecord, Timestamp};
 
+use super::writer::Transaction;
 use super::{Sqlite, attempts, collect, to_sql, webhooks};
 use crate::listing::{Dialect, Listing, Order, TASK_COLUMNS};
 use crate::row::{EventRow, TaskRow, event_rows, first_event, parse, status, wait_for_events};
@@ -152,7 +153,7 @@ impl Tasks for Sqlite {
 }
 
 fn publish(
-    connection: &Connection,
+    connection: &Transaction<'_>,
     row: &TaskRow,
     first: &EventRow,
     owner: &KeyId,
@@ -182,7 +183,7 @@ fn publish(
         return Ok(Published::Existing(Box::new(existing)));
     }
     let task = connection.last_insert_rowid();
-    count(connection, row.status, 1)?;
+    connection.count(row.status, 1);
     let seq = append(connection, task, row.requester, first)?;
     Ok(Published::New { seq })
 }
@@ -202,7 +203,7 @@ fn kept(connection: &Connection, id: TaskId, version: u64) -> Result<Option<Kept
 }
 
 fn replace(
-    connection: &Connection,
+    connection: &Transaction<'_>,
     kept: &Kept,
     row: &TaskRow,
     placement: Option<&Placement>,
@@ -225,19 +226,9 @@ fn replace(
             placement.map(|placement| placement.node_id.0.as_slice()),
         ])?;
     if kept.status != row.status {
-        count(connection, kept.status, -1)?;
-        count(connection, row.status, 1)?;
+        connection.count(kept.status, -1);
+        connection.count(row.status, 1);
     }
-    Ok(())
-}
-
-fn count(connection: &Connection, status: Status, change: i64) -> Result<(), StoreError> {
-    connection
-        .prepare_cached(
-            "INSERT INTO task_counts (status, tasks) VALUES (?1, ?2)
-             ON CONFLICT DO UPDATE SET tasks = tasks + excluded.tasks",
-        )?
-        .execute((status.as_str(), change))?;
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! The thread that writes.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use taskmarket::Status;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -65,7 +69,7 @@ impl Writer {
     /// Has `work` done in a transaction, and answers when that is durable. What `work` did before it failed is undone.
     pub(super) async fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let request = Pending { work: Some(work), result: None, answer };
@@ -120,12 +124,48 @@ impl Drop for Writer {
     }
 }
 
+/// The transaction that a write is carried out in, which others share.
+pub(super) struct Transaction<'c> {
+    connection: &'c Connection,
+    counted: RefCell<Vec<(Status, i64)>>,
+}
+
+impl Transaction<'_> {
+    /// Counts tasks that came to a status, or left it. The counters are written once, with the commit.
+    pub(super) fn count(&self, status: Status, change: i64) {
+        self.counted.borrow_mut().push((status, change));
+    }
+
+    fn write_counts(&self) -> rusqlite::Result<()> {
+        let mut changes = BTreeMap::<_, i64>::new();
+        for (status, change) in self.counted.take() {
+            *changes.entry(status).or_default() += change;
+        }
+        let mut statement = self.prepare_cached(
+            "INSERT INTO task_counts (status, tasks) VALUES (?1, ?2)
+             ON CONFLICT DO UPDATE SET tasks = tasks + excluded.tasks",
+        )?;
+        for (status, change) in changes.into_iter().filter(|(_, change)| *change != 0) {
+            statement.execute((status.as_str(), change))?;
+        }
+        Ok(())
+    }
+}
+
+impl Deref for Transaction<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection
+    }
+}
+
 /// A write of any type of answer.
 trait Request: Send {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     /// Does the work; `false` if it failed and must be undone.
-    fn run(&mut self, connection: &Connection) -> bool;
+    fn run(&mut self, transaction: &Transaction<'_>) -> bool;
     /// Tells the caller, once the fate of the transaction is known.
     fn answer(self: Box<Self>, committed: Result<(), StoreError>);
 }
@@ -139,14 +179,14 @@ struct Pending<T, F> {
 impl<T, F> Request for Pending<T, F>
 where
     T: Send,
-    F: FnOnce(&Connection) -> Result<T, StoreError> + Send,
+    F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send,
 {
     fn is_abandoned(&self) -> bool {
         self.answer.is_closed()
     }
 
-    fn run(&mut self, connection: &Connection) -> bool {
-        self.result = self.work.take().map(|work| work(connection));
+    fn run(&mut self, transaction: &Transaction<'_>) -> bool {
+        self.result = self.work.take().map(|work| work(transaction));
         matches!(self.result, Some(Ok(_)))
     }
 
@@ -213,13 +253,17 @@ fn run_together(connection: &Connection, requests: &mut [Box<dyn Request>]) -> R
 fn try_run_together(connection: &Connection, requests: &mut [Box<dyn Request>]) -> Result<(), StoreError> {
     let run = |sql| connection.prepare_cached(sql)?.execute([]);
     run("BEGIN IMMEDIATE")?;
+    let transaction = Transaction { connection, counted: RefCell::default() };
     for request in requests {
         run("SAVEPOINT request")?;
-        if !request.run(connection) {
+        let counted = transaction.counted.borrow().len();
+        if !request.run(&transaction) {
             run("ROLLBACK TO request")?;
+            transaction.counted.borrow_mut().truncate(counted);
         }
         run("RELEASE request")?;
     }
+    transaction.write_counts()?;
     run("COMMIT")?;
     Ok(())
 }
