@@ -60,6 +60,35 @@ async fn an_upload_goes_on_where_the_network_broke_it_off() {
 }
 
 #[tokio::test]
+async fn a_result_goes_on_where_the_network_broke_it_off() {
+    let market = Market::new();
+    let node_port = free_port();
+    let _node = market.node("node", node_port, &[]).await;
+    let _relay = market.relay(&[]).await;
+    // No connection of the agent lasts for half of the result.
+    let proxy = Proxy::to(market.port).await;
+    proxy.set(Line::Short(5 << 20));
+    let _agent = market.agent("agent", PROVIDER_KEYS[0], proxy.port, ("node", node_port), &[]);
+    std::fs::write(market.path("upper.wasm"), upper_case()).unwrap();
+    let text: Vec<u8> =
+        (0..12_u32 << 20).map(|n| b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26).collect();
+    std::fs::write(market.path("input.txt"), &text).unwrap();
+    let (model, input, result) = (market.path("upper.wasm"), market.path("input.txt"), market.path("result"));
+    let run = [
+        "run",
+        "--model",
+        model.to_str().unwrap(),
+        "--input",
+        input.to_str().unwrap(),
+        "--max-attempts",
+        "1",
+    ];
+    let out = market.cli(&[&run[..], &["--poll", "--output", result.to_str().unwrap()]].concat()).await;
+    assert!(out.status.success(), "{}", said(&out));
+    assert!(std::fs::read(result).unwrap() == text.to_ascii_uppercase());
+}
+
+#[tokio::test]
 async fn what_was_acknowledged_survives_a_kill_under_load() {
     let market = Market::new();
     let mut relay = market.relay(&[]).await;

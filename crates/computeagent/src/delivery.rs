@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use reqwest::{Response, StatusCode};
 use rpc::node::ComputeOutcome;
 use rpc::tasks::{FailureView, SignedMutation};
 use taskmarket::{CLOCK_TOLERANCE_SECS, ComputeProof, ContentHash, FailTask, Message, ParseError, Reference};
@@ -22,6 +22,18 @@ enum UploadError {
     Later(String, Option<Duration>),
     /// It never will.
     Never(FailureView),
+}
+
+impl From<RelayError> for UploadError {
+    fn from(error: RelayError) -> Self {
+        match error {
+            RelayError::Later { why, after } => Self::Later(why, after),
+            RelayError::ResultMissing => Self::Later(error.to_string(), None),
+            RelayError::Never(answer) => {
+                Self::Never(failure("upload_refused", &format!("the relay refuses the result: {answer}")))
+            }
+        }
+    }
 }
 
 impl Driver {
@@ -127,32 +139,38 @@ impl Driver {
         }
     }
 
-    /// Sees to it that the relay has the result's bytes.
+    /// Sees to it that the relay has the result's bytes. An upload that breaks off goes on at once for as long as it gets further.
     async fn upload(&self, outcome: &ComputeOutcome) -> Result<(), UploadError> {
         let (digest, token) = (&outcome.result_hash, &self.entry.attempt_token);
-        let relay = &self.shared.relay;
-        let later = |error: RelayError| match error {
-            RelayError::Later { why, after } => UploadError::Later(why, after),
-            RelayError::ResultMissing => UploadError::Later(error.to_string(), None),
-            RelayError::Never(answer) => UploadError::Never(failure(
-                "upload_refused",
-                &format!("the relay refuses the result: {answer}"),
-            )),
-        };
-        if relay.has(digest, token).await.map_err(later)? {
-            return Ok(());
+        let (relay, bytes) = (&self.shared.relay, outcome.result_bytes);
+        let Some(mut came) = relay.lacks(digest, token).await? else { return Ok(()) };
+        loop {
+            // A relay that has other bytes than these is sent all.
+            let from = if came < bytes { came } else { 0 };
+            let source = self.result(bytes).await?;
+            let Err(broken) = relay.store(digest, token, bytes, from, source).await else { return Ok(()) };
+            let RelayError::Later { .. } = broken else { return Err(broken.into()) };
+            match relay.lacks(digest, token).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(further)) if further > from => came = further,
+                Ok(Some(_)) | Err(_) => return Err(broken.into()),
+            }
+            tracing::debug!(attempt = %self.name(), came, bytes, "the upload broke off, and goes on");
         }
-        let patience = RelayClient::transfer_patience(outcome.result_bytes);
-        let source = match self.shared.node.result(&self.entry.key().task_id, patience).await {
-            Ok(source) => source,
-            Err(NodeError::Unknown) => {
-                return Err(UploadError::Never(failure("result_lost", "the compute node lost the result")));
+    }
+
+    /// The result's bytes, from the node.
+    async fn result(&self, bytes: u64) -> Result<Response, UploadError> {
+        let patience = RelayClient::transfer_patience(bytes);
+        let result = self.shared.node.result(&self.entry.key().task_id, patience).await;
+        result.map_err(|error| match error {
+            NodeError::Unknown => {
+                UploadError::Never(failure("result_lost", "the compute node lost the result"))
             }
-            Err(error @ (NodeError::Token(_) | NodeError::Unreachable(_) | NodeError::Refused(_))) => {
-                return Err(UploadError::Later(error.to_string(), None));
+            NodeError::Token(_) | NodeError::Unreachable(_) | NodeError::Refused(_) => {
+                UploadError::Later(error.to_string(), None)
             }
-        };
-        relay.store(digest, token, outcome.result_bytes, source).await.map_err(later)
+        })
     }
 
     fn prove(&self, outcome: &ComputeOutcome) -> Result<SignedMutation<ComputeProof>, String> {

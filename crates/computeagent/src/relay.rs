@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use daemon::chain;
+use futures_util::TryStreamExt as _;
 use reqwest::{Response, StatusCode};
+use rpc::UPLOAD_OFFSET_HEADER;
 use rpc::error::ErrorCode;
 use rpc::tasks::SignedMutation;
 use serde::Serialize;
@@ -60,31 +62,45 @@ impl RelayClient {
         PATIENCE.saturating_add(Duration::from_secs(bytes / SLOWEST_UPLOAD))
     }
 
-    /// Whether the relay has these bytes.
-    pub(crate) async fn has(&self, digest: &ContentHash, token: &str) -> Result<bool, RelayError> {
+    /// Where the relay's store of these bytes ends: after how many of them an upload broke off, or at nothing; `None` if it has all.
+    pub(crate) async fn lacks(&self, digest: &ContentHash, token: &str) -> Result<Option<u64>, RelayError> {
         let request = self.http.head(self.artifact(digest)?).bearer_auth(token).timeout(PATIENCE);
         let response = request.send().await.map_err(later)?;
-        Ok(response.status().is_success())
+        if response.status().is_success() {
+            return Ok(None);
+        }
+        let came = response.headers().get(UPLOAD_OFFSET_HEADER);
+        Ok(Some(came.and_then(|came| came.to_str().ok()?.parse().ok()).unwrap_or(0)))
     }
 
-    /// Streams bytes to the relay, which checks them against the digest.
+    /// Streams `source`, of so many bytes, to the relay, which checks them against the digest and has those before `from`.
     pub(crate) async fn store(
         &self,
         digest: &ContentHash,
         token: &str,
         bytes: u64,
+        from: u64,
         source: Response,
     ) -> Result<(), RelayError> {
-        let body = reqwest::Body::wrap_stream(source.bytes_stream());
-        let request = self
+        let left = bytes.saturating_sub(from);
+        let mut before = from;
+        let rest = source.bytes_stream().map_ok(move |mut piece| {
+            let known = before.min(piece.len() as u64);
+            before -= known;
+            piece.split_off(usize::try_from(known).unwrap_or(piece.len()))
+        });
+        let mut request = self
             .http
             .put(self.artifact(digest)?)
             .bearer_auth(token)
             .header(http::header::CONTENT_TYPE, "application/octet-stream")
-            .header(http::header::CONTENT_LENGTH, bytes)
-            .timeout(Self::transfer_patience(bytes))
-            .body(body);
-        check(request.send().await).await
+            .header(http::header::CONTENT_LENGTH, left)
+            .timeout(Self::transfer_patience(left));
+        if from > 0 {
+            let range = format!("bytes {from}-{}/{bytes}", bytes.saturating_sub(1));
+            request = request.header(http::header::CONTENT_RANGE, range);
+        }
+        check(request.body(reqwest::Body::wrap_stream(rest)).send().await).await
     }
 
     /// Hands a proof in.
@@ -137,7 +153,13 @@ async fn check(sent: Result<Response, reqwest::Error>) -> Result<(), RelayError>
     if status == StatusCode::CONFLICT && answer.code == ErrorCode::ResultMissing.as_str() {
         return Err(RelayError::ResultMissing);
     }
-    let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+    let passing = [
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_EARLY,
+        StatusCode::TOO_MANY_REQUESTS,
+        // The relay has let go of what came of an upload: the next try sends all.
+        StatusCode::RANGE_NOT_SATISFIABLE,
+    ];
     // What is neither success nor a client's fault is the relay's, or that of something between.
     if status.is_client_error() && !passing.contains(&status) {
         return Err(RelayError::Never(answer));

@@ -94,6 +94,23 @@ async fn a_proof_is_sent_until_it_is_acknowledged() {
 }
 
 #[tokio::test]
+async fn an_upload_that_breaks_off_goes_on() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let (_, session) = world.connected().await;
+    let result: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    world.relay.cuts.lock().unwrap().extend([300_000, 400_000]);
+    let offered = assignment(1);
+    accepted(&session, &offered).await;
+    world.node.finish(&offered.task_id, &result);
+    let proof = world.proof().await;
+    assert_eq!(proof.mutation.result_hash, hash(&result));
+    assert!(world.relay.stored.lock().unwrap()[&hash(&result).to_string()] == result);
+    assert_eq!(*world.relay.brought.lock().unwrap(), [800_000, 500_000, 100_000]);
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_refused_proof_ends_the_attempt() {
     let mut world = World::new().await;
     let agent = world.start();

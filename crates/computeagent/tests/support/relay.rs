@@ -21,6 +21,12 @@ pub(crate) struct Relay {
     pub(crate) drop: Arc<Mutex<Vec<AttemptKey>>>,
     pub(crate) replies: Arc<Mutex<VecDeque<Reply>>>,
     pub(crate) stored: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    /// After how many bytes the next uploads break off.
+    pub(crate) cuts: Arc<Mutex<VecDeque<usize>>>,
+    /// What came of uploads that broke off.
+    pub(crate) begun: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    /// How many bytes each upload brought.
+    pub(crate) brought: Arc<Mutex<Vec<usize>>>,
     pub(crate) dialled: watch::Sender<u64>,
     /// Where the mutations that it takes are signed for.
     pub(crate) domain: Arc<Mutex<Domain>>,
@@ -49,6 +55,9 @@ impl Relay {
             drop: Arc::default(),
             replies: Arc::default(),
             stored: Arc::default(),
+            cuts: Arc::default(),
+            begun: Arc::default(),
+            brought: Arc::default(),
             dialled: watch::Sender::new(0),
             domain: Arc::new(Mutex::new(Domain::UNSETTLED)),
             sessions,
@@ -150,8 +159,11 @@ fn link_config() -> link::Config {
 }
 
 async fn relay_read(State(relay): State<Relay>, Path(digest): Path<String>) -> Response {
-    match relay.stored.lock().unwrap().get(&digest) {
-        Some(bytes) => bytes.clone().into_response(),
+    if let Some(bytes) = relay.stored.lock().unwrap().get(&digest) {
+        return bytes.clone().into_response();
+    }
+    match relay.begun.lock().unwrap().get(&digest) {
+        Some(came) => (StatusCode::NOT_FOUND, [("upload-offset", came.len().to_string())]).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
@@ -159,12 +171,30 @@ async fn relay_read(State(relay): State<Relay>, Path(digest): Path<String>) -> R
 async fn relay_store(State(relay): State<Relay>, Path(digest): Path<String>, request: Request) -> Response {
     let token = request.headers().get("authorization").cloned().unwrap();
     assert_eq!(token, format!("Bearer {ATTEMPT_TOKEN}"));
+    let range = request.headers().get("content-range").map(|range| range.to_str().unwrap().to_owned());
     let Ok(body) = request.into_body().collect().await else {
         return StatusCode::BAD_REQUEST.into_response();
     };
     let bytes = body.to_bytes();
-    assert_eq!(hash(&bytes).to_string(), digest);
-    relay.stored.lock().unwrap().insert(digest, bytes.to_vec());
+    relay.brought.lock().unwrap().push(bytes.len());
+    let came = relay.begun.lock().unwrap().remove(&digest).unwrap_or_default();
+    let mut all = match range {
+        None => Vec::new(),
+        Some(range) => {
+            let (from, size) = (came.len(), came.len() + bytes.len());
+            assert_eq!(range, format!("bytes {from}-{}/{size}", size - 1));
+            came
+        }
+    };
+    let cut = relay.cuts.lock().unwrap().pop_front();
+    if let Some(cut) = cut {
+        all.extend(&bytes[..cut]);
+        relay.begun.lock().unwrap().insert(digest, all);
+        return StatusCode::REQUEST_TIMEOUT.into_response();
+    }
+    all.extend(&bytes);
+    assert_eq!(hash(&all).to_string(), digest);
+    relay.stored.lock().unwrap().insert(digest, all);
     StatusCode::CREATED.into_response()
 }
 

@@ -1,6 +1,6 @@
 //! Artifacts: models, inputs and results, stored under the SHA-256 of their bytes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use artifact::Digest;
@@ -17,12 +17,12 @@ use taskmarket::ReadTask;
 use tokio::time::Instant;
 
 use super::App;
-use super::attempts::{Attempt, Reservation};
+use super::attempts::Attempt;
 use super::blob;
 use super::extract::{declared_length, path_part, require_key};
 use super::reader::{is_party, signed_reader, stranger};
 use super::tasks::find;
-use crate::artifacts::{PutError, Room};
+use crate::artifacts::{PutError, Room, Space, Uploader};
 use crate::auth::bearer;
 use crate::error::ApiError;
 
@@ -119,9 +119,17 @@ pub(super) async fn head(
     let artifacts = app.market.artifacts();
     let mut came = None;
     match &asker {
-        Asker::Caller(Caller::Key(key)) => came = artifacts.came(key, digest),
+        Asker::Caller(Caller::Key(key)) => came = artifacts.came(&Uploader::Key(key.clone()), digest),
         Asker::Caller(Caller::Attempt(attempt)) => {
-            app.attempts.check_ask(&app.market, attempt, digest).await?;
+            came = artifacts.came(&attempt.uploader(), digest);
+            match app.attempts.check_ask(&app.market, attempt, digest).await {
+                // Of bytes that it began to send it hears how many came, and not whether others have them.
+                Ok(()) => {}
+                Err(refused) => {
+                    let Some(came) = came else { return Err(refused) };
+                    return Err(blob::missing(digest).with_header(UPLOAD_OFFSET, came.into()));
+                }
+            }
         }
         Asker::Party(read) => check_result(&app, read, digest).await?,
     }
@@ -149,15 +157,22 @@ pub(super) async fn put(
 ) -> Result<Response, ApiError> {
     let from = offset(request.headers())?;
     let declared = declared_length(request.headers());
-    let (owner, reservation) = match &caller {
-        Caller::Key(key) => (key, None),
-        Caller::Attempt(attempt) => (attempt.owner(), app.attempts.reserve(attempt, digest, declared)?),
+    let artifacts = app.market.artifacts();
+    let (uploader, reservation) = match &caller {
+        Caller::Key(key) => (Uploader::Key(key.clone()), None),
+        Caller::Attempt(attempt) => {
+            let uploader = attempt.uploader();
+            if from == 0 {
+                // What it sends anew it does not pay for twice.
+                artifacts.forget(&uploader);
+            }
+            (uploader, app.attempts.reserve(attempt, digest, declared)?)
+        }
     };
     let limit = app.limits.max_artifact_bytes;
     if declared.is_some_and(|length| length.saturating_add(from) > limit) {
         return Err(put_error(PutError::TooLarge { limit }));
     }
-    let artifacts = app.market.artifacts();
     // To an attempt the relay does not tell whether it has bytes of others: those it has to send.
     let is_shown = match &caller {
         Caller::Key(_) => true,
@@ -169,41 +184,38 @@ pub(super) async fn put(
         artifacts.note_use(digest).await?;
         // A client that waits for `100 Continue` need not send at all; another is heard out, so that it reads the answer.
         if !waits {
-            discard(bounded(request.into_body(), None, None), limit).await?;
+            discard(bounded(request.into_body(), None), limit).await?;
         }
         return Ok(stored(StatusCode::OK, digest));
     }
-    let upload = match &caller {
-        Caller::Key(key) if from > 0 => {
-            Some(artifacts.take_up(key, digest, from).ok_or_else(|| not_kept(digest, from)))
-        }
-        Caller::Key(key) => {
-            let space = artifacts.reserve(key, declared).await;
-            Some(space.map(|space| artifacts.begin(digest, space)).map_err(put_error))
-        }
-        Caller::Attempt(_) if from > 0 => Some(Err(not_kept(digest, from))),
-        // A result is paid for: what it takes counts, but is not refused.
-        Caller::Attempt(_) => None,
+    let upload = if from > 0 {
+        artifacts.take_up(&uploader, digest, from).ok_or_else(|| not_kept(digest, from))
+    } else {
+        let room: Result<Room, ApiError> = match (&caller, reservation) {
+            (Caller::Key(key), _) => {
+                let space = artifacts.reserve(key, declared).await;
+                space.map(|space| Arc::new(Mutex::new(space)) as Room).map_err(put_error)
+            }
+            (Caller::Attempt(_), Some(reservation)) => Ok(Arc::new(Mutex::new(reservation))),
+            (Caller::Attempt(_), None) => Ok(Arc::new(Mutex::new(Space::unbounded()))),
+        };
+        room.map(|room| artifacts.begin(digest, uploader, room))
     };
     match upload {
-        Some(Ok(upload)) => {
-            let body = bounded(request.into_body(), None, Some(upload.room()));
-            artifacts.put_upload(upload, body, digest, limit, owner.clone()).await.map_err(put_error)?;
+        Ok(upload) => {
+            let full = match &caller {
+                Caller::Key(_) => Full::Key,
+                Caller::Attempt(_) => Full::Attempt,
+            };
+            let body = bounded(request.into_body(), Some((upload.room(), full)));
+            artifacts.put_upload(upload, body, digest, limit).await.map_err(put_error)?;
         }
-        Some(Err(refused)) => {
+        Err(refused) => {
             // As above, but not for long: whoever sends more finds the connection closed.
             if !waits {
-                let _ = discard(bounded(request.into_body(), None, None), HEARD_OUT).await;
+                let _ = discard(bounded(request.into_body(), None), HEARD_OUT).await;
             }
             return Err(refused);
-        }
-        None => {
-            let account = reservation.map(|reservation| Arc::new(Mutex::new(Some(reservation))));
-            let body = bounded(request.into_body(), account.clone(), None);
-            artifacts.put(body, digest, limit, owner.clone(), false).await.map_err(put_error)?;
-            if let Some(reservation) = account.and_then(|account| lock(&account).take()) {
-                reservation.keep(digest);
-            }
         }
     }
     Ok(stored(StatusCode::CREATED, digest))
@@ -237,39 +249,26 @@ fn stored(status: StatusCode, digest: Digest) -> Response {
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The account of an attempt that an upload is charged to.
-type Account = Arc<Mutex<Option<Reservation>>>;
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The pieces of a body, broken off when none comes for too long, when they come too slowly, or when there is no room for them.
 fn bounded(
     body: Body,
-    account: Option<Account>,
-    room: Option<Room>,
+    account: Option<(Room, Full)>,
 ) -> impl Stream<Item = Result<bytes::Bytes, BodyError>> + Send {
-    let begun = (body.into_data_stream(), account, room, Instant::now(), 0u64);
+    let begun = (body.into_data_stream(), account, Instant::now(), 0u64);
     futures_util::stream::unfold(Some(begun), async |begun| {
-        let (mut pieces, account, room, since, came) = begun?;
+        let (mut pieces, account, since, came) = begun?;
         let last = since + SEND_DEADLINE + Duration::from_secs(came / SLOWEST);
         let deadline = last.min(Instant::now() + PAUSE_DEADLINE);
         match tokio::time::timeout_at(deadline, pieces.next()).await {
             Ok(None) => None,
             Ok(Some(Ok(piece))) => {
                 let length = piece.len() as u64;
-                let reserved = account.as_ref().map(|account| lock(account));
-                let is_held = reserved.is_none_or(|mut reserved| {
-                    reserved.as_mut().is_none_or(|reserved| reserved.charge(length))
-                });
-                if !is_held {
-                    return Some((Err(Spent.into()), None));
+                let is_charged =
+                    |room: &Room| room.lock().unwrap_or_else(PoisonError::into_inner).charge(length);
+                if let Some((_, full)) = account.as_ref().filter(|(room, _)| !is_charged(room)) {
+                    return Some((Err((*full).into()), None));
                 }
-                if !room.as_ref().is_none_or(|room| lock(room).charge(length)) {
-                    return Some((Err(Full.into()), None));
-                }
-                Some((Ok(piece), Some((pieces, account, room, since, came.saturating_add(length)))))
+                Some((Ok(piece), Some((pieces, account, since, came.saturating_add(length)))))
             }
             Ok(Some(Err(error))) => Some((Err(error.into()), None)),
             Err(_) => Some((Err(Paused.into()), None)),
@@ -282,15 +281,14 @@ fn bounded(
 #[error("nothing came for {} s, or less than {SLOWEST} bytes a second", PAUSE_DEADLINE.as_secs())]
 struct Paused;
 
-/// The attempt may store no more.
-#[derive(Debug, thiserror::Error)]
-#[error("the attempt would store more than it may")]
-struct Spent;
-
-/// The key may store no more.
-#[derive(Debug, thiserror::Error)]
-#[error("the API key would store more than it may: what is not used any more makes room in time")]
-struct Full;
+/// Who may store no more.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum Full {
+    #[error("the API key would store more than it may: what is not used any more makes room in time")]
+    Key,
+    #[error("the attempt would store more than it may")]
+    Attempt,
+}
 
 async fn discard(
     body: impl Stream<Item = Result<bytes::Bytes, BodyError>>,
@@ -310,14 +308,14 @@ fn put_error(error: PutError) -> ApiError {
     match error {
         PutError::HashMismatch { .. } => ApiError::new(ErrorCode::HashMismatch, message).with_param("sha256"),
         PutError::TooLarge { .. } => ApiError::new(ErrorCode::PayloadTooLarge, message),
-        PutError::Source(source) if source.is::<Spent>() => {
-            ApiError::new(ErrorCode::PayloadTooLarge, message)
-        }
         PutError::Source(source) if source.is::<Paused>() => {
             ApiError::new(ErrorCode::RequestTimeout, message)
         }
-        PutError::Source(source) if source.is::<Full>() => ApiError::new(ErrorCode::QuotaExceeded, message),
-        PutError::Source(_) => ApiError::new(ErrorCode::MalformedRequest, message),
+        PutError::Source(source) => match source.downcast_ref() {
+            Some(Full::Key) => ApiError::new(ErrorCode::QuotaExceeded, message),
+            Some(Full::Attempt) => ApiError::new(ErrorCode::PayloadTooLarge, message),
+            None => ApiError::new(ErrorCode::MalformedRequest, message),
+        },
         PutError::OverQuota { .. } => ApiError::new(ErrorCode::QuotaExceeded, message),
         PutError::Busy | PutError::Doomed => ApiError::new(ErrorCode::Unavailable, message),
         PutError::Store(error) => error.into(),

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use artifact::Digest;
 use rpc::error::ErrorCode;
-use store::{KeyId, StoredTask};
+use store::StoredTask;
 use taskmarket::{Address, State, Submission, TaskId};
 
-use crate::artifacts::named_by;
+use crate::artifacts::{Account, Uploader, named_by};
 use crate::auth::Grant;
 use crate::error::ApiError;
 use crate::hub::Hub;
@@ -49,9 +49,10 @@ impl Attempt {
         (self.task.record.id, self.attempt)
     }
 
-    /// The API key that published the task: it owns what the attempt stores.
-    pub(super) fn owner(&self) -> &KeyId {
-        &self.task.owner
+    /// Whose its uploads are: its own, for the API key that published the task.
+    pub(super) fn uploader(&self) -> Uploader {
+        let (task_id, attempt) = self.key();
+        Uploader::Attempt { task_id, attempt, owner: self.task.owner.clone() }
     }
 }
 
@@ -189,6 +190,7 @@ fn lock(accounts: &Accounts) -> MutexGuard<'_, HashMap<(TaskId, u32), Stored>> {
 }
 
 /// The bytes of one upload of an attempt, charged as they come. Those that are not kept fall back when this is dropped.
+#[derive(Debug)]
 pub(super) struct Reservation {
     stored: Arc<Accounts>,
     key: (TaskId, u32),
@@ -196,9 +198,8 @@ pub(super) struct Reservation {
     bytes: u64,
 }
 
-impl Reservation {
-    /// Charges bytes that came. `false` where the attempt would store too much.
-    pub(super) fn charge(&mut self, came: u64) -> bool {
+impl Account for Reservation {
+    fn charge(&mut self, came: u64) -> bool {
         let mut stored = lock(&self.stored);
         let sum = &mut stored.entry(self.key).or_default().bytes;
         let after = sum.saturating_add(came);
@@ -210,16 +211,13 @@ impl Reservation {
         true
     }
 
-    /// The bytes that came are stored as this artifact.
-    pub(super) fn keep(mut self, digest: Digest) {
+    fn stored(&mut self, digest: Digest) {
         self.bytes = 0;
         let mut stored = lock(&self.stored);
         let own = &mut stored.entry(self.key).or_default().own;
         if own.len() < MAX_OWN && !own.contains(&digest) {
             own.push(digest);
         }
-        // Dropping this locks again.
-        drop(stored);
     }
 }
 

@@ -71,7 +71,8 @@ async fn find(artifacts: &Artifacts, digest: Digest) -> Result<u64, ApiError> {
     Ok(size)
 }
 
-fn missing(digest: Digest) -> ApiError {
+/// What is answered of one that is not stored.
+pub(super) fn missing(digest: Digest) -> ApiError {
     ApiError::not_found(format_args!("artifact {digest}"))
 }
 

@@ -29,8 +29,8 @@ use tokio::time::{Instant, timeout};
 pub use location::{ArtifactLocation, ParseLocationError};
 pub(crate) use named::{Folders, named_by};
 use objects::{Objects, Partial};
+pub(crate) use resume::{Account, Room, Upload, Uploader};
 use resume::{BrokenOff, UnderWay};
-pub(crate) use resume::{Room, Upload};
 pub(crate) use space::Space;
 use space::Spaces;
 
@@ -199,12 +199,12 @@ impl Artifacts {
     }
 
     /// Begins an upload that is charged to an account.
-    pub(crate) fn begin(&self, digest: Digest, space: Space) -> Upload {
-        Upload::new(self.0.objects.begin(digest), space)
+    pub(crate) fn begin(&self, digest: Digest, uploader: Uploader, room: Room) -> Upload {
+        Upload::new(self.0.objects.begin(digest), uploader, room)
     }
 
-    /// Stores what comes of a key's upload under its digest, and answers when both the bytes and what is known of them are durable. The
-    /// key's quota holds. What broke off is kept for a while, to be taken up.
+    /// Stores what comes of an upload under its digest, and answers when both the bytes and what is known of them are durable. A key's
+    /// quota holds; what an attempt stores only counts. What broke off is kept for a while, to be taken up.
     ///
     /// # Errors
     /// As [`PutError`] says.
@@ -214,39 +214,16 @@ impl Artifacts {
         source: impl Stream<Item = Result<Bytes, E>>,
         digest: Digest,
         limit: u64,
-        owner: KeyId,
     ) -> Result<(), PutError>
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let _place = self.place().await?;
-        let upload = UnderWay::new(self, &owner, digest, upload).take_in(source, limit).await?;
-        let room = upload.room();
-        self.finish(upload.partial, digest, owner, true).await?;
-        drop(room);
+        let upload = UnderWay::new(self, digest, upload).take_in(source, limit).await?;
+        let (room, uploader) = (upload.room(), upload.uploader);
+        self.finish(upload.partial, digest, uploader.owner().clone(), uploader.is_bounded()).await?;
+        room.lock().unwrap_or_else(PoisonError::into_inner).stored(digest);
         Ok(())
-    }
-
-    /// Stores bytes under their digest for a key, and answers when both they and what is known of them are durable. With `bounded` the
-    /// key's quota holds; otherwise the bytes only count.
-    ///
-    /// # Errors
-    /// As [`PutError`] says. Nothing of the bytes is kept then.
-    pub(crate) async fn put<E>(
-        &self,
-        source: impl Stream<Item = Result<Bytes, E>>,
-        digest: Digest,
-        limit: u64,
-        owner: KeyId,
-        bounded: bool,
-    ) -> Result<(), PutError>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let _place = self.place().await?;
-        let mut partial = self.0.objects.begin(digest);
-        partial.take_in(source, limit).await?;
-        self.finish(partial, digest, owner, bounded).await
     }
 
     async fn finish(

@@ -1,6 +1,7 @@
 //! Uploads that broke off: what came of them is kept for a while, so that their clients go on where they stopped.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,30 +9,78 @@ use artifact::Digest;
 use bytes::Bytes;
 use futures_util::Stream;
 use store::KeyId;
+use taskmarket::TaskId;
 use tokio::time::Instant;
 
 use super::objects::Partial;
-use super::{Artifacts, PutError, Space};
+use super::{Artifacts, PutError};
 
 /// How long a client has to come back.
 const KEPT_FOR: Duration = Duration::from_secs(10 * 60);
-/// How many are kept in all, and of one key. Each holds up to three parts in memory.
+/// How many are kept in all, of one key and of one attempt, which has one result. Each holds up to three parts in memory.
 const MAX_KEPT: usize = 16;
 const MAX_KEPT_OF_KEY: usize = 4;
+const MAX_KEPT_OF_ATTEMPT: usize = 1;
+
+/// Whose an upload is: what broke off is theirs alone to take up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Uploader {
+    /// An API key, whose quota holds.
+    Key(KeyId),
+    /// An attempt. What it stores counts for the key that published its task, and is not refused for that key's quota.
+    Attempt {
+        /// Its task.
+        task_id: TaskId,
+        /// Its number.
+        attempt: u32,
+        /// The key that published the task.
+        owner: KeyId,
+    },
+}
+
+impl Uploader {
+    /// Whose the artifact will be.
+    pub(super) fn owner(&self) -> &KeyId {
+        match self {
+            Self::Key(owner) | Self::Attempt { owner, .. } => owner,
+        }
+    }
+
+    /// Whether the owner's quota holds.
+    pub(super) fn is_bounded(&self) -> bool {
+        matches!(self, Self::Key(_))
+    }
+
+    fn most_kept(&self) -> usize {
+        match self {
+            Self::Key(_) => MAX_KEPT_OF_KEY,
+            Self::Attempt { .. } => MAX_KEPT_OF_ATTEMPT,
+        }
+    }
+}
+
+/// What the bytes of an upload are charged to. What was charged is given back when it is dropped, unless it is stored.
+pub(crate) trait Account: fmt::Debug + Send {
+    /// Charges bytes that came; `false` where there is no room for them.
+    fn charge(&mut self, came: u64) -> bool;
+    /// What came is stored as this artifact.
+    fn stored(&mut self, digest: Digest);
+}
 
 /// The account of an upload, which outlives the request that began it.
-pub(crate) type Room = Arc<Mutex<Space>>;
+pub(crate) type Room = Arc<Mutex<dyn Account>>;
 
-/// An upload of a key: begun, or taken up again.
+/// An upload: begun, or taken up again.
 #[derive(Debug)]
 pub(crate) struct Upload {
     pub(super) partial: Partial,
+    pub(super) uploader: Uploader,
     room: Room,
 }
 
 impl Upload {
-    pub(super) fn new(partial: Partial, space: Space) -> Self {
-        Self { partial, room: Arc::new(Mutex::new(space)) }
+    pub(super) fn new(partial: Partial, uploader: Uploader, room: Room) -> Self {
+        Self { partial, uploader, room }
     }
 
     /// What its bytes are charged to.
@@ -48,20 +97,21 @@ struct Kept {
 
 /// The uploads that broke off, by whose they are and what they are of.
 #[derive(Debug, Default)]
-pub(super) struct BrokenOff(Mutex<HashMap<(KeyId, Digest), Kept>>);
+pub(super) struct BrokenOff(Mutex<HashMap<(Uploader, Digest), Kept>>);
 
 impl BrokenOff {
-    /// Keeps one, where there is room for it: a key's oldest goes for its newest, but none for another key's.
-    fn keep(&self, owner: KeyId, digest: Digest, upload: Upload) {
+    /// Keeps one, where there is room for it: an uploader's oldest goes for its newest, but none for another's.
+    fn keep(&self, digest: Digest, upload: Upload) {
         let mut kept = self.lock();
-        kept.remove(&(owner.clone(), digest));
-        if kept.keys().filter(|(other, _)| *other == owner).count() >= MAX_KEPT_OF_KEY {
-            let own = kept.iter().filter(|((other, _), _)| *other == owner);
+        let uploader = upload.uploader.clone();
+        kept.remove(&(uploader.clone(), digest));
+        if kept.keys().filter(|(other, _)| *other == uploader).count() >= uploader.most_kept() {
+            let own = kept.iter().filter(|((other, _), _)| *other == uploader);
             let oldest = own.min_by_key(|(_, kept)| kept.since).map(|(of, _)| of.clone());
             oldest.and_then(|oldest| kept.remove(&oldest));
         }
         if kept.len() < MAX_KEPT {
-            kept.insert((owner, digest), Kept { upload, since: Instant::now() });
+            kept.insert((uploader, digest), Kept { upload, since: Instant::now() });
         }
     }
 
@@ -74,29 +124,34 @@ impl BrokenOff {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(KeyId, Digest), Kept>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Uploader, Digest), Kept>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Artifacts {
-    /// How many bytes came of a key's upload that broke off, where they are kept.
-    pub(crate) fn came(&self, owner: &KeyId, digest: Digest) -> Option<u64> {
-        self.0.broken_off.lock().get(&(owner.clone(), digest)).map(|kept| kept.upload.partial.len())
+    /// How many bytes came of an upload that broke off, where they are kept.
+    pub(crate) fn came(&self, uploader: &Uploader, digest: Digest) -> Option<u64> {
+        self.0.broken_off.lock().get(&(uploader.clone(), digest)).map(|kept| kept.upload.partial.len())
     }
 
     /// Takes up an upload of which so many bytes came before it broke off; `None` if none such is kept.
-    pub(crate) fn take_up(&self, owner: &KeyId, digest: Digest, came: u64) -> Option<Upload> {
+    pub(crate) fn take_up(&self, uploader: &Uploader, digest: Digest, came: u64) -> Option<Upload> {
         let mut kept = self.0.broken_off.lock();
-        let of = (owner.clone(), digest);
+        let of = (uploader.clone(), digest);
         if kept.get(&of)?.upload.partial.len() != came {
             return None;
         }
         kept.remove(&of).map(|kept| kept.upload)
     }
 
-    fn keep(&self, owner: KeyId, digest: Digest, upload: Upload) {
-        self.0.broken_off.keep(owner, digest, upload);
+    /// Lets go of all that broke off of an uploader's, and of what it was charged for that.
+    pub(crate) fn forget(&self, uploader: &Uploader) {
+        self.0.broken_off.lock().retain(|(other, _), _| other != uploader);
+    }
+
+    fn keep(&self, digest: Digest, upload: Upload) {
+        self.0.broken_off.keep(digest, upload);
         let inner = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             tokio::time::sleep(KEPT_FOR).await;
@@ -110,14 +165,13 @@ impl Artifacts {
 /// An upload that is kept if its bytes break off, or their reader is dropped.
 pub(super) struct UnderWay<'a> {
     artifacts: &'a Artifacts,
-    owner: &'a KeyId,
     digest: Digest,
     upload: Option<Upload>,
 }
 
 impl<'a> UnderWay<'a> {
-    pub(super) fn new(artifacts: &'a Artifacts, owner: &'a KeyId, digest: Digest, upload: Upload) -> Self {
-        Self { artifacts, owner, digest, upload: Some(upload) }
+    pub(super) fn new(artifacts: &'a Artifacts, digest: Digest, upload: Upload) -> Self {
+        Self { artifacts, digest, upload: Some(upload) }
     }
 
     /// The upload with all of its bytes.
@@ -145,7 +199,7 @@ impl Drop for UnderWay<'_> {
         let Some(upload) = self.upload.take() else { return };
         // What is not yet a part of anything is sent again as soon as it is asked for.
         if upload.partial.has_parts() {
-            self.artifacts.keep(self.owner.clone(), self.digest, upload);
+            self.artifacts.keep(self.digest, upload);
         }
     }
 }

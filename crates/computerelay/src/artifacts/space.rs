@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use artifact::Digest;
 use store::KeyId;
 
 /// The bytes on their way here, of each key that has any.
@@ -26,7 +27,7 @@ struct Account {
 
 impl Space {
     /// An account without a bound.
-    pub(super) fn unbounded() -> Self {
+    pub(crate) fn unbounded() -> Self {
         Self(None)
     }
 
@@ -40,9 +41,10 @@ impl Space {
             .as_ref()
             .is_none_or(|account| account.spaces.of(&account.owner, |sum| fits(*sum, bytes, account.left)))
     }
+}
 
-    /// Charges bytes that came. `false` where the key would store too much.
-    pub(crate) fn charge(&mut self, came: u64) -> bool {
+impl super::Account for Space {
+    fn charge(&mut self, came: u64) -> bool {
         let Some(Account { spaces, owner, left, charged }) = &mut self.0 else { return true };
         let is_charged = spaces.of(owner, |sum| {
             let fits = fits(*sum, came, *left);
@@ -51,6 +53,11 @@ impl Space {
         });
         *charged += if is_charged { came } else { 0 };
         is_charged
+    }
+
+    /// The store counts it now.
+    fn stored(&mut self, _: Digest) {
+        self.0 = None;
     }
 }
 
@@ -78,6 +85,7 @@ fn fits(sum: u64, bytes: u64, left: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Account as _;
     use super::*;
 
     #[test]

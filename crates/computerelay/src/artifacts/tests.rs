@@ -4,7 +4,7 @@ use artifact::{FolderEntry, FolderManifest};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 use store::Sqlite;
-use taskmarket::{Address, CancelTask, Domain, Mutation, Runtime, TaskConfig};
+use taskmarket::{Address, CancelTask, Domain, Mutation, Runtime, TaskConfig, TaskId};
 use tempfile::TempDir;
 use wallet::Wallet;
 
@@ -35,6 +35,29 @@ fn owner() -> KeyId {
 fn pieces(bytes: &[u8]) -> impl Stream<Item = Result<Bytes, std::io::Error>> + use<> {
     let pieces: Vec<_> = bytes.chunks(100_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     futures_util::stream::iter(pieces)
+}
+
+impl Artifacts {
+    /// Stores bytes in one go: for a key, whose quota holds with `bounded`, or for an attempt at a task of its.
+    async fn put<E>(
+        &self,
+        source: impl Stream<Item = Result<Bytes, E>>,
+        digest: Digest,
+        limit: u64,
+        owner: KeyId,
+        bounded: bool,
+    ) -> Result<(), PutError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let uploader = if bounded { Uploader::Key(owner) } else { attempt(1, owner) };
+        let room = Arc::new(Mutex::new(Space::unbounded()));
+        self.put_upload(self.begin(digest, uploader, room), source, digest, limit).await
+    }
+}
+
+fn attempt(attempt: u32, owner: KeyId) -> Uploader {
+    Uploader::Attempt { task_id: TaskId(B256::ZERO), attempt, owner }
 }
 
 impl Rig {
@@ -148,19 +171,20 @@ async fn what_broke_off_is_kept_for_a_while_and_not_without_end() {
     let bytes = |number: u8| vec![number; 1_000_000];
     let break_off = async |number: u8, owner: &KeyId| {
         let digest = Digest::of(&bytes(number));
-        let upload = artifacts.begin(digest, artifacts.reserve(owner, None).await.unwrap());
+        let room = Arc::new(Mutex::new(artifacts.reserve(owner, None).await.unwrap()));
+        let upload = artifacts.begin(digest, Uploader::Key(owner.clone()), room);
         let cut = pieces(&bytes(number)[..900_000]);
         let broken = cut.chain(futures_util::stream::iter([Err(std::io::Error::other("gone"))]));
-        let refused = artifacts.put_upload(upload, broken, digest, u64::MAX, owner.clone()).await;
+        let refused = artifacts.put_upload(upload, broken, digest, u64::MAX).await;
         assert!(matches!(refused, Err(PutError::Source(_))), "{refused:?}");
         digest
     };
     let first = break_off(1, &owner()).await;
-    assert_eq!(artifacts.came(&owner(), first), Some(900_000));
-    assert!(artifacts.take_up(&owner(), first, 800_000).is_none());
-    let upload = artifacts.take_up(&owner(), first, 900_000).unwrap();
-    assert_eq!(artifacts.came(&owner(), first), None, "one request at a time goes on with it");
-    artifacts.put_upload(upload, pieces(&bytes(1)[900_000..]), first, u64::MAX, owner()).await.unwrap();
+    assert_eq!(artifacts.came(&Uploader::Key(owner()), first), Some(900_000));
+    assert!(artifacts.take_up(&Uploader::Key(owner()), first, 800_000).is_none());
+    let upload = artifacts.take_up(&Uploader::Key(owner()), first, 900_000).unwrap();
+    assert_eq!(artifacts.came(&Uploader::Key(owner()), first), None, "one request at a time goes on with it");
+    artifacts.put_upload(upload, pieces(&bytes(1)[900_000..]), first, u64::MAX).await.unwrap();
     assert!(read(artifacts, first, 0, 1_000_000).await == bytes(1));
 
     // A key's oldest goes for its newest.
@@ -168,18 +192,50 @@ async fn what_broke_off_is_kept_for_a_while_and_not_without_end() {
     for number in 2..=6 {
         last = break_off(number, &owner()).await;
     }
-    assert_eq!(artifacts.came(&owner(), Digest::of(&bytes(2))), None);
-    assert_eq!(artifacts.came(&owner(), last), Some(900_000));
+    assert_eq!(artifacts.came(&Uploader::Key(owner()), Digest::of(&bytes(2))), None);
+    assert_eq!(artifacts.came(&Uploader::Key(owner()), last), Some(900_000));
     // What all keys together may keep is bounded, and small ones are not kept at all.
     for key in 0..20_u8 {
         break_off(7, &KeyId::of_api_key(&key.to_string())).await;
     }
-    let of = |key: u8| artifacts.came(&KeyId::of_api_key(&key.to_string()), Digest::of(&bytes(7)));
+    let of =
+        |key: u8| artifacts.came(&Uploader::Key(KeyId::of_api_key(&key.to_string())), Digest::of(&bytes(7)));
     assert_eq!((0..20).filter(|key| of(*key).is_some()).count(), 12);
     artifacts.0.broken_off.expire(Duration::from_secs(60));
-    assert_eq!(artifacts.came(&owner(), last), Some(900_000));
+    assert_eq!(artifacts.came(&Uploader::Key(owner()), last), Some(900_000));
     artifacts.0.broken_off.expire(Duration::ZERO);
-    assert_eq!((artifacts.came(&owner(), last), of(0)), (None, None));
+    assert_eq!((artifacts.came(&Uploader::Key(owner()), last), of(0)), (None, None));
+}
+
+#[tokio::test]
+async fn an_attempt_goes_on_with_its_own_upload_alone() {
+    let rig = rig(Some(1)).await;
+    let artifacts = &rig.artifacts;
+    let bytes = vec![7; 1_000_000];
+    let digest = Digest::of(&bytes);
+    let break_off = async |uploader: Uploader, digest: Digest| {
+        let upload = artifacts.begin(digest, uploader, Arc::new(Mutex::new(Space::unbounded())));
+        let cut = pieces(&bytes[..900_000]);
+        let broken = cut.chain(futures_util::stream::iter([Err(std::io::Error::other("gone"))]));
+        assert!(artifacts.put_upload(upload, broken, digest, u64::MAX).await.is_err());
+    };
+    let (first, second) = (attempt(1, owner()), attempt(2, owner()));
+    break_off(first.clone(), Digest::of(b"another result")).await;
+    break_off(first.clone(), digest).await;
+    assert_eq!(artifacts.came(&first, Digest::of(b"another result")), None, "an attempt has one result");
+    assert_eq!(artifacts.came(&first, digest), Some(900_000));
+    assert_eq!(
+        (artifacts.came(&second, digest), artifacts.came(&Uploader::Key(owner()), digest)),
+        (None, None)
+    );
+    assert!(artifacts.take_up(&second, digest, 900_000).is_none());
+    break_off(second.clone(), digest).await;
+    artifacts.forget(&second);
+    assert_eq!(artifacts.came(&second, digest), None);
+    // The key's quota is long spent; a result is not refused for it.
+    let upload = artifacts.take_up(&first, digest, 900_000).unwrap();
+    artifacts.put_upload(upload, pieces(&bytes[900_000..]), digest, u64::MAX).await.unwrap();
+    assert!(read(artifacts, digest, 0, 1_000_000).await == bytes);
 }
 
 #[tokio::test]
