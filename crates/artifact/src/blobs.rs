@@ -18,9 +18,13 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use crate::cache::Life;
 use crate::digest::{Digest, Hasher};
+use crate::room::{Promise, Room};
 
 /// How much of a file is copied at a time.
 const COPY_BYTES: usize = 256 * 1024;
+
+/// How much room is made at a time for a blob whose length nobody told, in bytes.
+const ROOM_BYTES: u64 = 16 << 20;
 
 /// A store of blobs. Cheap to clone; all clones are the same store.
 #[derive(Debug, Clone)]
@@ -34,6 +38,7 @@ struct Inner {
     /// Held (shared) as long as the store is open: it keeps others from clearing `tmp/`.
     _lock: std::fs::File,
     life: Life,
+    room: Room,
 }
 
 /// How much a store holds.
@@ -81,7 +86,16 @@ impl BlobStore {
     /// Opens the store in the folder `dir`, which is made if it does not exist, and removes what writes
     /// left unfinished unless another process is using the store. Blocks on the file system.
     pub fn open(dir: impl Into<PathBuf>) -> io::Result<Self> {
-        let root = dir.into();
+        Self::open_with(dir.into(), Room::default())
+    }
+
+    /// As [`BlobStore::open`]; before bytes are written, blobs that nobody uses go, those that were used longest ago first, so that all
+    /// take no more than `limit` bytes. What this process is writing counts, what others write does not.
+    pub fn open_bounded(dir: impl Into<PathBuf>, limit: u64) -> io::Result<Self> {
+        Self::open_with(dir.into(), Room::bounded(limit))
+    }
+
+    fn open_with(root: PathBuf, room: Room) -> io::Result<Self> {
         std::fs::create_dir_all(root.join("tmp"))?;
         let lock =
             std::fs::File::options().create(true).truncate(false).write(true).open(root.join("lock"))?;
@@ -92,7 +106,7 @@ impl BlobStore {
         }
         lock.lock_shared()?;
         let life = Life::begin(&root)?;
-        Ok(Self { inner: Arc::new(Inner { root, _lock: lock, life }) })
+        Ok(Self { inner: Arc::new(Inner { root, _lock: lock, life, room }) })
     }
 
     /// Stores the bytes of `source` and answers with their digest and length, once they are durable. When
@@ -184,6 +198,10 @@ impl BlobStore {
         &self.inner.life
     }
 
+    pub(crate) fn room(&self) -> &Room {
+        &self.inner.room
+    }
+
     /// Removes a blob and tells whether it was there. Who has it open can read on.
     pub async fn remove(&self, digest: &Digest) -> io::Result<bool> {
         match tokio::fs::remove_file(self.path(digest)).await {
@@ -216,8 +234,8 @@ impl BlobStore {
             Ok((file, Temporary(temporary)))
         };
         let (file, temporary) = blocking(create).await.map_err(|source| PutError::Io { path, source })?;
-        let (store, file) = (self.clone(), File::from_std(file));
-        Ok(Partial { store, file, temporary, hasher: Hasher::new(), max_bytes })
+        let (store, file, promise) = (self.clone(), File::from_std(file), Promise::new(self.clone()));
+        Ok(Partial { store, file, temporary, hasher: Hasher::new(), max_bytes, promise })
     }
 }
 
@@ -229,6 +247,8 @@ pub(crate) struct Partial {
     temporary: Temporary,
     hasher: Hasher,
     max_bytes: u64,
+    /// Dropped last, once the bytes are gone or count as a blob's.
+    promise: Promise,
 }
 
 /// A file that is removed in the end, unless it was renamed.
@@ -256,10 +276,23 @@ impl Partial {
         self.file.flush().await.map_err(|e| self.failed(e))
     }
 
+    /// Sees to it that the store has room for so many bytes of it in all.
+    pub(crate) async fn reserve(&mut self, total: u64) -> Result<(), PutError> {
+        self.promise.extend(total).await.map_err(|e| self.failed(e))
+    }
+
     /// Appends a piece.
     pub(crate) async fn write(&mut self, piece: &[u8]) -> Result<(), PutError> {
-        if self.len().saturating_add(piece.len() as u64) > self.max_bytes {
+        let after = self.len().saturating_add(piece.len() as u64);
+        if after > self.max_bytes {
             return Err(PutError::TooLarge { limit: self.max_bytes });
+        }
+        if !self.promise.covers(after) {
+            let ample = after.saturating_add(ROOM_BYTES).min(self.max_bytes);
+            // Where there is no such room there may be enough.
+            if self.reserve(ample).await.is_err() {
+                self.reserve(after).await?;
+            }
         }
         self.hasher.update(piece);
         self.file.write_all(piece).await.map_err(|e| self.failed(e))

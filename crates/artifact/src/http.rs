@@ -127,6 +127,9 @@ impl Web {
             let error = FetchError::TooLarge { reference: name.to_owned(), limit: job.max_bytes };
             return Err(Failure::Final(error));
         }
+        if let Some(total) = total {
+            partial.reserve(total).await.map_err(|e| Failure::Final(put_error(name, e)))?;
+        }
         receive(policy, job, response, partial, total).await
     }
 }

@@ -23,6 +23,7 @@ mod outbound;
 mod policy;
 mod reference;
 mod registry;
+mod room;
 
 pub use blobs::{BlobStore, PutError, Usage};
 pub use cache::{Kept, Scrubbed, Trimmed};

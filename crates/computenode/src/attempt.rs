@@ -130,7 +130,10 @@ impl Attempt {
                     return Ok(Fetched { model, model_digest, input, kept });
                 }
             }
-            Err(Failure::new("internal", "there is no room for the fetched files"))
+            Err(Failure::new(
+                "disk_full",
+                "there is no room for model and input beside the files of other tasks",
+            ))
         };
         let fetched = cancel.run_until_cancelled(fetching).await;
         fetched.unwrap_or_else(|| Err(RunError::cancelled().into()))

@@ -83,7 +83,8 @@ pub struct Args {
     #[arg(long, env = "ZORAI_NODE_KEEP_RESULTS_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
     pub keep_results_bytes: u64,
 
-    /// How much room fetched models and inputs may take between tasks, in bytes; what was fetched first goes first.
+    /// How much room fetched models and inputs may take, in bytes. Before more is fetched, what no task uses goes, what was used
+    /// longest ago first; what does not fit then is not fetched.
     #[arg(long, env = "ZORAI_NODE_KEEP_ARTIFACTS_BYTES", value_name = "BYTES", default_value_t = 128 << 30)]
     pub keep_artifacts_bytes: u64,
 
@@ -157,7 +158,7 @@ pub struct Config {
     pub keep_results: Duration,
     /// How much room they may take, in bytes.
     pub keep_results_bytes: u64,
-    /// How much room fetched files may take between tasks, in bytes.
+    /// How much room fetched files may take, in bytes.
     pub keep_artifacts_bytes: u64,
     /// The room on the disk without which no task is taken.
     pub min_free_disk: MinFreeDisk,

@@ -243,7 +243,8 @@ impl Outside {
     fn new(config: &Config) -> Result<Self, BuildError> {
         let label = label(&config.data)?;
         let artifacts = config.data.join("artifacts");
-        let store = BlobStore::open(&artifacts).map_err(disk(&artifacts))?;
+        let store =
+            BlobStore::open_bounded(&artifacts, config.keep_artifacts_bytes).map_err(disk(&artifacts))?;
         let mut tls = daemon::tls::client_config(config.ca_file.as_deref())?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let fetcher = Fetcher::with_tls(policy(config), store, &tls)?;
@@ -371,7 +372,8 @@ fn policy(config: &Config) -> FetchPolicy {
         ipfs_gateways: config.ipfs_gateways.clone().unwrap_or(default.ipfs_gateways),
         allow_private_addresses: config.allow_private_addresses,
         allowed_dirs: config.allowed_dirs.clone(),
-        max_bytes: config.max_artifact_bytes,
+        // What the store cannot hold is not begun.
+        max_bytes: config.max_artifact_bytes.min(config.keep_artifacts_bytes),
         ..default
     }
 }
