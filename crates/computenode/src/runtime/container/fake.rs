@@ -31,10 +31,15 @@ impl FakeEngine {
         let router = Router::new().fallback(move |request: Request| {
             let path = request.uri().path().trim_start_matches('/');
             let plain = path.split_once('/').filter(|(version, _)| version.starts_with("v1."));
-            let request = format!("{} /{}", request.method(), plain.map_or(path, |(_, plain)| plain));
-            let (status, body) = answer(&request);
-            seen.lock().unwrap().push(request);
-            std::future::ready((StatusCode::from_u16(status).unwrap(), body))
+            let asked = format!("{} /{}", request.method(), plain.map_or(path, |(_, plain)| plain));
+            let (status, body) = answer(&asked);
+            let seen = Arc::clone(&seen);
+            async move {
+                // Who sends much finds the connection closed where nobody reads it.
+                let read = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+                seen.lock().unwrap().push(asked);
+                (read.map_or(StatusCode::BAD_REQUEST, |_| StatusCode::from_u16(status).unwrap()), body)
+            }
         });
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let docker =
