@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::empty;
 use crate::remove::remove_folder;
 use crate::runtime::{
-    Context, Gpu, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Progress,
-    RunCode, RunError, Runtime,
+    Context, Gpu, Job, Limits, Logs, MAX_MESSAGE_BYTES, Model, ModelFiles, ModelShape, Output, Place,
+    Progress, RunCode, RunError, Runtime,
 };
 
 /// How often files are fetched that are removed again, to make room, before they can be used, or that find no room.
@@ -143,14 +143,15 @@ impl Attempt {
     pub(crate) async fn run(
         &self,
         fetched: Fetched,
-        gpus: &[Gpu],
+        (gpus, place): (&[Gpu], Place),
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<Finished, Failure> {
         let folder = WorkFolder::make(self.work.join(&self.label)).await?;
         let input_digest = fetched.input.digest();
         let input = fetched.input.lay_out(&folder.0).await?;
-        let context = Context { cancel: cancel.clone(), progress: progress.clone(), logs: self.logs.clone() };
+        let (cancel, progress, logs) = (cancel.clone(), progress.clone(), self.logs.clone());
+        let context = Context { cancel, progress, logs, place };
         let job = Job {
             params: self.task.config.params.clone(),
             model: Model { files: fetched.model, digest: fetched.model_digest.to_string() },

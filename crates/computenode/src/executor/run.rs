@@ -1,6 +1,7 @@
 //! One attempt on its way through the executor: followed, recorded, counted.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use artifact::Digest;
@@ -14,7 +15,7 @@ use super::{Executor, on_disk};
 use crate::attempt::{Attempt, Failure, Finished};
 use crate::gpus::Held;
 use crate::results::{Ended, Record, now};
-use crate::runtime::{Gpu, Output, Progress, RunError};
+use crate::runtime::{Gpu, Output, Place, Progress, RunError};
 
 /// How long an attempt may be held: its agent may be gone for good.
 const HOLD_LIMIT: Duration = Duration::from_secs(900);
@@ -35,7 +36,9 @@ impl Executor {
         place: (OwnedSemaphorePermit, Held),
     ) {
         let started = Instant::now();
-        let outcome = match follow(&attempt, place.1.list(), &record, &cancel).await {
+        // The runtime holds it too, for as long as anything of the job runs outside this process.
+        let place = Arc::new(place);
+        let outcome = match follow(&attempt, &place, &record, &cancel).await {
             Ok(finished) => self.keep(&attempt, place.1.list(), &record, finished).await,
             Err(failure) if failure.is_cancellation() && self.0.ended.is_cancelled() => {
                 Err(Ended::NodeRestarted)
@@ -55,7 +58,7 @@ impl Executor {
             last.end(Err(Ended::Failed(failure)));
         }
         self.count(attempt.task.config.runtime, &last.status, started.elapsed());
-        // Whoever hears of the end finds the slot and the GPUs free.
+        // Whoever hears of the end finds the slot and the GPUs free, unless something of the job cannot be ended.
         drop(place);
         self.end_logs(&last.status);
         record.send_replace(last);
@@ -118,7 +121,7 @@ impl Executor {
 /// Executes the attempt, and shows how far it is.
 async fn follow(
     attempt: &Attempt,
-    gpus: &[Gpu],
+    place: &Arc<(OwnedSemaphorePermit, Held)>,
     record: &watch::Sender<Record>,
     cancel: &CancellationToken,
 ) -> Result<Finished, Failure> {
@@ -129,8 +132,9 @@ async fn follow(
     };
     hold(attempt, record, cancel).await?;
     let running = Progress::default();
+    let held = (place.1.list(), Place::new(Arc::clone(place)));
     tokio::select! {
-        finished = attempt.run(fetched, gpus, &running, cancel) => finished,
+        finished = attempt.run(fetched, held, &running, cancel) => finished,
         never = show(record, Phase::Running, &running) => match never {},
     }
 }

@@ -8,13 +8,16 @@ use gpu::Inventory;
 use taskmarket::{B256, TaskConfig};
 
 use super::*;
-use crate::runtime::{Context, Job, LogStream, ModelShape, Output, RunCode, RunError};
+use crate::runtime::{Context, Job, LogStream, ModelShape, Output, Place, RunCode, RunError};
 
 /// Says two lines, waits until it is told to go on, says a third and fails.
 #[derive(Default)]
 struct Talker {
     go_on: tokio::sync::Notify,
     recovered: AtomicU32,
+    /// Whether its jobs leave something running, and what holds its place.
+    leaves: AtomicBool,
+    left: Mutex<Vec<Place>>,
 }
 
 impl Runtime for Talker {
@@ -22,6 +25,9 @@ impl Runtime for Talker {
         Box::pin(async {
             context.logs.write(LogStream::Stdout, b"one\ntwo\n");
             self.go_on.notified().await;
+            if self.leaves.load(Ordering::Relaxed) {
+                self.left.lock().unwrap().push(context.place.clone());
+            }
             context.logs.write(LogStream::Stderr, b"the end");
             Err(RunError::new(RunCode::Trapped, "as told"))
         })
@@ -201,6 +207,33 @@ async fn a_held_attempt_is_fetched_and_begins_when_it_is_told() {
     missing.task.input_cid = format!("file://{}/none", folder.path().display()).parse().unwrap();
     node.take(missing).await.unwrap();
     assert!(!until(|status| status.attempt == 2 && status.failure.is_some()).await.held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_ended_keeps_its_slot_and_its_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let talker = Arc::new(Talker::default());
+    talker.leaves.store(true, Ordering::Relaxed);
+    let node = executor(folder.path(), &talker);
+    let first = request(folder.path());
+    let (task, second) = (first.task_id, ComputeRequest { attempt: 2, ..first.clone() });
+    node.take(first).await.unwrap();
+    talker.go_on.notify_one();
+    let mut seen = 0;
+    let failed = loop {
+        let status = soon(node.changed_status(task, seen, Duration::from_secs(20))).await.unwrap();
+        if let Some(failure) = status.failure {
+            break failure;
+        }
+        seen = status.revision;
+    };
+    // How it ended is told at once, and nobody gets its place.
+    assert_eq!((failed.code.as_str(), node.busy()), ("trapped", 1));
+    assert!(matches!(node.take(second.clone()).await, Err(TakeError::Busy)));
+    talker.left.lock().unwrap().clear();
+    assert_eq!(node.busy(), 0);
+    node.take(second).await.unwrap();
+    talker.go_on.notify_one();
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod wasm;
 
 pub use logs::{LogLine, LogStream, Logs, MAX_LINE_BYTES, MAX_LOG_BYTES};
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -145,6 +146,27 @@ pub struct Context {
     pub progress: Progress,
     /// What it says for its owner to read.
     pub logs: Logs,
+    /// What it takes of the host. Whoever runs something of it outside this process holds a clone until that is gone.
+    pub place: Place,
+}
+
+/// A job's slot and GPUs. They are free for others once every clone is dropped.
+#[derive(Clone, Default)]
+pub struct Place {
+    _held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Place {
+    /// What is free once the last clone is dropped.
+    pub fn new(held: Arc<impl Any + Send + Sync>) -> Self {
+        Self { _held: Some(held) }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Place")
+    }
 }
 
 /// How far a job is, in percent. Clones share one value; it never goes back.

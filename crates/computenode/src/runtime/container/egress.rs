@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::engine::in_time;
 use super::keeper::Container;
 use super::{ContainerRuntime, ContainerSettings, internal, name, proxy, spec};
-use crate::runtime::{RunCode, RunError, blocking};
+use crate::runtime::{Place, RunCode, RunError, blocking};
 
 /// Where the proxy listens, in the container.
 const PROXY_PORT: u16 = 3128;
@@ -174,6 +174,7 @@ pub(super) fn why_unavailable(settings: &ContainerSettings, rootless: bool) -> O
 pub(super) async fn open(
     runtime: &ContainerRuntime,
     label: &str,
+    place: Place,
     domains: Vec<Domain>,
 ) -> Result<Way, RunError> {
     let settings = &runtime.settings;
@@ -189,7 +190,7 @@ pub(super) async fn open(
     };
     // Whatever goes wrong here is not the task's doing: the image is this node's own.
     let failed = |error: Error| internal(format!("cannot hold a network for the task: {error}"));
-    let container = runtime.keeper.create(name(label), body).await.map_err(failed)?;
+    let container = runtime.keeper.create(name(label), body, place).await.map_err(failed)?;
     in_time(runtime.docker.start_container(container.name(), None)).await.map_err(failed)?;
     let state = in_time(runtime.docker.inspect_container(container.name(), None)).await;
     let state = state.map_err(failed)?.state;

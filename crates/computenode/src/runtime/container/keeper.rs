@@ -25,10 +25,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::engine::ENGINE_TIME;
 use super::{LIFE_LABEL, NODE_LABEL};
+use crate::runtime::Place;
 
-/// How often a removal is tried, and the pause between two tries.
+/// How often a removal is tried in quick succession, and the pause between two tries.
 const REMOVALS: u32 = 50;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
+
+/// The pause between later tries: the program may run on, so its place is not given away before the engine says that it is gone.
+const LATER_PAUSE: Duration = Duration::from_secs(10);
 
 /// The longest list of containers that is read, in bytes.
 const MAX_LIST_BYTES: usize = 16 << 20;
@@ -53,6 +57,7 @@ enum Command {
     },
     Remove {
         name: String,
+        place: Place,
         removed: Option<oneshot::Sender<()>>,
     },
     End {
@@ -63,6 +68,8 @@ enum Command {
 /// A container, which is removed when this is dropped.
 pub(super) struct Container {
     name: String,
+    /// Free for others once it is gone.
+    place: Place,
     commands: mpsc::UnboundedSender<Command>,
     gone: bool,
 }
@@ -78,11 +85,16 @@ impl Keeper {
         Ok(Self { commands })
     }
 
-    /// Makes a container.
-    pub(super) async fn create(&self, name: String, body: ContainerCreateBody) -> Result<Container, Error> {
+    /// Makes a container, which holds `place` until the engine says that it is gone.
+    pub(super) async fn create(
+        &self,
+        name: String,
+        body: ContainerCreateBody,
+        place: Place,
+    ) -> Result<Container, Error> {
         let (created, answer) = oneshot::channel();
         let ended = || Error::IOError { err: io::Error::other("the thread for containers has ended") };
-        let container = Container { name, commands: self.commands.clone(), gone: false };
+        let container = Container { name, place, commands: self.commands.clone(), gone: false };
         let command = Command::Create { container, body: Box::new(body), created };
         self.commands.send(command).map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
@@ -104,15 +116,23 @@ impl Container {
         &self.name
     }
 
-    /// Ends it, and removes it with all that it had. Goes on without being waited for where the engine takes too long.
+    /// Ends it, and removes it with all that it had. Goes on without being waited for where the engine takes too long: its place
+    /// stays taken until then.
     pub(super) async fn remove(mut self) {
-        self.gone = true;
         let (removed, done) = oneshot::channel();
-        let command = Command::Remove { name: self.name.clone(), removed: Some(removed) };
         // Without an answer the thread has ended with the process.
-        if self.commands.send(command).is_ok() && tokio::time::timeout(ENGINE_TIME, done).await.is_err() {
-            tracing::error!(container = self.name, "the engine takes long to end a container");
+        if self.command_removal(Some(removed)) && tokio::time::timeout(ENGINE_TIME, done).await.is_err() {
+            tracing::error!(
+                container = self.name,
+                "the engine takes long to end a container; its slot stays taken"
+            );
         }
+    }
+
+    fn command_removal(&mut self, removed: Option<oneshot::Sender<()>>) -> bool {
+        self.gone = true;
+        let (name, place) = (self.name.clone(), std::mem::take(&mut self.place));
+        self.commands.send(Command::Remove { name, place, removed }).is_ok()
     }
 }
 
@@ -120,7 +140,7 @@ impl Drop for Container {
     fn drop(&mut self) {
         if !self.gone {
             // Without the thread the process is about to end; the next one finds the container by its label.
-            let _ = self.commands.send(Command::Remove { name: self.name.clone(), removed: None });
+            self.command_removal(None);
         }
     }
 }
@@ -135,7 +155,7 @@ pub(super) async fn remove_former(
     let mut count = 0;
     for container in list(socket, node).await? {
         if container.labels.get(LIFE_LABEL).is_none_or(|of| of != life) {
-            remove(docker, &container.id).await;
+            remove_soon(docker, &container.id).await;
             count += 1;
         }
     }
@@ -185,8 +205,8 @@ async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
                     there.insert(container.name.clone());
                     tasks.spawn(create(docker.clone(), container, *body, created, ending.clone()));
                 }
-                Some(Command::Remove { name, removed }) => {
-                    tasks.spawn(removing(docker.clone(), name, removed));
+                Some(Command::Remove { name, place, removed }) => {
+                    tasks.spawn(removing(docker.clone(), name, place, removed, ending.clone()));
                 }
                 Some(Command::End { ended }) => break Some(ended),
                 None => break None,
@@ -202,7 +222,7 @@ async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
     drop(queue);
     ending.cancel();
     for name in there {
-        tasks.spawn(removing(docker.clone(), name, None));
+        tasks.spawn(removing(docker.clone(), name, Place::default(), None, ending.clone()));
     }
     while tasks.join_next().await.is_some() {}
     if let Some(ended) = ended {
@@ -211,8 +231,15 @@ async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
     }
 }
 
-async fn removing(docker: Docker, name: String, removed: Option<oneshot::Sender<()>>) -> Option<String> {
-    remove(&docker, &name).await;
+async fn removing(
+    docker: Docker,
+    name: String,
+    place: Place,
+    removed: Option<oneshot::Sender<()>>,
+    ending: CancellationToken,
+) -> Option<String> {
+    remove(&docker, &name, &ending).await;
+    drop(place);
     if let Some(removed) = removed {
         // Nobody may wait any more.
         let _ = removed.send(());
@@ -240,16 +267,27 @@ async fn create(
     let refused = matches!(made, Err(Error::DockerResponseServerError { .. }));
     let late = made.is_err() && !refused;
     drop(made.map_or_else(|error| created.send(Err(error)), |_| Ok(())));
-    remove(&docker, &container.name).await;
+    remove(&docker, &container.name, &ending).await;
     if late {
         let _ = tokio::time::timeout(LATE, ending.cancelled()).await;
-        remove(&docker, &container.name).await;
+        remove(&docker, &container.name, &ending).await;
     }
     Some(container.name.clone())
 }
 
-/// Kills a container and removes it, with its volumes.
-async fn remove(docker: &Docker, name: &str) {
+/// Kills a container and removes it, with its volumes, however often that has to be tried. Once the node ends it is tried a number of
+/// times more: the next life finds what is left.
+async fn remove(docker: &Docker, name: &str, ending: &CancellationToken) {
+    while !remove_soon(docker, name).await {
+        if ending.is_cancelled() {
+            return;
+        }
+        let _ = tokio::time::timeout(LATER_PAUSE, ending.cancelled()).await;
+    }
+}
+
+/// As [`remove`], tried a number of times; whether it is gone.
+async fn remove_soon(docker: &Docker, name: &str) -> bool {
     let mut last = String::new();
     for _ in 0..REMOVALS {
         let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
@@ -257,18 +295,20 @@ async fn remove(docker: &Docker, name: &str) {
         let _ = tokio::time::timeout(ENGINE_TIME, docker.kill_container(name, Some(kill))).await;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match tokio::time::timeout(ENGINE_TIME, docker.remove_container(name, Some(options))).await {
-            Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => return,
+            Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => return true,
             Ok(Err(error)) => last = error.to_string(),
             Err(error) => last = error.to_string(),
         }
         tokio::time::sleep(REMOVAL_PAUSE).await;
     }
     tracing::error!(container = name, error = last, "cannot remove a container");
+    false
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::task::{Context, Wake, Waker};
 
     use super::super::fake::FakeEngine;
@@ -283,7 +323,9 @@ mod tests {
         })
         .await;
         let keeper = Keeper::start(engine.docker.clone()).unwrap();
-        assert!(keeper.create("name".to_owned(), ContainerCreateBody::default()).await.is_err());
+        assert!(
+            keeper.create("name".to_owned(), ContainerCreateBody::default(), Place::default()).await.is_err()
+        );
         is_removed(&engine).await;
     }
 
@@ -296,7 +338,8 @@ mod tests {
         })
         .await;
         let keeper = Keeper::start(engine.docker.clone()).unwrap();
-        let mut creating = Box::pin(keeper.create("name".to_owned(), ContainerCreateBody::default()));
+        let mut creating =
+            Box::pin(keeper.create("name".to_owned(), ContainerCreateBody::default(), Place::default()));
         let made = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&made));
         assert!(creating.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
@@ -304,6 +347,32 @@ mod tests {
         made.0.notified().await;
         drop(creating);
         is_removed(&engine).await;
+    }
+
+    #[tokio::test]
+    async fn a_place_is_taken_until_the_engine_says_that_the_container_is_gone() {
+        let works = Arc::new(AtomicBool::new(false));
+        let answers = Arc::clone(&works);
+        let engine = FakeEngine::start(move |request| match request {
+            "POST /containers/create" => (201, r#"{"Id":"name","Warnings":[]}"#),
+            "DELETE /containers/name" if answers.load(Ordering::SeqCst) => (204, ""),
+            _ => (500, r#"{"message":"the engine hangs"}"#),
+        })
+        .await;
+        let keeper = Keeper::start(engine.docker.clone()).unwrap();
+        let slot = Arc::new(());
+        let place = Place::new(Arc::clone(&slot));
+        let creating = keeper.create("name".to_owned(), ContainerCreateBody::default(), place);
+        drop(creating.await.unwrap());
+        is_asked(&engine, "DELETE /containers/name", 3).await;
+        assert_eq!(Arc::strong_count(&slot), 2, "the program may run on");
+        works.store(true, Ordering::SeqCst);
+        let freed = async {
+            while Arc::strong_count(&slot) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), freed).await.expect("the place is free");
     }
 
     /// Tells that a future can go on.
@@ -317,11 +386,15 @@ mod tests {
     }
 
     async fn is_removed(engine: &FakeEngine) {
-        let removed = async {
-            while !engine.asked.lock().unwrap().iter().any(|asked| asked == "DELETE /containers/name") {
+        is_asked(engine, "DELETE /containers/name", 1).await;
+    }
+
+    async fn is_asked(engine: &FakeEngine, request: &str, times: usize) {
+        let asked = async {
+            while engine.asked.lock().unwrap().iter().filter(|asked| *asked == request).count() < times {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), removed).await.expect("it is never removed");
+        tokio::time::timeout(Duration::from_secs(60), asked).await.expect("it is never asked");
     }
 }

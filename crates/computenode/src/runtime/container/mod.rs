@@ -250,7 +250,7 @@ impl ContainerRuntime {
         let way = if domains.is_empty() {
             None
         } else {
-            let opening = egress::open(self, &job.label, domains);
+            let opening = egress::open(self, &job.label, context.place.clone(), domains);
             Some(tokio::select! {
                 biased;
                 reason = stop.stopped() => return Err(reason),
@@ -274,7 +274,7 @@ impl ContainerRuntime {
             environment: way.as_ref().map_or_else(Vec::new, |way| way.environment.clone()),
         };
         let body = spec.body()?;
-        let creating = self.keeper.create(name(&job.label), body);
+        let creating = self.keeper.create(name(&job.label), body, context.place.clone());
         let container = tokio::select! {
             biased;
             reason = stop.stopped() => return Err(reason),
