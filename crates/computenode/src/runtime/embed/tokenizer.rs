@@ -31,7 +31,11 @@ const MAX_TEMPLATE: usize = 16;
 /// Reads a `tokenizer.json`. Texts are truncated to `max_tokens`.
 pub(super) fn load(bytes: &[u8], max_tokens: usize) -> Result<Tokenizer, RunError> {
     let wrong = |error: &dyn fmt::Display| bad(format!("tokenizer.json: {error}"));
-    let file: File = serde_json::from_slice(bytes).map_err(|error| wrong(&error))?;
+    let file: File = match serde_json::from_slice(bytes) {
+        Ok(file) => file,
+        Err(_) if is_unigram(bytes) => return Err(wrong(&UNIGRAM)),
+        Err(error) => return Err(wrong(&error)),
+    };
     file.check().map_err(|reason| wrong(&reason))?;
     let checked = serde_json::to_vec(&file).map_err(|error| wrong(&error))?;
     drop(file);
@@ -40,6 +44,24 @@ pub(super) fn load(bytes: &[u8], max_tokens: usize) -> Result<Tokenizer, RunErro
         .with_truncation(Some(TruncationParams { max_length: max_tokens, ..TruncationParams::default() }))
         .map_err(|error| wrong(&error))?;
     Ok(tokenizer)
+}
+
+/// Why SentencePiece's tokenizers are refused. Their normalizer is a table that the model brings: its entries may be of any length, and
+/// may lead anywhere in it.
+const UNIGRAM: &str = "a Unigram tokenizer (SentencePiece) is not run here, as most multilingual models have; name a model whose \
+                       tokenizer is WordPiece, WordLevel or BPE";
+
+/// Whether a file is a SentencePiece tokenizer, whatever else it holds.
+fn is_unigram(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Looked {
+        model: LookedModel,
+    }
+    #[derive(Deserialize)]
+    struct LookedModel {
+        r#type: String,
+    }
+    serde_json::from_slice::<Looked>(bytes).is_ok_and(|looked| looked.model.r#type == "Unigram")
 }
 
 #[derive(Serialize, Deserialize)]
@@ -413,6 +435,15 @@ mod tests {
         refused(&bomb, "NFKD");
         bomb["normalizer"] = json!({"type": "Sequence", "normalizers": [twice]});
         refused(&bomb, "Sequence");
+    }
+
+    #[test]
+    fn sentencepiece_is_refused_by_name() {
+        let mut xlm = tokenizer();
+        xlm["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+        xlm["model"] = json!({"type": "Unigram", "unk_id": 1, "vocab": [["<s>", 0.0], ["\u{2581}a", -1.5]]});
+        refused(&xlm, "a Unigram tokenizer (SentencePiece) is not run here");
+        refused(&xlm, "WordPiece, WordLevel or BPE");
     }
 
     #[test]
