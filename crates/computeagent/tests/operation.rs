@@ -82,6 +82,21 @@ async fn tasks_are_taken_at_the_operators_hours() {
 }
 
 #[tokio::test]
+async fn only_the_operators_runtimes_are_offered() {
+    let mut world = World::new().await;
+    world.node.report.lock().unwrap().runtimes.push(Runtime::Embed);
+    world.config.policy.runtimes = vec![Runtime::Embed];
+    let agent = world.start();
+    let (register, session) = world.connected().await;
+    assert!(register.metadata.contains(r#""runtimes":["embed"]"#), "{}", register.metadata);
+    assert_eq!(refused(&session, task(1)).await, (409, "runtime_not_offered".to_owned()));
+    let mut embed = task(1);
+    embed.config.runtime = Runtime::Embed;
+    accepted(&session, &signed_assignment(embed)).await;
+    agent.kill().await;
+}
+
+#[tokio::test]
 async fn only_the_operators_images_run() {
     let mut world = World::new().await;
     world.node.report.lock().unwrap().runtimes.push(Runtime::Container);

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -38,6 +39,25 @@ async fn a_signal_ends_running_tasks_after_their_grace() {
     let node = Process::start(folder.path(), &[]);
     node.api.json(Method::POST, "/compute", Some(&compute_request(folder.path(), 1, "spin", ""))).await;
     node.signal("TERM");
+    assert!(node.end().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_the_log_name_their_task() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = Process::start(folder.path(), &[]);
+    node.api.json(Method::POST, "/compute", Some(&compute_request(folder.path(), 1, "upper", "x"))).await;
+    assert_eq!(ended(&node.api, 1).await["phase"], "done");
+    node.signal("TERM");
+    let mut log = String::new();
+    node.log.read_to_string(&mut log).unwrap();
+    let line = log.lines().find(|line| line.contains("task ended")).expect("the end is logged");
+    let event: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(
+        (&event["span"]["task"], &event["span"]["attempt"]),
+        (&json!(task_id(1)), &json!(1)),
+        "{event}"
+    );
     assert!(node.end().success());
 }
 
