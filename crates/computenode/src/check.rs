@@ -19,7 +19,10 @@ use crate::config::Config;
 use crate::disk::Space;
 use crate::engines::USUAL_PORTS;
 use crate::node;
-use crate::runtime::container::{ContainerSettings, EngineReport};
+use crate::runtime::container::{ContainerSettings, EngineName, EngineReport};
+
+/// How OCI runtimes are called that give containers a kernel of their own.
+const STRONGER: [&str; 2] = ["runsc", "kata"];
 
 /// How long a neighbour on loopback may take to answer.
 const LOOPBACK_PATIENCE: Duration = Duration::from_millis(700);
@@ -96,8 +99,10 @@ pub async fn check(config: &Config) -> Report {
     let mut findings = Vec::new();
     findings.extend(gpus(config).await);
     findings.push(runtimes().await);
-    findings.push(containers(config).await);
+    findings.extend(containers(config).await);
     findings.push(host::limits(Path::new("/sys/fs/cgroup")));
+    findings.push(host::user_namespaces(Path::new("/proc/sys")));
+    findings.push(host::seccomp(Path::new("/proc/sys")));
     findings.push(host::data_folder(&config.data));
     findings.push(disk(config));
     findings.push(token(config));
@@ -163,19 +168,51 @@ async fn runtimes() -> Finding {
     }
 }
 
-async fn containers(config: &Config) -> Finding {
+async fn containers(config: &Config) -> Vec<Finding> {
     let Some(settings) = &config.container else {
-        return Finding::ok("container", "turned off by --no-container");
+        return vec![Finding::ok("container", "turned off by --no-container")];
     };
     match EngineReport::of(settings).await {
-        Ok(Some(report)) => engine_finding(&report, settings),
+        Ok(Some(report)) => vec![engine_finding(&report, settings), sandbox(&report, settings)],
         Ok(None) => {
             let fix = "install podman or docker and let this user use its socket, or say --no-container";
-            Finding::warn("container", "no engine answers; no containers are run", fix)
+            vec![Finding::warn("container", "no engine answers; no containers are run", fix)]
         }
         Err(error) => {
             let fix = "start the engine, or mend --container-socket and --container-runtime";
-            Finding::fail("container", error.to_string(), fix)
+            vec![Finding::fail("container", error.to_string(), fix)]
+        }
+    }
+}
+
+/// What stands between a container and the host's kernel, besides the engine's limits.
+fn sandbox(report: &EngineReport, settings: &ContainerSettings) -> Finding {
+    let users = if report.user_namespace {
+        "its users are no users of this host"
+    } else {
+        "its users are this host's, without rights"
+    };
+    if let Some(named) = &settings.runtime {
+        return Finding::ok("sandbox", format!("containers run by {named}; {users}"));
+    }
+    let stronger =
+        || report.runtimes.iter().filter(|name| STRONGER.iter().any(|known| name.starts_with(known)));
+    let told = format!("containers share this host's kernel; {users}");
+    match stronger().next() {
+        Some(name) => {
+            let all: Vec<&str> = stronger().map(String::as_str).collect();
+            let first = match report.name {
+                EngineName::Docker => String::new(),
+                EngineName::Podman => {
+                    format!("set runtime = \"{name}\" under [engine] in containers.conf; then ")
+                }
+            };
+            let fix = format!("{first}--container-runtime {name} gives each a kernel of its own");
+            Finding::warn("sandbox", format!("{told}; the engine has {}", all.join(", ")), fix)
+        }
+        None => {
+            let fix = "where that is not enough: install gVisor (runsc) or Kata, tell the engine, and name it by --container-runtime";
+            Finding::warn("sandbox", format!("{told}; the engine has neither runsc nor kata"), fix)
         }
     }
 }
@@ -305,7 +342,7 @@ async fn engines() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::container::{EngineName, Unenforced};
+    use crate::runtime::container::Unenforced;
 
     #[test]
     fn gpus_are_listed_and_unwell_ones_are_warned_of() {
@@ -319,9 +356,8 @@ mod tests {
         assert_eq!(gpu_findings(&inventory, &inventory.sample())[0].status, Status::Warn);
     }
 
-    #[test]
-    fn an_engine_is_judged_by_what_it_enforces() {
-        let mut report = EngineReport {
+    fn report() -> EngineReport {
+        EngineReport {
             name: EngineName::Podman,
             version: "5".to_owned(),
             api_version: "1.41".to_owned(),
@@ -331,9 +367,15 @@ mod tests {
             user_namespace: true,
             architecture: "amd64".to_owned(),
             processors: Some(2),
+            runtimes: vec!["crun".to_owned()],
             unenforced: Vec::new(),
             egress_unavailable: Some("no right".to_owned()),
-        };
+        }
+    }
+
+    #[test]
+    fn an_engine_is_judged_by_what_it_enforces() {
+        let mut report = report();
         let mut settings = ContainerSettings::default();
         assert_eq!(
             engine_finding(&report, &settings),
@@ -349,6 +391,25 @@ mod tests {
         assert_eq!(engine_finding(&report, &settings).status, Status::Fail);
         settings.allow_unenforced = true;
         assert_eq!(engine_finding(&report, &settings).status, Status::Warn);
+    }
+
+    #[test]
+    fn stronger_runtimes_are_named() {
+        let settings = ContainerSettings::default();
+        let mut report = report();
+        let plain = sandbox(&report, &settings);
+        assert_eq!((plain.status, plain.message.contains("neither runsc nor kata")), (Status::Warn, true));
+        assert!(plain.message.contains("its users are no users of this host"));
+        report.runtimes.push("kata-qemu".to_owned());
+        report.user_namespace = false;
+        let offered = sandbox(&report, &settings).fix.unwrap();
+        assert!(offered.contains("containers.conf; then --container-runtime kata-qemu "), "{offered}");
+        report.name = EngineName::Docker;
+        let offered = sandbox(&report, &settings).fix.unwrap();
+        assert!(offered.starts_with("--container-runtime kata-qemu "), "{offered}");
+        let named = ContainerSettings { runtime: Some("kata-qemu".to_owned()), ..settings };
+        let told = "containers run by kata-qemu; its users are this host's, without rights";
+        assert_eq!(sandbox(&report, &named), Finding::ok("sandbox", told));
     }
 
     #[test]

@@ -36,6 +36,40 @@ pub(super) fn limits(root: &Path) -> Finding {
     Finding::warn("limits", told, "boot with cgroup v2 and these controllers, or serve without containers")
 }
 
+/// Whether users can have user namespaces, which give a container's root no rights on the host. `sys` is where the kernel's settings are.
+pub(super) fn user_namespaces(sys: &Path) -> Finding {
+    let setting = |path: &str| {
+        let text = std::fs::read_to_string(sys.join(path)).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    let (problem, fix) = if setting("user/max_user_namespaces").is_none_or(|most| most == 0) {
+        (
+            "the kernel makes none",
+            "set the sysctl user.max_user_namespaces to 10000, or boot a kernel with CONFIG_USER_NS",
+        )
+    } else if setting("kernel/unprivileged_userns_clone") == Some(0) {
+        ("only root may make them", "set the sysctl kernel.unprivileged_userns_clone to 1")
+    } else if setting("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        (
+            "AppArmor lets few programs make them",
+            "set the sysctl kernel.apparmor_restrict_unprivileged_userns to 0",
+        )
+    } else {
+        return Finding::ok("userns", "users can have user namespaces");
+    };
+    Finding::warn("userns", format!("user namespaces: {problem}, so rootless engines do not work"), fix)
+}
+
+/// Whether the kernel can filter system calls. `sys` is where its settings are.
+pub(super) fn seccomp(sys: &Path) -> Finding {
+    let actions = std::fs::read_to_string(sys.join("kernel/seccomp/actions_avail")).unwrap_or_default();
+    if actions.split_whitespace().any(|action| action == "errno") {
+        return Finding::ok("seccomp", "the kernel filters system calls");
+    }
+    let told = "the kernel filters no system calls, so containers are not safe; wasm and embed make none";
+    Finding::warn("seccomp", told, "boot a kernel with CONFIG_SECCOMP_FILTER, or serve without containers")
+}
+
 /// Whether the data folder can be made, or is there and can be written; nothing is written.
 pub(super) fn data_folder(folder: &Path) -> Finding {
     let fix = "give this user a folder of its own by --data";
@@ -87,6 +121,35 @@ pub(super) fn existing(folder: &Path) -> &Path {
 mod tests {
     use super::super::Status;
     use super::*;
+
+    #[test]
+    fn the_kernels_settings_are_judged() {
+        let folder = tempfile::tempdir().unwrap();
+        let sys = folder.path();
+        let set = |path: &str, value: &str| {
+            let path = sys.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, value).unwrap();
+        };
+        assert_eq!((user_namespaces(sys).status, seccomp(sys).status), (Status::Warn, Status::Warn));
+        set("user/max_user_namespaces", "0\n");
+        assert_eq!(user_namespaces(sys).status, Status::Warn);
+        set("user/max_user_namespaces", "127235\n");
+        assert_eq!(user_namespaces(sys).status, Status::Ok);
+        for (path, bad, good) in [
+            ("kernel/unprivileged_userns_clone", "0", "1"),
+            ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+        ] {
+            set(path, bad);
+            let finding = user_namespaces(sys);
+            let name = path.split('/').next_back().unwrap();
+            assert_eq!((finding.status, finding.fix.unwrap().contains(name)), (Status::Warn, true));
+            set(path, good);
+            assert_eq!(user_namespaces(sys).status, Status::Ok);
+        }
+        set("kernel/seccomp/actions_avail", "kill_process trap errno allow\n");
+        assert_eq!(seccomp(sys).status, Status::Ok);
+    }
 
     #[test]
     fn both_versions_of_control_groups_are_known() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::models::{SystemInfo, SystemInfoCgroupVersionEnum, SystemVersion};
+use bollard::models::{Runtime, SystemInfo, SystemInfoCgroupVersionEnum, SystemVersion};
 
 use super::{ContainerSettings, egress};
 
@@ -58,6 +58,8 @@ pub struct EngineReport {
     pub architecture: String,
     /// How many processors it has, if it says.
     pub processors: Option<u32>,
+    /// The OCI runtimes that it has, by its names for them.
+    pub runtimes: Vec<String>,
     /// What it cannot enforce. While there is anything, jobs are refused unless the operator allows them.
     pub unenforced: Vec<Unenforced>,
     /// Why no job can be let out to allowed domains, if none can.
@@ -147,13 +149,14 @@ async fn check_runtime(
     let silent =
         |error: Error| DetectError::NoAnswer { socket: report.socket.clone(), reason: error.to_string() };
     let info = in_time(docker.info()).await.map_err(silent)?;
-    let known = info.runtimes.unwrap_or_default().remove(name).ok_or_else(missing)?;
-    // Podman lists every runtime that it has heard of, installed or not.
-    let path = known.path.unwrap_or_default();
-    if Path::new(&path).is_absolute() && !Path::new(&path).exists() {
-        return Err(missing());
-    }
-    Ok(())
+    let known = info.runtimes.unwrap_or_default().remove(name).filter(is_installed);
+    known.map(drop).ok_or_else(missing)
+}
+
+/// Podman lists every runtime that it has heard of, installed or not.
+fn is_installed(runtime: &Runtime) -> bool {
+    let path = Path::new(runtime.path.as_deref().unwrap_or_default());
+    !path.is_absolute() || path.exists()
 }
 
 /// A connection to the engine at `socket`.
@@ -219,9 +222,18 @@ fn report(
         user_namespace: rootless || has("name=userns") || settings.user_namespace.is_some(),
         architecture: architecture(version.arch.as_deref().or(info.architecture.as_deref()).unwrap_or("")),
         processors: info.ncpu.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
+        runtimes: runtimes(info),
         unenforced: unenforced(name, info, &options, rootless),
         egress_unavailable: egress::why_unavailable(settings, rootless),
     }
+}
+
+fn runtimes(info: &SystemInfo) -> Vec<String> {
+    let all = info.runtimes.iter().flatten();
+    let mut names: Vec<String> =
+        all.filter(|(_, runtime)| is_installed(runtime)).map(|(name, _)| name.clone()).collect();
+    names.sort();
+    names
 }
 
 /// The architecture as images name it.
