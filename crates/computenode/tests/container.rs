@@ -1,6 +1,8 @@
 //! Containers on real engines, which these tests start for themselves: what works, and what programs that mean harm come to.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
+#[path = "images/egress.rs"]
+mod egress;
 #[path = "images/engines.rs"]
 mod engines;
 mod images;
@@ -16,13 +18,12 @@ use std::time::{Duration, Instant};
 use artifact::{BlobStore, FetchPolicy, Fetcher};
 use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
-use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EgressPolicy, EngineName};
+use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EngineName};
 use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, Output, RunCode, RunError, Runtime};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use taskmarket::params::{ContainerParams, Params};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::engines::Engine;
 use crate::registry::Registry;
@@ -80,7 +81,8 @@ async fn suite(engine: Engine, name: EngineName) {
     a_dropped_job_leaves_nothing(&bench).await;
     a_node_that_ends_leaves_nothing(&bench).await;
     what_a_former_life_left_is_removed(&bench).await;
-    domains_are_reached_by_the_proxy_only(&bench).await;
+    egress::domains_are_reached_by_the_proxy_only(&bench).await;
+    egress::tunnels_lead_to_granted_domains_only(&bench).await;
     nothing_is_left(&bench).await;
 }
 
@@ -501,67 +503,6 @@ async fn what_a_former_life_left_is_removed(bench: &Bench) {
     bench.runtime.recover().await.unwrap();
     assert_eq!(bench.containers().await, ["/other"]);
     client.remove_container("other", None).await.unwrap();
-}
-
-#[expect(clippy::print_stdout, reason = "a check that is skipped says why")]
-async fn domains_are_reached_by_the_proxy_only(bench: &Bench) {
-    let server = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = server.local_addr().unwrap().port();
-    let serving = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = server.accept().await {
-            let mut head = vec![0; 4096];
-            let _ = stream.read(&mut head).await;
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
-            let _ = stream.write_all(answer).await;
-        }
-    });
-    let egress = EgressPolicy {
-        domains: vec!["localhost".to_owned()],
-        ports: vec![port],
-        allow_private_addresses: true,
-        ..EgressPolicy::default()
-    };
-    let settings = ContainerSettings { egress, ..settings(&bench.engine) };
-    let runtime = detect(settings, fetcher(bench.folder.path(), false)).await;
-    let job = |script: &str, egress: &str| {
-        let params = ContainerParams {
-            args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-            egress: vec![egress.to_owned()],
-            ..ContainerParams::default()
-        };
-        bench.job_with(params, &bench.image)
-    };
-    let context = Context::default();
-    if let Some(reason) = &runtime.report().egress_unavailable {
-        println!("no way out here: {reason}");
-        let (job, _folder) = job("true", "localhost");
-        let error = run(&runtime, job, &context).await.unwrap_err();
-        assert_eq!(error.code, RunCode::EgressUnavailable);
-    } else {
-        let (get, _folder) =
-            job(&format!("wget -q -O - http://localhost:{port}/; ls /sys/class/net"), "localhost");
-        assert_eq!(run(&runtime, get, &context).await.unwrap(), b"hellolo\n");
-        for (script, what) in [
-            (format!("wget -q -O - http://127.0.0.1:{port}/"), "an address that was not granted"),
-            (
-                format!("unset http_proxy; wget -q -O - http://localhost:{port}/"),
-                "the host without the proxy",
-            ),
-            ("wget -q -O - http://localhost:1/".to_owned(), "a port that was not granted"),
-        ] {
-            let (get, _folder) = job(&script, "localhost");
-            assert_eq!(
-                run(&runtime, get, &context).await.expect_err(what).code,
-                RunCode::ExitNonzero,
-                "{what}"
-            );
-        }
-    }
-    let (ungranted, _folder) = job("true", "example.org");
-    assert_eq!(run(&runtime, ungranted, &context).await.unwrap_err().code, RunCode::EgressRefused);
-    let (asking, _folder) = job("true", "localhost");
-    assert_eq!(bench.run(asking).await.unwrap_err().code, RunCode::EgressRefused);
-    serving.abort();
 }
 
 async fn nothing_is_left(bench: &Bench) {

@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 /// Where Debian's package busybox-static puts its program, which needs no library.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 26] = [
     "sh", "cat", "chmod", "cp", "dd", "echo", "env", "grep", "head", "id", "ip", "ln", "ls", "mkdir",
-    "mkfifo", "mknod", "rm", "sleep", "tail", "touch", "true", "wget", "yes", "hostname",
+    "mkfifo", "mknod", "nc", "printf", "rm", "sleep", "tail", "touch", "true", "wget", "yes", "hostname",
 ];
 
 /// A file of a tar: its name, its kind, where it leads if it is a link, and its content.
