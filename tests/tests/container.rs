@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 #[path = "../../crates/computenode/tests/images/engines.rs"]
+#[expect(dead_code, reason = "the tests of the runtime ask engines for more")]
 mod engines;
 #[path = "../../crates/computenode/tests/images/mod.rs"]
 #[expect(dead_code, reason = "the tests of the runtime use more kinds of images")]

@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 use artifact::{BlobStore, FetchPolicy, Fetcher};
 use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
-use computenode::runtime::container::{ContainerRuntime, ContainerSettings, EngineName};
+use computenode::runtime::container::{ContainerRuntime, ContainerSettings, DetectError, EngineName};
 use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, Output, RunCode, RunError, Runtime};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use taskmarket::params::{ContainerParams, Params};
 use tempfile::TempDir;
 
-use crate::engines::Engine;
+use crate::engines::{Engine, WITNESS};
 use crate::registry::Registry;
 use crate::support::http::{compute_request, task_id};
 use crate::support::process::Process;
@@ -81,6 +81,7 @@ async fn suite(engine: Engine, name: EngineName) {
     a_dropped_job_leaves_nothing(&bench).await;
     a_node_that_ends_leaves_nothing(&bench).await;
     what_a_former_life_left_is_removed(&bench).await;
+    a_stronger_runtime_is_used_by_its_name(&bench).await;
     egress::domains_are_reached_by_the_proxy_only(&bench).await;
     egress::tunnels_lead_to_granted_domains_only(&bench).await;
     nothing_is_left(&bench).await;
@@ -503,6 +504,32 @@ async fn what_a_former_life_left_is_removed(bench: &Bench) {
     bench.runtime.recover().await.unwrap();
     assert_eq!(bench.containers().await, ["/other"]);
     client.remove_container("other", None).await.unwrap();
+}
+
+async fn a_stronger_runtime_is_used_by_its_name(bench: &Bench) {
+    let named = |name: &str| ContainerSettings { runtime: Some(name.to_owned()), ..settings(&bench.engine) };
+    let missing = ContainerRuntime::detect(named("missing"), fetcher(bench.folder.path(), false)).await;
+    assert!(matches!(missing.err(), Some(DetectError::NoRuntime(name)) if name == "missing"));
+    let created = || {
+        let calls = std::fs::read_to_string(&bench.engine.witnessed).unwrap_or_default();
+        calls.lines().filter(|call| call.split(' ').any(|word| word == "create")).count()
+    };
+    assert_eq!(created(), 0, "the engine's own is another");
+    if bench.runtime.report().name == EngineName::Podman {
+        // It would run the job by runc all the same.
+        let refused = ContainerRuntime::detect(named(WITNESS), fetcher(bench.folder.path(), false)).await;
+        let refused = refused.err().expect("Podman takes no runtime");
+        assert!(
+            matches!(&refused, DetectError::PodmansRuntime { default, .. } if default == "runc"),
+            "{refused}"
+        );
+        detect(named("runc"), fetcher(bench.folder.path(), false)).await;
+        return;
+    }
+    let runtime = detect(named(WITNESS), fetcher(bench.folder.path(), false)).await;
+    let (job, _folder) = bench.job("echo ran");
+    assert_eq!(run(&runtime, job, &Context::default()).await.unwrap(), b"ran\n");
+    assert_eq!(created(), 1);
 }
 
 async fn nothing_is_left(bench: &Bench) {

@@ -25,7 +25,8 @@ pub struct ContainerArgs {
     #[arg(long, env = "ZORAI_NODE_CONTAINER_SOCKET", value_name = "SOCKET")]
     pub container_socket: Option<PathBuf>,
 
-    /// The engine's name of a stronger OCI runtime, such as runsc or kata [default: the engine's own].
+    /// The engine's name of a stronger OCI runtime, such as runsc or kata; Podman's must be the default of its containers.conf
+    /// [default: the engine's own].
     #[arg(long, env = "ZORAI_NODE_CONTAINER_RUNTIME", value_name = "NAME")]
     pub container_runtime: Option<String>,
 

@@ -20,9 +20,14 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 "#;
 
+/// The name of an OCI runtime besides the engine's own: runc, with a line for each call.
+pub(crate) const WITNESS: &str = "witness";
+
 /// An engine, which ends when this is dropped.
 pub(crate) struct Engine {
     pub(crate) socket: PathBuf,
+    /// What [`WITNESS`] was called with.
+    pub(crate) witnessed: PathBuf,
     process: Child,
     folder: TempDir,
 }
@@ -32,7 +37,9 @@ impl Engine {
     pub(crate) fn podman() -> Option<Self> {
         let folder = folder("podman", &["podman", "runc", "conmon"])?;
         let (root, socket) = (folder.path().to_owned(), folder.path().join("engine.sock"));
-        std::fs::write(root.join("containers.conf"), PODMAN_CONFIG).unwrap();
+        let witness = witness(&root);
+        let config = format!("{PODMAN_CONFIG}[engine.runtimes]\n{WITNESS} = [\"{}\"]\n", witness.display());
+        std::fs::write(root.join("containers.conf"), config).unwrap();
         let mut command = Command::new("podman");
         command.env("CONTAINERS_CONF", root.join("containers.conf")).arg("--root").arg(root.join("root"));
         command.arg("--runroot").arg(root.join("run")).args(["--storage-driver", "overlay"]);
@@ -46,6 +53,7 @@ impl Engine {
         let (root, socket) = (folder.path().to_owned(), folder.path().join("engine.sock"));
         let mut command = Command::new("dockerd");
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
+        command.arg("--add-runtime").arg(format!("{WITNESS}={}", witness(&root).display()));
         command.arg("--data-root").arg(root.join("root")).arg("--exec-root").arg(root.join("exec"));
         command.arg("--pidfile").arg(root.join("pid")).arg("-H").arg(format!("unix://{}", socket.display()));
         Some(Self::start(command, folder, socket))
@@ -63,7 +71,8 @@ impl Engine {
         // Where it leaves notes of its own, such as conmon's on memory.
         command.current_dir(folder.path());
         let process = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn();
-        let engine = Self { socket, process: process.unwrap(), folder };
+        let witnessed = folder.path().join("witnessed");
+        let engine = Self { socket, witnessed, process: process.unwrap(), folder };
         let started = Instant::now();
         while std::os::unix::net::UnixStream::connect(&engine.socket).is_err() {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -95,6 +104,18 @@ impl Drop for Engine {
         ours.reverse();
         let _ = Command::new("umount").arg("--lazy").args(ours).stderr(Stdio::null()).status();
     }
+}
+
+/// Writes the program [`WITNESS`] into a folder.
+fn witness(folder: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+
+    let program = folder.join(WITNESS);
+    let told = folder.join("witnessed");
+    std::fs::write(&program, format!("#!/bin/sh\necho \"$@\" >> {}\nexec runc \"$@\"\n", told.display()))
+        .unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program
 }
 
 /// A folder for an engine whose programs are all installed, where this process may run it.

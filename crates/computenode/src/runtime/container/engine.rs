@@ -105,6 +105,17 @@ pub enum DetectError {
     /// The engine knows no OCI runtime of that name.
     #[error("the container engine has no OCI runtime {0:?}")]
     NoRuntime(String),
+    /// Podman runs containers by its own default, whatever it is asked for, and says nothing.
+    #[error(
+        "Podman runs containers by its own OCI runtime, {default:?}, whatever it is asked for: set runtime = {named:?} \
+         under [engine] in its containers.conf, and start its service again"
+    )]
+    PodmansRuntime {
+        /// What it runs them by.
+        default: String,
+        /// What the settings name.
+        named: String,
+    },
     /// The thread that starts and removes containers cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -149,8 +160,12 @@ async fn check_runtime(
     let silent =
         |error: Error| DetectError::NoAnswer { socket: report.socket.clone(), reason: error.to_string() };
     let info = in_time(docker.info()).await.map_err(silent)?;
-    let known = info.runtimes.unwrap_or_default().remove(name).filter(is_installed);
-    known.map(drop).ok_or_else(missing)
+    let known = info.runtimes.unwrap_or_default().remove(name).filter(is_installed).ok_or_else(missing)?;
+    let default = info.default_runtime.unwrap_or_default();
+    if report.name == EngineName::Podman && *name != default && known.path.as_ref() != Some(&default) {
+        return Err(DetectError::PodmansRuntime { default, named: name.clone() });
+    }
+    Ok(())
 }
 
 /// Podman lists every runtime that it has heard of, installed or not.
