@@ -7,7 +7,7 @@ use taskmarket::{
     AcceptTask, Address, Amount, ApproveResult, B256, Bytes32, CancelTask, ChainChange, ChainFact,
     ComputeProof, ContentHash, DisputeTask, Domain, Event, FailTask, Message, Mutation, Recorded,
     ReleaseReason, Resolution, ResolveDispute, Runtime, Task, TaskConfig, TaskRecord, Timestamp, U256,
-    Verified, apply, decide, elapse, observe, publish, release,
+    Verified, apply, decide, elapse, observe, publish, release, unworkable,
 };
 use wallet::Wallet;
 
@@ -20,7 +20,7 @@ const START: u64 = 1_700_000_000;
 /// More steps repeat what fewer did.
 const MAX_STEPS: usize = 16;
 /// How many kinds of things [`Script::cause`] tells apart.
-const KINDS: u8 = 20;
+const KINDS: u8 = 21;
 
 /// A script: what it leads to replays to the same record, over a wire too, and no step counts twice.
 pub fn history_script(data: &[u8]) -> Outcome {
@@ -120,6 +120,7 @@ impl Script {
         match cause {
             Cause::Signed(mutation) => decide(&self.record, self.now, mutation).ok().flatten(),
             Cause::Released(attempt, reason) => release(&self.record, *attempt, *reason),
+            Cause::Unworkable => unworkable(&self.record),
             Cause::Chain(fact) => observe(&self.record, *fact).ok().flatten(),
         }
     }
@@ -181,6 +182,7 @@ impl Script {
                 8 => Mutation::Cancel(self.signed(requester, CancelTask { task_id, issued_at })),
                 9 => return Cause::Released(attempt, ReleaseReason::SessionLost),
                 10 => return Cause::Released(attempt, ReleaseReason::AttemptDropped),
+                20 => return Cause::Unworkable,
                 chain => return Cause::Chain(self.fact(chain - 11, with, of, attempt)),
             };
         Cause::Signed(Box::new(mutation))
@@ -243,6 +245,7 @@ impl Script {
 enum Cause {
     Signed(Box<Mutation>),
     Released(u32, ReleaseReason),
+    Unworkable,
     Chain(ChainFact),
 }
 

@@ -221,6 +221,9 @@ pub(crate) fn describe(recorded: &Recorded, after: Status) -> String {
         Event::Released { attempt, reason } => {
             format!("Attempt {attempt} released ({}); the task is {after}", reason.as_str())
         }
+        Event::Unworkable => {
+            format!("The relay spends no further attempt on what fails anywhere; the task is {after}")
+        }
         Event::Chain(fact) => {
             format!("On chain: {} in transaction {}; the task is {after}", fact.change.name(), fact.tx)
         }
@@ -246,6 +249,7 @@ pub(crate) fn whose(recorded: &Recorded) -> String {
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
+        | Event::Unworkable
         | Event::Chain(_)
         | Event::ChainTime(_) => None,
     };

@@ -232,6 +232,14 @@ impl Market {
 
     /// Has a task take the chain's facts that wait for it. A fact that it refuses stays, for whoever looks for the cause.
     ///
+    /// Ends a task by this relay's word, if a provider signed that it fails anywhere and nobody holds it.
+    ///
+    /// # Errors
+    /// There is no such task, or the store fails.
+    pub(crate) async fn end_unworkable(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
+        self.change(id, None, Cause::Unworkable).await
+    }
+
     /// # Errors
     /// There is no such task, or the store fails.
     pub(crate) async fn take_chain_facts(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
@@ -349,6 +357,7 @@ impl Market {
     }
 
     /// Applies and commits one event; `None` where another change came first.
+            Cause::Unworkable => return Ok(taskmarket::unworkable(record)),
     async fn commit(
         &self,
         before: StoredTask,
@@ -453,3 +462,4 @@ fn check_reference(field: &'static str, reference: &Reference, pinned: ContentHa
 fn is_held(record: &TaskRecord, attempt: u32) -> bool {
     record.lease().is_some_and(|lease| lease.attempt == attempt)
 }
+    Unworkable,

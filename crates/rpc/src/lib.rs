@@ -15,7 +15,6 @@
 pub mod chat_task;
 pub mod error;
 pub mod evidence;
-pub mod failure;
 pub mod inference;
 pub mod keys;
 pub mod link;
@@ -24,6 +23,8 @@ pub mod market;
 pub mod node;
 pub mod relay;
 pub mod tasks;
+
+pub use taskmarket::failure;
 
 /// The path on which providers connect.
 pub const PROVIDER_CONNECT_PATH: &str = "/v1/provider/connect";

@@ -70,6 +70,8 @@ faults! {
     HostSilent = "host_silent",
     /// A host gave an attempt up.
     HostFailed = "host_failed",
+    /// A relay ended a task that providers say fails anywhere.
+    Unworkable = "unworkable",
     /// A host refused an offer.
     OfferRefused = "offer_refused",
     /// A host did not answer an offer in time.

@@ -13,6 +13,8 @@ use crate::coverage::Fault;
 use crate::message::{AttemptKey, Message, Say, Verdict};
 use crate::scenario::Key;
 
+/// The code of a failure of the requester's making.
+pub(crate) const NEVER_ENDS: &str = "out_of_fuel";
 /// How often a host reports, and looks around.
 const HEARTBEAT: Millis = 10_000;
 /// The longest silence of a relay before the host dials again.
@@ -316,7 +318,8 @@ impl Host {
         let say = Box::new(match fate {
             Fate::GiveUp => {
                 cx.fault(Fault::HostFailed);
-                self.give_up(key, cx)
+                let code = if cx.dice.chance(0.5) { NEVER_ENDS } else { "io" };
+                self.give_up(key, code, cx)
             }
             Fate::Work | Fate::Stall => self.prove(&task, key, cx),
             Fate::Late => {
@@ -385,13 +388,13 @@ impl Host {
         Say::Proof(Box::new(signed))
     }
 
-    fn give_up(&self, key: AttemptKey, cx: &Context) -> Say {
+    fn give_up(&self, key: AttemptKey, code: &str, cx: &Context) -> Say {
         Say::Fail(self.key.sign(&FailTask {
             task_id: key.task_id,
             provider: self.key.address(),
             attempt: key.attempt,
-            code: "out_of_fuel".into(),
-            message: "it would not end".into(),
+            code: code.into(),
+            message: "it came to nothing".into(),
             issued_at: cx.clock(self.skew),
         }))
     }
@@ -424,7 +427,7 @@ impl Host {
             Verdict::Later => {}
             // Where the proof itself is at fault the attempt is still ours, and somebody else may do better.
             Verdict::Refused("invalid_field") if is_proof => {
-                let say = Box::new(self.give_up(key, cx));
+                let say = Box::new(self.give_up(key, "proof_refused", cx));
                 if let Some(entry) = self.journal.get_mut(&key) {
                     entry.stage = Stage::Ending { say, request: 0 };
                 }

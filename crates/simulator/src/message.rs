@@ -145,6 +145,8 @@ pub(crate) enum Intent {
     /// With the host that an accepted attempt runs on.
     Mutate(Box<Mutation>, Option<taskmarket::Bytes32>),
     Release(AttemptKey, taskmarket::ReleaseReason),
+    /// End the task as one that fails anywhere.
+    End(TaskId),
     Elapse(TaskId),
 }
 

@@ -10,6 +10,7 @@ use taskmarket::{
 };
 
 use crate::context::{Note, Party};
+use crate::host::NEVER_ENDS;
 use crate::message::Intent;
 use crate::store::{Store, Write};
 
@@ -51,6 +52,10 @@ pub enum Invariant {
     Replays,
     /// No relay gives a host more than it has slots for, and no host takes more.
     SlotsKept,
+    /// A relay ends a task early only on a provider's signed word that it fails anywhere.
+    EndedOnWord,
+    /// No relay offers a task again to who said so, nor to anybody once two say so.
+    FaultsStayAway,
     /// With honest parties and a quiet network, tasks that nobody cancels or disputes are completed.
     QuietCompletes,
 }
@@ -74,6 +79,8 @@ impl fmt::Display for Invariant {
             Self::EndsInTime => "a task comes to its end in time",
             Self::Replays => "a history replays to the record",
             Self::SlotsKept => "no host is given more than its slots",
+            Self::EndedOnWord => "a task is ended early only where a provider signed that it fails anywhere",
+            Self::FaultsStayAway => "who said that a task fails anywhere is not offered it again",
             Self::QuietCompletes => "honest parties on a quiet network complete their tasks",
         })
     }
@@ -125,6 +132,8 @@ struct Watched {
     /// When the lease ends, or else the dispute window or the arbiter's.
     ends: Option<Timestamp>,
     lapsed: BTreeSet<Address>,
+    /// Who gave the task up as one that fails anywhere.
+    faulted: BTreeSet<Address>,
     proof: Option<ComputeProof>,
     acknowledged_proof: Option<ComputeProof>,
     acknowledged: Vec<Event>,
@@ -198,7 +207,20 @@ impl Oracle {
             Event::LeaseLapsed => {
                 watched.lapsed.extend(watched.holder.take().map(|(provider, _)| provider));
             }
-            Event::AttemptFailed(_) | Event::Released { .. } | Event::Expired => watched.holder = None,
+            Event::AttemptFailed(fail) => {
+                watched.holder = None;
+                if fail.message.code == NEVER_ENDS {
+                    watched.faulted.insert(fail.message.provider);
+                }
+            }
+            Event::Released { .. } | Event::Expired => watched.holder = None,
+            Event::Unworkable => {
+                let by = watched.holder;
+                let on_word = !watched.faulted.is_empty() && by.is_none();
+                self.demand(on_word, Invariant::EndedOnWord, id, || {
+                    format!("ended on the word of {:?} while {by:?} held it", watched.faulted)
+                });
+            }
             Event::Published { .. }
             | Event::Approved(_)
             | Event::Disputed(_)
@@ -228,6 +250,7 @@ impl Oracle {
             | Event::WindowClosed
             | Event::ArbiterTimedOut
             | Event::Released { .. }
+            | Event::Unworkable
             | Event::Chain(_)
             | Event::ChainTime(_) => return,
         };
@@ -257,6 +280,7 @@ impl Oracle {
             Event::Published { .. }
             | Event::AttemptFailed(_)
             | Event::Released { .. }
+            | Event::Unworkable
             | Event::Approved(_)
             | Event::Cancelled(_)
             | Event::Chain(_)
@@ -305,7 +329,7 @@ impl Oracle {
                 }
                 watched.acknowledged.extend(event);
             }
-            Intent::Release(..) | Intent::Elapse(_) => {}
+            Intent::Release(..) | Intent::Elapse(_) | Intent::End(_) => {}
         }
     }
 
@@ -314,6 +338,15 @@ impl Oracle {
         let changed = self.effective.contains(&operation);
         self.demand(!changed, Invariant::RefusalChangesNothing, id, || {
             format!("{code}, and yet it was committed")
+        });
+    }
+
+    /// A relay that has just read a task offers it to a provider.
+    pub(crate) fn offered(&mut self, id: TaskId, provider: Address) {
+        let Some(faulted) = self.tasks.get(&id).map(|watched| watched.faulted.clone()) else { return };
+        let may = !faulted.contains(&provider) && faulted.len() < 2;
+        self.demand(may, Invariant::FaultsStayAway, id, || {
+            format!("offered to {provider} after the word of {faulted:?}")
         });
     }
 

@@ -51,6 +51,10 @@ pub enum Sabotage {
     TimeRunsBack,
     /// Relays refuse what they have committed.
     RefuseCommitted,
+    /// Relays end a task once a provider failed it for whatever reason.
+    HastyEnd,
+    /// Relays offer a task again to who said that it fails anywhere.
+    FaultReturn,
     /// Hosts and relays do as they should, but no relay ever offers a task.
     NoOffers,
 }
@@ -68,6 +72,8 @@ impl Sabotage {
         (Self::NoTimer, &[Invariant::EndsInTime]),
         (Self::TimeRunsBack, &[Invariant::Replays]),
         (Self::RefuseCommitted, &[Invariant::RefusalChangesNothing]),
+        (Self::HastyEnd, &[Invariant::EndedOnWord]),
+        (Self::FaultReturn, &[Invariant::FaultsStayAway]),
         (Self::NoOffers, &[Invariant::QuietCompletes]),
     ];
 }

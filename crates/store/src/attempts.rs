@@ -157,7 +157,8 @@ impl AttemptChange {
             | Event::Disputed(_)
             | Event::Resolved(_)
             | Event::WindowClosed
-            | Event::ArbiterTimedOut => None,
+            | Event::ArbiterTimedOut
+            | Event::Unworkable => None,
         }
     }
 }

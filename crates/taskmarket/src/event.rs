@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::{self, ChainChange, ChainFact, ChainHead};
 use crate::decide::{self, Mutation, Rejection};
 use crate::eip712::{Domain, SignatureError, Signed, Verified};
+use crate::failure::{self, Blame};
 use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
@@ -55,6 +56,9 @@ pub enum Event {
         /// Why.
         reason: ReleaseReason,
     },
+    /// The serving relay ended the open task, as a provider signed that it fails anywhere. That no other provider was there to say
+    /// otherwise is its word alone; it never moves money.
+    Unworkable,
     /// The chain said something final.
     Chain(ChainFact),
     /// The chain's time passed something that ends with it: a lease, the deadline, a window.
@@ -115,6 +119,7 @@ impl Event {
             | Self::WindowClosed
             | Self::ArbiterTimedOut
             | Self::Released { .. }
+            | Self::Unworkable
             | Self::Chain(_)
             | Self::ChainTime(_) => None,
         }
@@ -132,7 +137,7 @@ impl Event {
             | Self::Resolved(_)
             | Self::Cancelled(_) => Word::Signature,
             Self::LeaseLapsed | Self::Expired | Self::WindowClosed | Self::ArbiterTimedOut => Word::Time,
-            Self::Released { .. } => Word::Relay,
+            Self::Released { .. } | Self::Unworkable => Word::Relay,
             Self::Chain(_) | Self::ChainTime(_) => Word::Chain,
         }
     }
@@ -153,6 +158,7 @@ impl Event {
             Self::WindowClosed => "window_closed",
             Self::ArbiterTimedOut => "arbiter_timed_out",
             Self::Released { .. } => "released",
+            Self::Unworkable => "unworkable",
             Self::Chain(_) => "chain",
             Self::ChainTime(_) => "chain_time",
         }
@@ -183,6 +189,7 @@ pub(crate) fn found(task: &Verified<Task>, at: Timestamp) -> TaskRecord {
         provider: None,
         lapsed: Vec::new(),
         failure: None,
+        faults: Vec::new(),
         settlement: Settlement::default(),
         complaint: None,
         reservations: 0,
@@ -206,10 +213,15 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
             }
             take(record, at, message.provider, message.attempt, message.lease_until);
         }
-        Event::AttemptFailed(fail) if record.is_bound() => {
-            note_failure(record, &fail.message.code, &fail.message.message);
+        Event::AttemptFailed(fail) => {
+            let FailTask { code, message, .. } = &fail.message;
+            if record.is_bound() {
+                note_failure(record, code, message);
+            } else {
+                end_attempt(record, code, message);
+            }
+            note_fault(record);
         }
-        Event::AttemptFailed(fail) => end_attempt(record, &fail.message.code, &fail.message.message),
         Event::Submitted(proof) => {
             record.state = State::Submitted {
                 submission: Submission { proof: proof.clone(), at },
@@ -242,6 +254,10 @@ pub fn apply(record: &mut TaskRecord, at: Timestamp, event: &Event) {
                 ReleaseReason::AttemptDropped => "the provider's host no longer holds the attempt",
             };
             end_attempt(record, reason.as_str(), message);
+        }
+        Event::Unworkable => {
+            record.failure = record.faults.last().cloned().or(record.failure.take());
+            record.state = State::Failed;
         }
         Event::Chain(fact) => chain::apply_fact(record, at, fact),
         Event::ChainTime(head) => chain::apply_time(record, head),
@@ -346,6 +362,7 @@ fn redecide(record: &TaskRecord, recorded: &Recorded) -> Result<Option<Event>, R
             return Ok(by_time);
         }
         Event::Released { attempt, reason } => return Ok(decide::release(record, *attempt, *reason)),
+        Event::Unworkable => return Ok(failure::unworkable(record)),
         Event::ChainTime(head) => return Ok(chain::elapse_on_chain(record, *head)),
         Event::Chain(fact) => {
             return chain::observe(record, *fact).map_err(|source| ReplayError::Refused {
@@ -394,6 +411,15 @@ fn note_failure(record: &mut TaskRecord, code: &str, message: &str) {
             code: code.to_owned(),
             message: message.to_owned(),
         });
+    }
+}
+
+/// Keeps the last failure with those that would come again anywhere, if it is one.
+fn note_fault(record: &mut TaskRecord) {
+    let Some(fault) = &record.failure else { return };
+    if failure::blame(&fault.code) == Blame::Requester {
+        record.faults.retain(|known| known.provider != fault.provider);
+        record.faults.push(fault.clone());
     }
 }
 

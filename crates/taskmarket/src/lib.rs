@@ -3,7 +3,7 @@
 //! Nothing here does I/O, reads a clock or holds a key. A task is an aggregate with a pure core:
 //!
 //! - [`publish`] takes a new task in; [`decide`] says what a signed [`Mutation`] does to it; [`elapse`] what time does; [`release`] what
-//!   the serving relay's word does; [`observe`] what the chain's word does, and [`elapse_on_chain`] what its time does. Each answers with
+//!   the serving relay's word does, and [`unworkable`] what it does to a task that providers say fails anywhere; [`observe`] what the chain's word does, and [`elapse_on_chain`] what its time does. Each answers with
 //!   an [`Event`] or refuses.
 //! - [`apply`] folds an event into the [`TaskRecord`].
 //! - [`replay`] does all of it again from a history's text, checking every signature.
@@ -16,6 +16,7 @@
 //!        Cancelled  n < max -------+   +--the same with n = max--> Failed
 //!
 //! Open or Accepted at the deadline -> Expired
+//! Open, given up by a provider as failing anywhere, and ended by the relay's word -> Failed
 //! ```
 //!
 //! Work and money are two things: [`Status`] is the work, [`Settlement`] is what the chain says of the money. In a settled task time is
@@ -28,6 +29,7 @@ mod chain;
 mod decide;
 mod eip712;
 mod event;
+pub mod failure;
 mod messages;
 pub mod params;
 mod primitives;
@@ -46,6 +48,7 @@ pub use decide::{
 };
 pub use eip712::{Domain, Message, Signature, SignatureError, Signed, Verified};
 pub use event::{Event, Recorded, ReleaseReason, ReplayError, Word, apply, replay};
+pub use failure::unworkable;
 pub use messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, InferenceReceipt, NodeStatus,
     ReadTask, RegisterNode, ResolveDispute, Task, TaskConfig, UpdateNodeStatus,

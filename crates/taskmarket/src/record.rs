@@ -30,6 +30,9 @@ pub struct TaskRecord {
     pub lapsed: Vec<Provider>,
     /// Why the last failed attempt ended.
     pub failure: Option<Failure>,
+    /// Of each provider that gave it up for what is of the requester's making, its last such failure, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Failure>,
     /// Where the money stands, by the chain's word alone.
     pub settlement: Settlement,
     /// What the requester of a settled task said in dispute, before the chain said that it disputes.
@@ -183,7 +186,7 @@ pub enum State {
     Cancelled,
     /// Its deadline passed without a proof.
     Expired,
-    /// All attempts were spent before the deadline.
+    /// Before the deadline all attempts were spent, or the relay ended it as one that providers say fails anywhere.
     Failed,
 }
 

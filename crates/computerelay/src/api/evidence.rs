@@ -48,6 +48,7 @@ pub(super) async fn evidence(
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
+        | Event::Unworkable
         | Event::ChainTime(_) => None,
     };
     let chain = history.iter().filter_map(fact).collect();

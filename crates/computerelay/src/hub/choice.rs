@@ -4,13 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use scheduler::{Exclusion, Index, NodeKey};
-use taskmarket::{TaskId, TaskRecord, Timestamp};
+use taskmarket::{Address, TaskId, TaskRecord, Timestamp};
 use tokio::time::Instant;
 
 use super::entries::{Kind, Offering, Plan, Waiting};
 use super::floor::Floor;
 use super::scores::Scores;
-use super::tries::Try;
 
 /// The most hosts that are looked at for better ones than those that failed.
 const MAX_GOOD: usize = 256;
@@ -29,7 +28,8 @@ impl Floor {
             if chosen.len() >= limit.min(free) {
                 break;
             }
-            if unfit.contains(&waiting.kind) || waiting.settled && !self.chain_is_well {
+            let is_vain = waiting.fault.is_some_and(|fault| fault.agreed);
+            if is_vain || unfit.contains(&waiting.kind) || waiting.settled && !self.chain_is_well {
                 continue;
             }
             match choose(&self.index, &self.proven, &self.scores, waiting, &mut good, now) {
@@ -38,7 +38,7 @@ impl Floor {
                     self.proven.reserve(&key);
                     chosen.push((place.1, *place, key));
                 }
-                None if waiting.tries.is_empty() && waiting.lapsed.is_empty() => {
+                None if waiting.tries.is_empty() && waiting.barred.is_empty() => {
                     unfit.insert(&waiting.kind);
                 }
                 None => {}
@@ -71,9 +71,15 @@ pub(super) fn is_trial(record: &TaskRecord) -> bool {
     record.attempts == 0 && record.task.config.max_attempts > 1 && lot.is_multiple_of(TRIALS)
 }
 
+/// The providers that do not get a task again: a lease of theirs on it lapsed, or they said that it fails anywhere.
+pub(super) fn barred(record: &TaskRecord) -> Vec<Address> {
+    let faulted = record.faults.iter().map(|fault| fault.provider);
+    record.lapsed.iter().map(|provider| provider.0).chain(faulted).collect()
+}
+
 /// The best host for a task: one that has not been tried with it and did not fail lately, and of those one that has proven itself; or
-/// else one that did fail, or one that may be asked again. While hosts of the first sort are only busy, the task does not go to who failed again and again, nor to who would fail
-/// it again.
+/// else one that did fail, or one that may be asked again. While hosts of the first sort are only busy, the task does not go to who failed
+/// again and again. It never goes back to who said that it fails anywhere.
 fn choose<'a>(
     index: &Index,
     proven: &Index,
@@ -83,8 +89,8 @@ fn choose<'a>(
     now: Instant,
 ) -> Option<NodeKey> {
     let (need, tries) = (&waiting.need, &waiting.tries);
-    let lapsed = |key: &NodeKey| waiting.lapsed.contains(&key.provider);
-    let tried = |key: &NodeKey| lapsed(key) || tries.last(key).is_some();
+    let barred = |key: &NodeKey| waiting.barred.contains(&key.provider);
+    let tried = |key: &NodeKey| barred(key) || tries.last(key).is_some();
     let is_late = |key: &NodeKey| tried(key) || scores.is_behind(&key.provider, now);
     let is_trial = waiting.is_trial && tries.is_empty();
     let trusted = if is_trial { None } else { proven.pick(need, is_late) };
@@ -99,10 +105,8 @@ fn choose<'a>(
         fits.map(|(key, _)| key).collect()
     });
     let has_better = good.iter().any(|key| !tried(key));
-    let held_back = |key: &NodeKey| {
-        has_better && (scores.is_shunned(&key.provider, now) || tries.last(key).is_some_and(Try::is_fault))
-    };
+    let held_back = |key: &NodeKey| has_better && scores.is_shunned(&key.provider, now);
     index
         .pick(need, |key| tried(key) || held_back(key))
-        .or_else(|| index.pick(need, |key| lapsed(key) || tries.bar(key, now).is_some() || held_back(key)))
+        .or_else(|| index.pick(need, |key| barred(key) || tries.bar(key, now).is_some() || held_back(key)))
 }

@@ -46,6 +46,7 @@ pub(super) async fn run(hub: &Arc<Hub>) {
         overflow: Overflow::default(),
         wake_at: None,
     };
+    hub.floor().patience.from = Some(Instant::now() + hub.config.grace);
     // What had no room at the start is searched for like what has none later.
     dispatcher.resync().await;
     hub.open.store(true, Ordering::Release);
@@ -173,6 +174,7 @@ impl Dispatcher<'_> {
         search.whole &= !trimmed;
         // All further ones are newer than those for which there is room.
         let is_full = search.found >= self.hub.config.max_waiting;
+        let (vain, look_at) = floor.in_vain(now);
         match page.next {
             Some(next) if !is_full => {
                 self.overflow.search = Some(Search { cursor: Some(next), ..search });
@@ -196,7 +198,13 @@ impl Dispatcher<'_> {
         let (plans, again) = floor.assign(room, now);
         let trimmed = floor.trim(self.hub.config.max_waiting);
         drop(floor);
-        self.wake_at = again;
+        self.wake_at = again.into_iter().chain(look_at).min();
+        if !vain.is_empty() {
+            let hub = Arc::clone(self.hub);
+            self.chores.spawn(async move {
+                stream::iter(vain).for_each_concurrent(CONCURRENT, |task_id| hub.end_vain(task_id)).await;
+            });
+        }
         for plan in plans {
             let hub = Arc::clone(self.hub);
             self.offers.spawn(async move { offer::offer(&hub, plan).await });

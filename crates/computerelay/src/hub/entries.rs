@@ -22,9 +22,22 @@ pub(super) struct Waiting {
     pub(super) kind: Kind,
     /// Whether hosts that have proven nothing may come first with its first offer.
     pub(super) is_trial: bool,
-    /// Providers whose lease on it lapsed.
-    pub(super) lapsed: Vec<Address>,
+    /// Providers that do not get it again: a lease of theirs on it lapsed, or they said that it fails anywhere.
+    pub(super) barred: Vec<Address>,
+    /// What is to be done about providers that said that it fails anywhere, if any did.
+    pub(super) fault: Option<Fault>,
     pub(super) tries: Tries,
+}
+
+/// That providers gave a task up for what is of its requester's making.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fault {
+    /// Whether two of them agree: then nobody is asked any more.
+    pub(super) agreed: bool,
+    /// Since when this relay knows the last of them.
+    pub(super) since: Instant,
+    /// Until when the end of the task is on its way to the store.
+    pub(super) ending_until: Option<Instant>,
 }
 
 /// What decides whether a host fits: tasks of one kind fit the same hosts.

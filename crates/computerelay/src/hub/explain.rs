@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rpc::failure::hint;
+use rpc::failure::{self, hint};
 use rpc::tasks::{Explanation, PendingFact, ProviderFit};
 use store::StoredTask;
 use taskmarket::{Status, TaskRecord};
@@ -79,7 +79,14 @@ fn summary(record: &TaskRecord, providers: &[ProviderFit], online: u64) -> Strin
     let attempt = record.attempts;
     let by = || record.provider.map_or_else(String::new, |provider| format!(" by {}", provider.0));
     match record.status() {
-        Status::Open => waiting(providers, online),
+        Status::Open => match failure::agreed(record) {
+            Some(fault) => format!(
+                "two providers say that it fails anywhere ({}): nobody is asked any more{}",
+                fault.code,
+                if record.domain.is_settled() { "; cancel it on chain to have the budget back" } else { "" }
+            ),
+            None => waiting(providers, online),
+        },
         Status::Accepted => format!("accepted{} attempt {attempt}", by()),
         Status::Submitted => format!("result submitted{} in attempt {attempt}; it may be disputed", by()),
         Status::Completed => format!("completed{} in attempt {attempt}", by()),
@@ -89,12 +96,27 @@ fn summary(record: &TaskRecord, providers: &[ProviderFit], online: u64) -> Strin
         Status::Expired => "its deadline passed without a result".to_owned(),
         Status::Failed => match &record.failure {
             Some(failure) => {
+                let is_early = attempt < record.task.config.max_attempts && !record.domain.is_settled();
                 let hint = hint(&failure.code).map(|hint| format!(": {hint}")).unwrap_or_default();
+                if is_early {
+                    return ended(record, &failure.code, &hint);
+                }
                 format!("all {attempt} attempts failed, the last{} with {}{hint}", by(), failure.code)
             }
             None => format!("all {attempt} attempts failed"),
         },
     }
+}
+
+/// What is said of a task that the relay ended before its attempts were spent.
+fn ended(record: &TaskRecord, code: &str, hint: &str) -> String {
+    let said = record.faults.iter().filter(|fault| fault.code == code);
+    let by: Vec<_> = said.map(|fault| fault.provider.to_string()).collect();
+    let by = by.join(" and ");
+    format!(
+        "ended after {} of {} attempts, as it fails anywhere: {code} by {by}{hint}",
+        record.attempts, record.task.config.max_attempts
+    )
 }
 
 fn waiting(providers: &[ProviderFit], online: u64) -> String {

@@ -14,12 +14,13 @@ use scheduler::{Index, Need, NodeKey};
 use taskmarket::{Address, Bytes32, NodeStatus, State, TaskId, TaskRecord, Timestamp, Word};
 use tokio::time::Instant;
 
-use super::choice::is_trial;
-use super::entries::{CallOff, Heard, Held, Kind, Offering, Waiting};
+use super::choice::{barred, is_trial};
+use super::entries::{CallOff, Fault, Heard, Held, Kind, Offering, Waiting};
 use super::node::{Live, Node, Place, Report};
 use super::registration::Refusal;
 use super::scores::Scores;
 use super::tries::{Tried, Tries};
+use super::vain::Patience;
 
 /// How long hosts are not asked again.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,8 @@ pub(super) struct Floor {
     pub(super) scores: Scores,
     /// Whether the chain says what it says now: without that, no settled task is offered.
     pub(super) chain_is_well: bool,
+    /// How long others are waited for that may have a task that fails anywhere, as a provider says.
+    pub(super) patience: Patience,
     backoff: Backoff,
     grace: Duration,
 }
@@ -64,6 +67,7 @@ impl Floor {
             lost: HashMap::new(),
             scores: Scores::new(backoff.blamed, backoff.max),
             chain_is_well: false,
+            patience: Patience::default(),
             backoff,
             grace,
         }
@@ -359,10 +363,11 @@ impl Floor {
     /// Puts an open task where it can be placed, with what is known of earlier tries.
     /// `since` is when it became open, where that was seen.
     fn wait(&mut self, record: &TaskRecord, tries: Option<Tries>, since: Option<Instant>, now: Instant) {
-        let lapsed: Vec<Address> = record.lapsed.iter().map(|provider| provider.0).collect();
+        let (barred, fault) = (barred(record), Fault::of(record, now));
         if let Some(offering) = self.offering.get_mut(&record.id) {
             offering.waiting.version = record.version;
-            offering.waiting.lapsed = lapsed;
+            offering.waiting.barred = barred;
+            offering.waiting.fault = fault;
             offering.waiting.is_trial = is_trial(record);
             return;
         }
@@ -382,7 +387,8 @@ impl Floor {
             need,
             kind,
             is_trial,
-            lapsed,
+            barred,
+            fault,
             tries,
         };
         self.waiting.insert(place, waiting);
@@ -431,9 +437,8 @@ impl Floor {
                 self.blame(held.key.provider, now);
             }
         } else if record.submission().is_some() {
-            let accusers: HashSet<Address> = held.tries.accusers().collect();
-            for accuser in accusers.into_iter().filter(|accuser| *accuser != held.key.provider) {
-                self.blame(accuser, now);
+            for accuser in record.faults.iter().filter(|fault| fault.provider != held.key.provider) {
+                self.blame(accuser.provider, now);
             }
         }
         (call_off, Some(held.tries))
@@ -468,7 +473,7 @@ impl Floor {
         }
         let Some(Offering { key, mut waiting }) = self.offering.remove(&task_id) else { return };
         self.give(&key, -1);
-        waiting.tries.add(key, why.reason, why.backoff, self.backoff.max, now);
+        waiting.tries.add(key, why, self.backoff.max, now);
         self.waiting.insert((waiting.created_at, task_id), waiting);
     }
 

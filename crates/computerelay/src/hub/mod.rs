@@ -2,6 +2,7 @@
 //!
 //! - [`session`] lets a host in and serves its session; [`registration`] is what it checks first; [`heartbeat`] listens to its reports.
 //! - [`dispatch`] follows the market, brings tasks that wait to hosts that fit ([`offer`]), and releases what hosts gave up or lost.
+//! - [`vain`] finds tasks that nobody may have any more.
 //! - [`reservation`] lets providers take tasks of their own accord.
 //! - [`reconcile`] compares what a host that comes back holds with what the store says.
 //! - [`timer`] lets time act on tasks.
@@ -31,6 +32,7 @@ mod timer;
 mod tries;
 mod view;
 
+mod vain;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -370,6 +372,17 @@ impl Hub {
     async fn give_up(&self, task_id: TaskId, attempt: u32) {
         let again = match self.whose(task_id, attempt).await {
             Ok(Whose::Over) => {
+    /// Ends a task that fails anywhere, as providers say.
+    async fn end_vain(&self, task_id: TaskId) {
+        match self.market.end_unworkable(task_id).await {
+            Ok(record) => {
+                tracing::info!(%task_id, status = %record.status(), "task ended: it fails anywhere")
+            }
+            Err(error) => tracing::warn!(%task_id, %error, "task that fails anywhere not ended"),
+        }
+        self.look_again(task_id).await;
+    }
+
                 self.look_again(task_id).await;
                 None
             }

@@ -58,17 +58,19 @@ pub(super) async fn offer(hub: &Hub, plan: Plan) {
         Untaken::Gone => {
             // The floor may have missed what became of the task.
             hub.look_again(task_id).await;
-            Tried { reason: "the task changed meanwhile".into(), backoff: hub.config.failed_backoff }
+            let backoff = hub.config.failed_backoff;
+            Tried { reason: "the task changed meanwhile".into(), backoff, lasts: false }
         }
         Untaken::Relay(error) => {
             tracing::warn!(%task_id, %error, "offer not completed");
-            Tried { reason: "the relay failed".into(), backoff: hub.config.failed_backoff }
+            let backoff = hub.config.failed_backoff;
+            Tried { reason: "the relay failed".into(), backoff, lasts: false }
         }
-        Untaken::Refused(reason) => Tried { reason, backoff: hub.config.refused_backoff },
-        Untaken::Failed(reason) => Tried { reason, backoff: hub.config.failed_backoff },
+        Untaken::Refused(reason) => Tried { reason, backoff: hub.config.refused_backoff, lasts: true },
+        Untaken::Failed(reason) => Tried { reason, backoff: hub.config.failed_backoff, lasts: false },
         Untaken::Broken(reason) => {
             hub.floor().blame(live.key.provider, Instant::now());
-            Tried { reason, backoff: hub.config.refused_backoff }
+            Tried { reason, backoff: hub.config.refused_backoff, lasts: true }
         }
     };
     tracing::debug!(%task_id, provider = %live.key.provider, reason = %why.reason, "offer not taken");

@@ -38,7 +38,8 @@ impl Floor {
         }
         let tries = self.tries(record);
         let is_failure = |tried: &Try| tried.until > now || tried.failed.is_some();
-        let failed = record.failure.as_ref().is_some_and(|failure| failure.provider == provider);
+        let failures = record.failure.iter().chain(&record.faults);
+        let failed = failures.into_iter().any(|failure| failure.provider == provider);
         let is_barred = |key: &NodeKey| {
             failed
                 || self.scores.is_shunned(&provider, now)

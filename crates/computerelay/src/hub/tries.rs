@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rpc::failure::{Blame, blame};
 use scheduler::NodeKey;
 use taskmarket::{Address, Bytes32, Failure, TaskRecord};
 use tokio::time::Instant;
@@ -15,6 +14,8 @@ const MAX_TRIES: usize = 256;
 pub(super) struct Tried {
     pub(super) reason: String,
     pub(super) backoff: Duration,
+    /// Whether the host will hardly take it later.
+    pub(super) lasts: bool,
 }
 
 /// What is remembered of one host.
@@ -27,6 +28,8 @@ pub(super) struct Try {
     pub(super) at: Instant,
     pub(super) until: Instant,
     count: u32,
+    /// Whether it will hardly take the task later.
+    pub(super) lasts: bool,
     /// The attempt that it failed and with which code, if it is that.
     pub(super) failed: Option<(u32, String)>,
 }
@@ -57,6 +60,7 @@ impl Tries {
                 at: now,
                 until: now,
                 count: last.unwrap_or(0).saturating_add(1),
+                lasts: false,
                 failed: Some((failure.attempt, failure.code.clone())),
             },
             backoff,
@@ -69,14 +73,8 @@ impl Tries {
     }
 
     /// Notes an outcome. Each further one for the same host doubles the time until it is asked again, up to `max`.
-    pub(super) fn add(
-        &mut self,
-        key: NodeKey,
-        reason: String,
-        backoff: Duration,
-        max: Duration,
-        now: Instant,
-    ) {
+    pub(super) fn add(&mut self, key: NodeKey, why: Tried, max: Duration, now: Instant) {
+        let Tried { reason, backoff, lasts } = why;
         let position = self.0.iter().position(|tried| tried.is_of(&key));
         let last = position.map(|position| self.0.swap_remove(position));
         let (count, node_id, failed) = match last {
@@ -84,7 +82,7 @@ impl Tries {
             None => (1, Some(key.node_id), None),
         };
         let provider = key.provider;
-        self.push(Try { provider, node_id, reason, at: now, until: now, count, failed }, backoff, max);
+        self.push(Try { provider, node_id, reason, at: now, until: now, count, lasts, failed }, backoff, max);
     }
 
     fn push(&mut self, mut tried: Try, backoff: Duration, max: Duration) {
@@ -103,11 +101,6 @@ impl Tries {
         self.0.iter().find(|tried| tried.is_of(key))
     }
 
-    /// The providers that failed the task and laid that on its requester.
-    pub(super) fn accusers(&self) -> impl Iterator<Item = Address> {
-        self.0.iter().filter(|tried| tried.is_fault()).map(|tried| tried.provider)
-    }
-
     /// Why a host is not to be asked now, if it is not.
     pub(super) fn bar(&self, key: &NodeKey, now: Instant) -> Option<&Try> {
         self.last(key).filter(|tried| tried.until > now)
@@ -120,11 +113,6 @@ impl Tries {
 }
 
 impl Try {
-    /// Whether it failed the task for what is the requester's making, as far as it says: it would fail it again.
-    pub(super) fn is_fault(&self) -> bool {
-        self.failed.as_ref().is_some_and(|(_, code)| blame(code) == Blame::Requester)
-    }
-
     fn is_of(&self, key: &NodeKey) -> bool {
         self.provider == key.provider && self.node_id.is_none_or(|node_id| node_id == key.node_id)
     }
@@ -138,13 +126,17 @@ mod tests {
         NodeKey { provider: Address::repeat_byte(1), node_id: Bytes32([node; 32].into()) }
     }
 
+    fn tried(backoff: Duration) -> Tried {
+        Tried { reason: "refused".into(), backoff, lasts: true }
+    }
+
     #[test]
     fn hosts_are_barred_longer_each_time_up_to_a_bound() {
         let (base, max) = (Duration::from_secs(5), Duration::from_secs(15));
         let mut tries = Tries::default();
         let now = Instant::now();
         for expected in [5, 10, 15, 15] {
-            tries.add(key(1), "refused".into(), base, max, now);
+            tries.add(key(1), tried(base), max, now);
             let until = now + Duration::from_secs(expected);
             assert!(tries.bar(&key(1), until - Duration::from_millis(1)).is_some());
             assert!(tries.bar(&key(1), until).is_none());
@@ -159,10 +151,10 @@ mod tests {
         let now = Instant::now();
         for node in 0..=255 {
             let backoff = Duration::from_secs(if node == 7 { 1 } else { 9 });
-            tries.add(key(node), String::new(), backoff, backoff, now);
+            tries.add(key(node), tried(backoff), backoff, now);
         }
         let other = NodeKey { provider: Address::repeat_byte(2), ..key(0) };
-        tries.add(other, String::new(), Duration::from_secs(9), Duration::from_secs(9), now);
+        tries.add(other, tried(Duration::from_secs(9)), Duration::from_secs(9), now);
         assert_eq!(tries.0.len(), MAX_TRIES);
         assert!(tries.last(&key(7)).is_none() && tries.last(&other).is_some());
     }

@@ -3,10 +3,11 @@
 use rpc::failure::hint;
 use rpc::tasks::ProviderFit;
 use scheduler::{Exclusion, Need, NodeKey};
-use taskmarket::{TaskId, TaskRecord};
+use taskmarket::{Failure, TaskId, TaskRecord};
 use tokio::time::Instant;
 
 use super::HubTotals;
+use super::choice::barred;
 use super::floor::Floor;
 use super::node::Node;
 use super::tries::{Tries, Try};
@@ -53,7 +54,7 @@ impl Floor {
         let has_better = explained.iter().any(|(key, exclusions)| {
             exclusions.iter().all(is_busy)
                 && !self.scores.is_behind(&key.provider, now)
-                && !record.is_lapsed(key.provider)
+                && !barred(record).contains(&key.provider)
                 && last(key).is_none()
         });
         let fit = |(key, exclusions): (NodeKey, Vec<Exclusion>)| {
@@ -69,16 +70,25 @@ impl Floor {
                 exclusions.push("its lease on this task lapsed".to_owned());
             }
             let tried = last(&key);
-            let is_fault = tried.is_some_and(Try::is_fault);
-            if let Some(barred) = tried.filter(|tried| tried.until > now) {
+            let fault = record.faults.iter().find(|fault| fault.provider == key.provider);
+            if let Some(fault) = fault {
+                exclusions.push(accusing(fault));
+            } else if let Some(barred) = tried.filter(|tried| tried.until > now) {
                 exclusions.push(barring(&key, barred, now));
-            } else if has_better && (is_fault || self.scores.is_shunned(&key.provider, now)) {
+            } else if has_better && self.scores.is_shunned(&key.provider, now) {
                 exclusions.push("it failed before: others that fit come first".to_owned());
             }
             ProviderFit { provider: key.provider, node_id: key.node_id, exclusions }
         };
         explained.into_iter().map(fit).collect()
     }
+}
+
+/// Why a provider is not asked again at all.
+fn accusing(fault: &Failure) -> String {
+    let Failure { attempt, code, .. } = fault;
+    let hint = hint(code).map(|hint| format!("; {hint}")).unwrap_or_default();
+    format!("it said that the task fails anywhere (attempt {attempt} failed: {code}{hint})")
 }
 
 /// Why a host is not asked again yet.

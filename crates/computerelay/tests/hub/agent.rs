@@ -293,12 +293,17 @@ impl Agent {
 
     /// Word that an attempt failed, signed.
     pub(crate) fn failure(&self, assignment: &Assignment) -> SignedMutation<FailTask> {
+        self.failure_with(assignment, "io")
+    }
+
+    /// Word that an attempt failed with this code, signed.
+    pub(crate) fn failure_with(&self, assignment: &Assignment, code: &str) -> SignedMutation<FailTask> {
         let fail = FailTask {
             task_id: assignment.task_id,
             provider: self.address(),
             attempt: assignment.attempt,
-            code: "out_of_fuel".into(),
-            message: "it ran out of fuel".into(),
+            code: code.into(),
+            message: "it came to nothing".into(),
             issued_at: now(),
         };
         self.script.wallet.sign(&fail, &Domain::UNSETTLED).unwrap().into()

@@ -4,6 +4,7 @@
 
 mod agent;
 mod challenge;
+mod faults;
 #[cfg(target_os = "linux")]
 mod flood;
 mod logs;

@@ -85,6 +85,7 @@ pub(super) fn event(entry: &EvidenceEvent, before: &TaskRecord) -> Statement {
         Event::WindowClosed => (None, format!("the requester did not dispute in time: {ABSENCE}")),
         Event::ArbiterTimedOut => (None, format!("the arbiter did not decide in time: {ABSENCE}")),
         Event::Released { attempt, reason } => (None, released(before, *attempt, *reason)),
+        Event::Unworkable => (None, unworkable(before)),
         Event::Chain(fact) => (None, chain(fact)),
         Event::ChainTime(head) => (None, chain_time(before, head)),
     };
@@ -109,6 +110,15 @@ fn released(before: &TaskRecord, attempt: u32, reason: ReleaseReason) -> String 
     };
     format!(
         "the relay took attempt {attempt} from provider {provider}, because {what}; nothing else proves it"
+    )
+}
+
+fn unworkable(before: &TaskRecord) -> String {
+    let said: Vec<_> =
+        before.faults.iter().map(|fault| format!("provider {} ({})", fault.provider, fault.code)).collect();
+    format!(
+        "the relay ended the task, which fails anywhere as {} signed; that no other provider was there for it is the relay's word",
+        said.join(", ")
     )
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use scheduler::{Index, Need, NodeKey};
-use taskmarket::{Event, ReleaseReason, State, TaskId, Word};
+use taskmarket::{Event, Failure, ReleaseReason, State, TaskId, Word, failure};
 
 use super::{OFFER_TIMEOUT, Relay, Reply};
 use crate::context::{Alarm, Context, Millis};
@@ -16,6 +16,8 @@ use crate::world::Sabotage;
 pub(super) const GRACE: Millis = 15_000;
 /// How long a host that did not take a task is not asked again.
 const BACKOFF: Millis = 5_000;
+/// How long a task that a provider says fails anywhere waits for another provider, in seconds.
+const PATIENCE_SECS: u64 = 60;
 
 /// A session that is open.
 #[derive(Debug)]
@@ -174,17 +176,41 @@ impl Relay {
             return;
         }
         let waiting: Vec<_> = self.floor.waiting.keys().copied().collect();
+        let mut ends = Vec::new();
         for id in waiting {
             if self.floor.offering.contains_key(&id) {
                 continue;
             }
             let Some(stored) = cx.store.task(&id) else { continue };
-            let lapsed = |key: &NodeKey| stored.record.is_lapsed(key.provider);
+            let record = &stored.record;
+            if !cx.is_sabotaged(Sabotage::FaultReturn) && failure::agreed(record).is_some() {
+                ends.push(id);
+                continue;
+            }
+            let faulted = |key: &NodeKey| {
+                let is_of = |fault: &Failure| fault.provider == key.provider;
+                record.faults.iter().any(is_of) && !cx.is_sabotaged(Sabotage::FaultReturn)
+            };
+            let lapsed = |key: &NodeKey| record.is_lapsed(key.provider);
             let barred =
                 |key: &NodeKey| self.floor.barred.get(&(id, *key)).is_some_and(|until| *until > cx.now);
             let Some(need) = self.floor.waiting.get(&id) else { continue };
-            let Some(key) = self.floor.index.pick(need, |key| lapsed(key) || barred(key)) else { continue };
-            self.offer(id, key, cx);
+            let picked = self.floor.index.pick(need, |key| lapsed(key) || faulted(key) || barred(key));
+            if let Some(key) = picked {
+                self.offer(id, key, cx);
+                continue;
+            }
+            // Others may be connected to another relay, or on their way here.
+            let is_late = self.clock(cx) >= record.updated_at.plus(PATIENCE_SECS);
+            let has_other = self.floor.index.accepting(need).any(|key| !lapsed(&key) && !faulted(&key));
+            let on_a_word =
+                !record.faults.is_empty() || cx.is_sabotaged(Sabotage::HastyEnd) && record.failure.is_some();
+            if on_a_word && is_late && !has_other {
+                ends.push(id);
+            }
+        }
+        for id in ends {
+            self.begin(Intent::End(id), Reply::Nobody, cx);
         }
     }
 
@@ -205,6 +231,7 @@ impl Relay {
         let number = cx.unique();
         let offering = Offering { number, key, generation, attempt, accepted: false, reserved };
         self.floor.offering.insert(id, offering);
+        cx.oracle.offered(id, key.provider);
         cx.oracle.given(self.me, self.floor.reserved(&key), slots);
         cx.note(self.me, Some(id), "offer of attempt", attempt.into());
         cx.send(self.me, host, Message::Assign { generation, offer: number, attempt, task });

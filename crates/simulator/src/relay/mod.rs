@@ -225,6 +225,13 @@ impl Relay {
             Intent::Publish(_) | Intent::Elapse(_) => Decision::Nothing,
             Intent::Release(key, reason) => taskmarket::release(record, key.attempt, *reason)
                 .map_or(Decision::Nothing, |event| write(record, at, event, None, false)),
+            Intent::End(_) => {
+                let hasty = (cx.is_sabotaged(Sabotage::HastyEnd)
+                    && record.status() == taskmarket::Status::Open)
+                    .then_some(Event::Unworkable);
+                let Some(event) = taskmarket::unworkable(record).or(hasty) else { return Decision::Nothing };
+                write(record, at, event, None, false)
+            }
             Intent::Mutate(mutation, node) => match taskmarket::decide(record, at, mutation) {
                 Ok(None) => Decision::Nothing,
                 Ok(Some(event)) => write(record, at, event, *node, false),
@@ -306,6 +313,9 @@ pub(crate) fn commit(committing: Committing, relays: &[Relay], cx: &mut Context)
         if crashed {
             cx.fault(Fault::CommitLanded);
         }
+        if write.recorded.event == Event::Unworkable {
+            cx.fault(Fault::Unworkable);
+        }
         cx.note(me, Some(id), write.recorded.event.name(), write.record.version);
         if write.expected == 0 {
             let task = &write.record.task;
@@ -382,6 +392,6 @@ fn task_id(intent: &Intent) -> taskmarket::TaskId {
         Intent::Publish(task) => taskmarket::TaskId(task.digest()),
         Intent::Mutate(mutation, _) => mutation.task_id(),
         Intent::Release(key, _) => key.task_id,
-        Intent::Elapse(id) => *id,
+        Intent::Elapse(id) | Intent::End(id) => *id,
     }
 }

@@ -88,6 +88,7 @@ pub(crate) fn published(task: Task, when: Timestamp) -> (TaskRecord, Recorded) {
         provider: None,
         lapsed: vec![],
         failure: None,
+        faults: Vec::new(),
         settlement: Settlement::default(),
         complaint: None,
         reservations: 0,

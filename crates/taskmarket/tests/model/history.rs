@@ -82,6 +82,7 @@ fn spoil_signature(event: &mut Event, byte: usize) -> bool {
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
+        | Event::Unworkable
         | Event::Chain(_)
         | Event::ChainTime(_) => false,
     }
@@ -106,6 +107,7 @@ fn change_field(event: &mut Event) {
             *attempt += 1;
             *reason = ReleaseReason::SessionLost;
         }
+        Event::Unworkable => *event = Event::Expired,
         Event::Chain(fact) => fact.block += 1,
         Event::ChainTime(head) => head.block += 1,
     }
@@ -151,6 +153,11 @@ fn by_the_book(history: &[Recorded]) -> Result<(Model, bool), String> {
                 return wrong("not held");
             }
             model.step(Cause::Released);
+        } else if matches!(event, Event::Unworkable) {
+            if !model.is_unworkable() {
+                return wrong("nobody says that it fails anywhere");
+            }
+            model.step(Cause::Unworkable);
         } else {
             let mutation = spoken(event, domain)?;
             let say = Say::new(&mutation, id, *domain);
@@ -182,6 +189,7 @@ fn spoken(event: &Event, domain: &taskmarket::Domain) -> Result<Mutation, String
         | Event::WindowClosed
         | Event::ArbiterTimedOut
         | Event::Released { .. }
+        | Event::Unworkable
         | Event::Chain(_)
         | Event::ChainTime(_) => return Err("nobody signs this".to_owned()),
     })

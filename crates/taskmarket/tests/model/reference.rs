@@ -25,6 +25,7 @@ pub(crate) enum Cause {
     WindowEnd,
     ArbiterEnd,
     Released,
+    Unworkable,
 }
 
 use Cause as C;
@@ -35,6 +36,7 @@ const TABLE: &[(Status, Cause, Status)] = &[
     (S::Open, C::Cancel, S::Cancelled),
     (S::Open, C::Accept, S::Accepted),
     (S::Open, C::Deadline, S::Expired),
+    (S::Open, C::Unworkable, S::Failed),
     (S::Accepted, C::Fail, LOST),
     (S::Accepted, C::LeaseOver, LOST),
     (S::Accepted, C::Released, LOST),
@@ -71,6 +73,8 @@ pub(crate) struct Say {
     pub(crate) input_hash: Option<B256>,
     pub(crate) result_hash: Option<B256>,
     pub(crate) bps: Option<u32>,
+    /// It says that the task fails anywhere.
+    pub(crate) faults: bool,
 }
 
 impl Say {
@@ -89,6 +93,7 @@ impl Say {
                 input_hash: None,
                 result_hash: None,
                 bps: None,
+                faults: false,
             }
         }
         let mut say = match mutation {
@@ -103,6 +108,7 @@ impl Say {
             Mutation::Fail(m) => Say {
                 attempt: Some(m.message().attempt),
                 issued_at: Some(m.message().issued_at.unix()),
+                faults: m.message().code == "out_of_fuel",
                 ..base(C::Fail, m, domain)
             },
             Mutation::Proof(m) => Say {
@@ -170,6 +176,8 @@ pub(crate) struct Model {
     pub(crate) window_end: u64,
     pub(crate) proof: Option<Say>,
     pub(crate) lapsed: BTreeSet<Address>,
+    /// Who said that it fails anywhere.
+    pub(crate) faulted: BTreeSet<Address>,
     pub(crate) version: u64,
     applied: Vec<Done>,
 }
@@ -185,6 +193,7 @@ impl Model {
             window_end: 0,
             proof: None,
             lapsed: BTreeSet::new(),
+            faulted: BTreeSet::new(),
             version: 1,
             applied: Vec::new(),
         }
@@ -257,7 +266,7 @@ impl Model {
                 object(say.attempt != Some(self.attempt), &["stale_attempt"]);
                 object(say.bps.is_some_and(|bps| bps > 10_000), &["invalid_field"]);
             }
-            C::LeaseOver | C::Deadline | C::WindowEnd | C::ArbiterEnd | C::Released => {
+            C::LeaseOver | C::Deadline | C::WindowEnd | C::ArbiterEnd | C::Released | C::Unworkable => {
                 panic!("nobody signs {:?}", say.cause)
             }
         }
@@ -281,8 +290,11 @@ impl Model {
                 self.window_end = now + self.task.dispute_window;
             }
             C::Dispute => self.window_end = now + self.task.arbiter_window,
+            C::Fail if say.faults => {
+                self.faulted.insert(say.signer);
+            }
             C::Cancel | C::Fail | C::Approve | C::Resolve => {}
-            C::LeaseOver | C::Deadline | C::WindowEnd | C::ArbiterEnd | C::Released => {}
+            C::LeaseOver | C::Deadline | C::WindowEnd | C::ArbiterEnd | C::Released | C::Unworkable => {}
         }
         self.step(say.cause);
         let outcome = self.outcome();
@@ -312,6 +324,11 @@ impl Model {
         let lost = matches!(cause, C::Fail | C::LeaseOver | C::Released);
         self.status = if lost && self.attempt >= self.task.config.max_attempts { S::Failed } else { to };
         self.version += 1;
+    }
+
+    /// Whether the relay's word ends the task: nobody holds it, and somebody said that it fails anywhere.
+    pub(crate) fn is_unworkable(&self) -> bool {
+        self.status == S::Open && !self.faulted.is_empty()
     }
 
     /// Whether the relay's word releases an attempt: it is the one held.

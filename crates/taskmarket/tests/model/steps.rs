@@ -30,6 +30,8 @@ pub(crate) enum Step {
         attempt: i8,
         reason: ReleaseReason,
     },
+    /// The relay ends the task as one that fails anywhere.
+    Unworkable,
     /// Somebody says that a chain says something.
     Chain,
 }
@@ -145,6 +147,7 @@ fn steps() -> impl Strategy<Value = Step> {
             .prop_map(|(verb, who, twist, salt)| Step::Say { verb, who, twist, salt }),
         3 => any::<prop::sample::Index>().prop_map(Step::Again),
         1 => (-1..2_i8, reason).prop_map(|(attempt, reason)| Step::Release { attempt, reason }),
+        1 => Just(Step::Unworkable),
         1 => Just(Step::Chain),
     ]
 }

@@ -1,12 +1,12 @@
 //! One task in the crate's hands and in the model's, side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use taskmarket::{
     AcceptTask, Address, ApproveResult, Bytes32, CancelTask, ChainChange, ChainFact, ComputeProof,
     DisputeTask, Domain, Event, FailTask, Message, Mutation, Recorded, Rejection, ResolveDispute, Signed,
     State, Status, TaskId, TaskRecord, Timestamp, Verified, apply, decide, elapse, latest_lease, next_due,
-    observe, publish, release,
+    observe, publish, release, unworkable,
 };
 
 use crate::actors::{ACTORS, ARBITER, Actor, FIRST_PROVIDER, REQUESTER};
@@ -62,6 +62,14 @@ impl World {
                 assert_eq!(event.is_some(), self.model.releases(attempt), "release of {attempt}");
                 if let Some(event) = event {
                     self.model.step(Cause::Released);
+                    self.commit(event);
+                }
+            }
+            Step::Unworkable => {
+                let event = unworkable(&self.record);
+                assert_eq!(event.is_some(), self.model.is_unworkable(), "ended in {:?}", self.record);
+                if let Some(event) = event {
+                    self.model.step(Cause::Unworkable);
                     self.commit(event);
                 }
             }
@@ -171,6 +179,8 @@ impl World {
         assert_eq!(record.provider.map(|provider| provider.0), model.holder);
         assert_eq!(lapsed, model.lapsed.iter().copied().collect::<Vec<_>>());
         assert_eq!(record.version, model.version);
+        let faulted: BTreeSet<_> = record.faults.iter().map(|fault| fault.provider).collect();
+        assert_eq!((faulted.len(), &faulted), (record.faults.len(), &model.faulted));
         let proof = |say: &Say| (say.signer, say.attempt, say.result_hash);
         let submission = record.submission().map(|submission| &submission.proof.message);
         assert_eq!(
@@ -200,7 +210,8 @@ impl World {
                 draft.say(AcceptTask { task_id, provider, attempt, lease_until }).map(Mutation::Accept)
             }
             Cause::Fail => {
-                let (code, message) = ("out_of_fuel".to_owned(), format!("for the {salt}. time"));
+                let code = if salt == 1 { "io" } else { "out_of_fuel" }.to_owned();
+                let message = format!("for the {salt}. time");
                 let fail = FailTask { task_id, provider, attempt, code, message, issued_at };
                 draft.say(fail).map(Mutation::Fail)
             }
@@ -232,9 +243,12 @@ impl World {
                 let provider_bps = if twist == Twist::Share { 10_001 } else { 10_000 - u32::from(salt) };
                 draft.say(ResolveDispute { task_id, attempt, provider_bps, issued_at }).map(Mutation::Resolve)
             }
-            Cause::LeaseOver | Cause::Deadline | Cause::WindowEnd | Cause::ArbiterEnd | Cause::Released => {
-                None
-            }
+            Cause::LeaseOver
+            | Cause::Deadline
+            | Cause::WindowEnd
+            | Cause::ArbiterEnd
+            | Cause::Released
+            | Cause::Unworkable => None,
         }
     }
 }

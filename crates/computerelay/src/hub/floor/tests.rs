@@ -4,6 +4,7 @@ use taskmarket::{
 };
 use wallet::Wallet;
 
+use super::super::tries::Tried;
 use super::*;
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -134,7 +135,11 @@ fn failed(held: &TaskRecord, code: &str) -> TaskRecord {
     let mut record = held.clone();
     let provider = held.provider.unwrap().0;
     let attempt = held.attempts;
-    record.failure = Some(Failure { attempt, provider, code: code.to_owned(), message: String::new() });
+    let failure = Failure { attempt, provider, code: code.to_owned(), message: String::new() };
+    if failure::blame(code) == Blame::Requester {
+        record.faults.push(failure.clone());
+    }
+    record.failure = Some(failure);
     record.state = State::Open;
     record.version += 1;
     record
@@ -184,6 +189,74 @@ fn what_is_the_requesters_making_is_not_held_against_the_provider_until_another_
         assert!(floor.scores.is_behind(&provider, now), "{code}: another did what it called impossible");
         assert!(!floor.scores.is_behind(&other.address(), now));
     }
+}
+
+/// A host of this provider, which takes work.
+fn free_host(provider: u8) -> scheduler::Offer {
+    scheduler::Offer {
+        key: NodeKey { provider: Address::repeat_byte(provider), node_id: Bytes32::default() },
+        devices: Vec::new(),
+        runtimes: vec![Runtime::Wasm],
+        slots: 1,
+        busy: 1,
+        warm: Vec::new(),
+        served: Vec::new(),
+        accepting: true,
+    }
+}
+
+#[test]
+fn a_task_waits_in_vain_once_nobody_is_left_who_could_say_otherwise() {
+    let (mut floor, now) = (floor(), Instant::now());
+    let record = failed(&held(&open(5)), "out_of_fuel");
+    floor.absorb(&record, None, None, now);
+    floor.index.upsert(free_host(1));
+    assert_eq!(floor.in_vain(now).0, [], "hosts had no time to come back to the relay");
+    floor.patience.from = Some(now + GRACE);
+    let (vain, again) = floor.in_vain(now);
+    assert_eq!((vain, again), (Vec::new(), Some(now + GRACE)));
+
+    floor.patience.others = GRACE * 3;
+    assert_eq!(floor.in_vain(now + GRACE * 2).0, [], "another relay's hosts may take it");
+    floor.patience.others = Duration::ZERO;
+
+    // Another provider fits, and is only busy.
+    let other = free_host(2);
+    floor.index.upsert(other.clone());
+    assert_eq!(floor.in_vain(now + GRACE * 3).0, []);
+    // It will not have the task.
+    let tries = &mut floor.waiting.values_mut().next().unwrap().tries;
+    let why = Tried { reason: "refused".into(), backoff: GRACE, lasts: true };
+    tries.add(other.key, why, GRACE, now);
+    assert_eq!(floor.in_vain(now + GRACE * 3).0, [], "looked at again after a while only");
+    assert_eq!(floor.in_vain(now + GRACE * 4).0, [record.id]);
+    assert_eq!(floor.in_vain(now + GRACE * 4).0, [], "its end is on its way");
+    assert_eq!(floor.in_vain(now + GRACE * 5).0, [record.id], "the store did not take it");
+}
+
+#[test]
+fn two_that_agree_end_a_task_whoever_else_is_there_and_other_failures_do_not() {
+    let (mut floor, now) = (floor(), Instant::now());
+    floor.index.upsert(free_host(3));
+    floor.patience.from = Some(now);
+    let first = failed(&held(&open(5)), "out_of_fuel");
+    let mut second = first.clone();
+    let (attempt, provider) = (2, Address::repeat_byte(2));
+    let message = String::new();
+    second.faults.push(Failure { attempt, provider, code: "trapped".to_owned(), message });
+    second.version += 1;
+    floor.absorb(&second, None, None, now);
+    assert_eq!(floor.in_vain(now).0, [], "they say different things");
+    second.faults[1].code = "out_of_fuel".to_owned();
+    second.version += 1;
+    floor.absorb(&second, None, None, now);
+    assert_eq!(floor.in_vain(now).0, [second.id]);
+    assert!(floor.assign(9, now).0.is_empty());
+
+    let other = failed(&held(&open(6)), "io");
+    floor.absorb(&other, None, None, now);
+    floor.index.remove(&free_host(3).key);
+    assert_eq!(floor.in_vain(now + GRACE).0, [second.id], "what is the provider's making may go better");
 }
 
 #[test]

@@ -1,8 +1,14 @@
-//! Why attempts fail: the stable codes of [`FailTask`](taskmarket::FailTask), by whose making each comes, and what helps.
+//! Why attempts fail: the stable codes of [`FailTask`](crate::FailTask), by whose making each comes, and what helps.
 //!
 //! A code is the provider's word, so the blame is only as good as that word: a relay sets it against what other
 //! providers make of the same task. A code that is not in the table counts as the provider's fault, or a provider could
 //! escape blame by making codes up.
+//!
+//! A failure of the requester's making would come again on every host. So a relay need not spend all attempts on it: it may end a task
+//! of which a provider signed such a failure ([`unworkable`]). When it does is its own to say, for a provider may lie.
+
+use crate::event::Event;
+use crate::record::{Failure, Status, TaskRecord};
 
 /// By whose making an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +108,19 @@ pub fn blame(code: &str) -> Blame {
     known(code).map_or(Blame::Provider, |known| known.blame)
 }
 
+/// Ends an open task by the serving relay's word, as a provider signed that it fails anywhere. It never moves money: what the chain holds a
+/// task's budget for, the requester alone withdraws.
+pub fn unworkable(record: &TaskRecord) -> Option<Event> {
+    let is_open = record.status() == Status::Open && !record.domain.is_settled();
+    (is_open && !record.faults.is_empty()).then_some(Event::Unworkable)
+}
+
+/// The last failure whose code two providers signed, each of its own, and which is of the requester's making.
+pub fn agreed(record: &TaskRecord) -> Option<&Failure> {
+    let faults = &record.faults;
+    faults.iter().rev().find(|fault| faults.iter().filter(|other| other.code == fault.code).count() > 1)
+}
+
 /// What the requester can do about it, where there is something.
 pub fn hint(code: &str) -> Option<&'static str> {
     known(code).and_then(|known| known.hint)
@@ -129,7 +148,7 @@ mod tests {
     fn codes_are_told_once_and_can_be_signed() {
         for (index, Known { code, .. }) in KNOWN.iter().enumerate() {
             assert!(KNOWN[index + 1..].iter().all(|other| other.code != *code), "{code} twice");
-            assert!(code.len() <= taskmarket::MAX_CODE_BYTES);
+            assert!(code.len() <= crate::MAX_CODE_BYTES);
             assert!(code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{code}");
         }
     }
