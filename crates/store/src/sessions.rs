@@ -33,6 +33,10 @@ pub trait Sessions: Send + Sync {
     /// Takes a relay's id for as long as the store is open: its sessions are nobody else's to end. `false` if another process has it.
     async fn claim_relay(&self, relay_id: &str) -> Result<bool, StoreError>;
 
+    /// Waits until a relay's id that was [taken](Self::claim_relay) is another process's, for ever where that cannot be. A store that is
+    /// out of reach for a while takes nothing away, for nobody can write to it meanwhile.
+    async fn claim_lost(&self);
+
     /// Keeps that a relay lived at this time.
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError>;
 
@@ -40,6 +44,17 @@ pub trait Sessions: Send + Sync {
     /// or when the relay [lived](Self::relay_lives) last, if that is known.
     async fn close_sessions_of(&self, relay_id: &str, at: Timestamp, reason: &str)
     -> Result<u64, StoreError>;
+
+    /// Ends the sessions that have not ended at relays that [lived](Self::relay_lives) last before `silent_since`, as of then, and answers
+    /// how many. Relays that never said that they live are passed over.
+    async fn close_sessions_of_silent(
+        &self,
+        silent_since: Timestamp,
+        reason: &str,
+    ) -> Result<u64, StoreError>;
+
+    /// The relays that lived at this time or later.
+    async fn living_relays(&self, since: Timestamp) -> Result<Vec<String>, StoreError>;
 
     /// A provider's sessions, newest first, `limit` at most.
     async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError>;

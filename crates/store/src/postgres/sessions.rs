@@ -57,6 +57,14 @@ impl Sessions for Postgres {
         Ok(is_ours)
     }
 
+    async fn claim_lost(&self) {
+        let lost = self.claim.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Claim::lost);
+        match lost {
+            Some(lost) => lost.await,
+            None => std::future::pending().await,
+        }
+    }
+
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {
         let sql = "INSERT INTO relays (relay_id, alive_at) VALUES ($1, $2)
                    ON CONFLICT (relay_id) DO UPDATE SET alive_at = excluded.alive_at";
@@ -74,6 +82,22 @@ impl Sessions for Postgres {
                        coalesce((SELECT alive_at FROM relays WHERE relay_id = $1), $2)))
                    WHERE relay_id = $1 AND ended_at IS NULL";
         self.execute(sql, &[&relay_id, &to_sql(at.unix()), &reason]).await
+    }
+
+    async fn close_sessions_of_silent(
+        &self,
+        silent_since: Timestamp,
+        reason: &str,
+    ) -> Result<u64, StoreError> {
+        let sql = "UPDATE sessions SET reason = $2, ended_at = greatest(connected_at, alive_at)
+                   FROM relays WHERE relays.relay_id = sessions.relay_id AND alive_at < $1 AND ended_at IS NULL";
+        self.execute(sql, &[&to_sql(silent_since.unix()), &reason]).await
+    }
+
+    async fn living_relays(&self, since: Timestamp) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT relay_id FROM relays WHERE alive_at >= $1 ORDER BY relay_id";
+        let rows = self.query(sql, &[&to_sql(since.unix())]).await?;
+        rows.iter().map(|row| row.column(0)).collect()
     }
 
     async fn sessions(&self, provider: Address, limit: usize) -> Result<Vec<StoredSession>, StoreError> {

@@ -49,6 +49,11 @@ impl Sessions for Sqlite {
         Ok(true)
     }
 
+    async fn claim_lost(&self) {
+        // The folder stays this process's.
+        std::future::pending().await
+    }
+
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {
         let relay_id = relay_id.to_owned();
         self.write(move |connection| {
@@ -79,6 +84,34 @@ impl Sessions for Sqlite {
                 )?
                 .execute((relay_id, to_sql(at.unix()), reason))?;
             Ok(changed as u64)
+        })
+        .await
+    }
+
+    async fn close_sessions_of_silent(
+        &self,
+        silent_since: Timestamp,
+        reason: &str,
+    ) -> Result<u64, StoreError> {
+        let reason = reason.to_owned();
+        self.write(move |connection| {
+            let changed = connection
+                .prepare_cached(
+                    "UPDATE sessions SET reason = ?2, ended_at = max(connected_at, alive_at)
+                     FROM relays WHERE relays.relay_id = sessions.relay_id AND alive_at < ?1 AND ended_at IS NULL",
+                )?
+                .execute((to_sql(silent_since.unix()), reason))?;
+            Ok(changed as u64)
+        })
+        .await
+    }
+
+    async fn living_relays(&self, since: Timestamp) -> Result<Vec<String>, StoreError> {
+        self.read(move |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT relay_id FROM relays WHERE alive_at >= ?1 ORDER BY relay_id")?;
+            let rows = statement.query_map([to_sql(since.unix())], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
     }

@@ -177,6 +177,37 @@ async fn a_relays_id_is_one_process_s_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_lost_its_id_to_another_is_told() {
+    let server = Server::start(Durability::None);
+    let url = server.database();
+    let one = Arc::new(Postgres::connect(&format!("{url}?application_name=one")).await.unwrap());
+    assert!(one.claim_relay("hz-1").await.unwrap());
+    let lost = {
+        let one = one.clone();
+        tokio::spawn(async move { one.claim_lost().await })
+    };
+
+    // Another waits for the lock, and has it as soon as the one who holds it is cut off.
+    let (other, admin) = (client(&url).await, client(&url).await);
+    let take =
+        async { other.batch_execute("SELECT pg_advisory_lock(hashtextextended('hz-1', 7206103))").await };
+    let cut = async {
+        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        while admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) < 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!lost.is_finished());
+        let holder = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+        assert_eq!(admin.query(holder, &[]).await.unwrap().len(), 1);
+    };
+    let (taken, ()) = tokio::join!(take, cut);
+    taken.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), lost).await.expect("it is told").unwrap();
+    // And whoever asks later.
+    tokio::time::timeout(Duration::from_secs(30), one.claim_lost()).await.expect("it is told again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_connect_at_once_to_a_new_database() {
     let server = Server::start(Durability::None);
     let url = server.database();

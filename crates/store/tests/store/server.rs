@@ -102,7 +102,7 @@ impl Server {
     }
 
     /// A program that connects.
-    fn client(&self, name: &str) -> Command {
+    pub(crate) fn client(&self, name: &str) -> Command {
         let mut command = Command::new(binary(name));
         command.arg("--host").arg(self.dir.path()).args(["--port", &self.port.to_string()]);
         command

@@ -28,6 +28,7 @@ macro_rules! each_case {
             sessions::generations_count_each_hosts_sessions
             sessions::a_relay_ends_the_sessions_that_it_left_open
             sessions::sessions_of_a_killed_relay_ended_when_it_lived_last
+            sessions::sessions_of_silent_relays_ended_when_they_lived_last
             sessions::metadata_is_refreshed_while_a_session_lasts
             sessions::reports_find_the_sessions_of_a_time
             sessions::old_sessions_are_removed_and_open_ones_never

@@ -87,6 +87,28 @@ pub(crate) async fn sessions_of_a_killed_relay_ended_when_it_lived_last(store: A
     assert_eq!(ends, [("other", at(60)), ("after", at(45)), ("before", at(40))]);
 }
 
+pub(crate) async fn sessions_of_silent_relays_ended_when_they_lived_last(store: Arc<dyn Store>) {
+    for (id, host, relay, begins) in
+        [("silent", 1, "hz-1", 0), ("late", 2, "hz-1", 50), ("alive", 3, "jp-2", 0), ("unknown", 4, "old", 0)]
+    {
+        store.open_session(session(id, 1, host, relay, begins)).await.unwrap();
+    }
+    store.open_session(session("ended", 1, 5, "hz-1", 0)).await.unwrap();
+    store.close_session("ended", at(1), "goodbye").await.unwrap();
+    store.relay_lives("hz-1", at(40)).await.unwrap();
+    store.relay_lives("jp-2", at(41)).await.unwrap();
+    assert_eq!(store.close_sessions_of_silent(at(40), "silent").await.unwrap(), 0);
+    assert_eq!(store.living_relays(at(40)).await.unwrap(), ["hz-1", "jp-2"]);
+    assert_eq!(store.living_relays(at(41)).await.unwrap(), ["jp-2"]);
+    assert_eq!(store.close_sessions_of_silent(at(41), "silent").await.unwrap(), 2);
+    assert_eq!(store.close_sessions_of_silent(at(41), "silent").await.unwrap(), 0);
+    let ended = async |host| store.newest_session(address(1), node(host)).await.unwrap().unwrap().ended;
+    assert_eq!(ended(1).await, Some((at(40), "silent".to_owned())));
+    assert_eq!(ended(2).await, Some((at(50), "silent".to_owned())), "none ends before it began");
+    assert_eq!((ended(3).await, ended(4).await), (None, None));
+    assert_eq!(ended(5).await, Some((at(1), "goodbye".to_owned())));
+}
+
 pub(crate) async fn only_a_newer_host_status_counts(store: Arc<dyn Store>) {
     let set = async |host, status, seconds| {
         store.set_node_status(address(1), node(host), status, at(seconds)).await.unwrap()
