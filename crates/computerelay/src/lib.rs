@@ -16,6 +16,7 @@ mod availability;
 mod chain;
 mod commands;
 mod config;
+mod elsewhere;
 mod error;
 mod gateway;
 mod hub;

@@ -2,7 +2,8 @@
 //!
 //! Time acts first: whoever asks for a change finds the task as it is now, not as it was when somebody last looked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,7 @@ use taskmarket::{
     Bytes32, ChainFact, ComputeProof, ContentHash, Domain, Event, Mutation, Recorded, Reference, Rejection,
     ReleaseReason, Status, Task, TaskId, TaskRecord, Timestamp, Verified,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::artifacts::Artifacts;
 use crate::auth::AttemptTokens;
@@ -67,6 +68,12 @@ pub(crate) struct Market {
     /// Only of attempts that are held: what a node does is known as long as it does it.
     progress: Mutex<HashMap<TaskId, Progress>>,
     commits: Commits,
+    /// Whether other relays of the same store live.
+    others: watch::Sender<bool>,
+    /// While they do, the places of events that were told here and that [`crate::elsewhere`] will come across.
+    told: Mutex<BTreeSet<u64>>,
+    /// The last place of an event that was told here.
+    last_told: AtomicU64,
     /// The domains that are served, unsettled first.
     domains: Vec<Domain>,
     /// The chain of settled tasks, where they are taken.
@@ -92,6 +99,9 @@ impl Market {
             reports: broadcast::Sender::new(FOLLOW_CAPACITY),
             progress: Mutex::default(),
             commits: Commits::default(),
+            others: watch::Sender::new(false),
+            told: Mutex::default(),
+            last_told: AtomicU64::new(0),
         })
     }
 
@@ -222,6 +232,14 @@ impl Market {
         self.change(id, None, Cause::Released(attempt, reason)).await
     }
 
+    /// Ends a task by this relay's word, if a provider signed that it fails anywhere and nobody holds it.
+    ///
+    /// # Errors
+    /// There is no such task, or the store fails.
+    pub(crate) async fn end_unworkable(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
+        self.change(id, None, Cause::Unworkable).await
+    }
+
     /// Lets time act on a task.
     ///
     /// # Errors
@@ -232,14 +250,6 @@ impl Market {
 
     /// Has a task take the chain's facts that wait for it. A fact that it refuses stays, for whoever looks for the cause.
     ///
-    /// Ends a task by this relay's word, if a provider signed that it fails anywhere and nobody holds it.
-    ///
-    /// # Errors
-    /// There is no such task, or the store fails.
-    pub(crate) async fn end_unworkable(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
-        self.change(id, None, Cause::Unworkable).await
-    }
-
     /// # Errors
     /// There is no such task, or the store fails.
     pub(crate) async fn take_chain_facts(&self, id: TaskId) -> Result<Arc<TaskRecord>, MarketError> {
@@ -347,6 +357,7 @@ impl Market {
             Cause::Signed(mutation) => mutation,
             Cause::Released(attempt, reason) => return Ok(taskmarket::release(record, attempt, reason)),
             Cause::Chain(fact) => return Ok(taskmarket::observe(record, fact)?),
+            Cause::Unworkable => return Ok(taskmarket::unworkable(record)),
             Cause::Time => return Ok(None),
         };
         let event = taskmarket::decide(record, now, mutation)?;
@@ -357,7 +368,6 @@ impl Market {
     }
 
     /// Applies and commits one event; `None` where another change came first.
-            Cause::Unworkable => return Ok(taskmarket::unworkable(record)),
     async fn commit(
         &self,
         before: StoredTask,
@@ -396,8 +406,58 @@ impl Market {
             chain.follow_due(&record);
         }
         self.commits.count(recorded.event.name());
+        self.last_told.fetch_max(seq, Ordering::Relaxed);
+        if *self.others.borrow() {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.insert(seq);
+            if told.len() > FOLLOW_CAPACITY {
+                told.pop_first();
+            }
+        }
         // Without followers there is nobody to tell.
         let _ = self.changes.send(Arc::new(Change { seq, record, node, recorded }));
+    }
+
+    /// Heeds whether other relays of the same store live.
+    pub(crate) fn set_others(&self, are_there: bool) {
+        self.others.send_if_modified(|before| std::mem::replace(before, are_there) != are_there);
+    }
+
+    /// Whether other relays of the same store live.
+    pub(crate) fn others(&self) -> watch::Receiver<bool> {
+        self.others.subscribe()
+    }
+
+    /// The last place of an event that was told here; zero before the first.
+    pub(crate) fn last_told(&self) -> u64 {
+        self.last_told.load(Ordering::Relaxed)
+    }
+
+    /// Tells of an event that was found in the store, unless it was told when it was committed here. `task` is as it is now.
+    pub(crate) fn tell_found(&self, event: StoredEvent, task: StoredTask) {
+        let was_told = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those before it were come across.
+            let later = told.split_off(&event.seq);
+            *told = later;
+            told.remove(&event.seq)
+        };
+        if was_told {
+            return;
+        }
+        if task.record.lease().is_none() {
+            self.lock_progress().remove(&task.record.id);
+        }
+        if let Some(chain) = &self.chain {
+            chain.follow_due(&task.record);
+        }
+        let change = Change {
+            seq: event.seq,
+            record: Arc::new(task.record),
+            node: task.node,
+            recorded: event.recorded,
+        };
+        let _ = self.changes.send(Arc::new(change));
     }
 
     /// A proof counts only with its result: the bytes are stored here, under the hash that it names.
@@ -426,6 +486,7 @@ impl Market {
 enum Cause<'a> {
     Signed(&'a Mutation),
     Released(u32, ReleaseReason),
+    Unworkable,
     Chain(ChainFact),
     /// Time alone, which acts before anything else in any case.
     Time,
@@ -462,4 +523,3 @@ fn check_reference(field: &'static str, reference: &Reference, pinned: ContentHa
 fn is_held(record: &TaskRecord, attempt: u32) -> bool {
     record.lease().is_some_and(|lease| lease.attempt == attempt)
 }
-    Unworkable,

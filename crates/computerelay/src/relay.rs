@@ -19,6 +19,7 @@ use crate::artifacts::Artifacts;
 use crate::auth::{Access, AttemptTokens, TOKEN_SECRET};
 use crate::chain::{self, ChainView, EscrowConfig};
 use crate::config::{Args, Config};
+use crate::elsewhere;
 use crate::gateway::Gateway;
 use crate::hub::{Hub, HubConfig};
 use crate::idempotency;
@@ -259,7 +260,7 @@ impl Relay {
     /// providers' sessions and the store.
     ///
     /// # Errors
-    /// The part that looks after providers and time ended by itself, which it must not.
+    /// The part that looks after providers and time ended by itself, which it must not; or another relay of the store has this one's id.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let stopping = self.app.stopping.clone();
         let server = Server {
@@ -278,6 +279,7 @@ impl Relay {
             server.tasks.spawn(server.clone().listen(tls.listener, Some(tls.acceptor), self.max_connections));
         }
         server.tasks.spawn(Arc::clone(&self.app.webhooks).run(stopping.clone()));
+        server.tasks.spawn(elsewhere::follow(Arc::clone(&self.app.market), stopping.clone()));
         server.tasks.spawn(upkeep::run(self.app.clone(), self.keep, stopping.clone()));
         if let Some(escrow) = self.escrow {
             let tls =
@@ -291,9 +293,14 @@ impl Relay {
         // Providers stay connected while their answers pass.
         let leaving = CancellationToken::new();
         let mut hub = tokio::spawn(Arc::clone(&self.app.hub).run(stopping.clone(), leaving.clone()));
+        let mut id_lost = false;
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
             ended = &mut hub => Some(ended),
+            () = self.store.claim_lost() => {
+                id_lost = true;
+                None
+            }
         };
         stopping.cancel();
         server.tasks.close();
@@ -318,6 +325,11 @@ impl Relay {
         keys::write_down(&self.app.access.keys).await;
         daemon::drain("broken uploads", DROP_DEADLINE, self.app.market.artifacts().close()).await;
         self.store.close().await;
+        anyhow::ensure!(
+            !id_lost,
+            "another relay of this store runs under the id of this one, {:?}",
+            self.app.relay_id
+        );
         result
     }
 }

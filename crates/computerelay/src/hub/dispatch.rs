@@ -17,7 +17,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, sleep_until};
 
-use super::{Hub, offer};
+use super::{Hub, alive, offer};
 use crate::market::Change;
 
 /// Tasks that are read from the store at once.
@@ -26,8 +26,6 @@ const PAGE: usize = 512;
 const BATCH: usize = 512;
 /// Releases of one batch worked on at the same time.
 const CONCURRENT: usize = 32;
-/// How often the store is told that this relay lives: so much of a session's time may be lost when the relay is killed.
-const ALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long to wait after the store failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// The store is searched for tasks that had no room in memory no more often than this.
@@ -36,7 +34,7 @@ const SEARCH_GAP: Duration = Duration::from_secs(1);
 /// Runs until the hub stops.
 pub(super) async fn run(hub: &Arc<Hub>) {
     let mut changes = hub.market.subscribe();
-    if hub.stop.run_until_cancelled(start(hub)).await.is_none() {
+    if hub.stop.run_until_cancelled(alive::start(hub)).await.is_none() {
         return;
     }
     let mut dispatcher = Dispatcher {
@@ -46,14 +44,14 @@ pub(super) async fn run(hub: &Arc<Hub>) {
         overflow: Overflow::default(),
         wake_at: None,
     };
-    hub.floor().patience.from = Some(Instant::now() + hub.config.grace);
     // What had no room at the start is searched for like what has none later.
     dispatcher.resync().await;
+    hub.floor().patience.from = Some(Instant::now() + hub.config.grace);
     hub.open.store(true, Ordering::Release);
     let mut tick = interval(hub.config.safety_tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut alive = interval_at(Instant::now() + ALIVE_EVERY, ALIVE_EVERY);
-    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut life = interval_at(Instant::now() + alive::EVERY, alive::EVERY);
+    life.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         dispatcher.advance().await;
         let wake_at = dispatcher.wake_at;
@@ -80,33 +78,15 @@ pub(super) async fn run(hub: &Arc<Hub>) {
                 dispatcher.overflow.any = true;
                 dispatcher.overflow.wanted = true;
             }
-            _ = alive.tick() => {
+            _ = life.tick() => {
                 let hub = Arc::clone(hub);
-                dispatcher.chores.spawn(async move { say_alive(&hub).await });
+                dispatcher.chores.spawn(async move { alive::say(&hub).await });
             }
         }
     }
     // Offers under way end with their sessions; whoever accepted in time keeps the task.
     dispatcher.offers.shutdown().await;
     dispatcher.chores.shutdown().await;
-}
-
-/// Notes that this relay lives, so that the sessions of a relay that was killed end when it was last alive.
-async fn say_alive(hub: &Hub) {
-    if let Err(error) = hub.market.store().relay_lives(&hub.config.relay_id, hub.market.now()).await {
-        tracing::warn!(%error, "the store cannot be told that this relay lives");
-    }
-}
-
-/// Ends what a relay that was killed left open in the store, as of when it was last alive. From here this one lives.
-async fn start(hub: &Hub) {
-    let store = hub.market.store();
-    let reason = "the relay stopped without closing it";
-    while let Err(error) = store.close_sessions_of(&hub.config.relay_id, hub.market.now(), reason).await {
-        tracing::error!(%error, "cannot close the sessions of the last run");
-        sleep(RETRY).await;
-    }
-    say_alive(hub).await;
 }
 
 async fn wait_until(at: Option<Instant>) {
@@ -174,7 +154,6 @@ impl Dispatcher<'_> {
         search.whole &= !trimmed;
         // All further ones are newer than those for which there is room.
         let is_full = search.found >= self.hub.config.max_waiting;
-        let (vain, look_at) = floor.in_vain(now);
         match page.next {
             Some(next) if !is_full => {
                 self.overflow.search = Some(Search { cursor: Some(next), ..search });
@@ -195,6 +174,7 @@ impl Dispatcher<'_> {
         let chain_is_well = self.hub.market.chain().is_some_and(|chain| chain.trouble().is_none());
         let mut floor = self.hub.floor();
         floor.chain_is_well = chain_is_well;
+        let (vain, look_at) = floor.in_vain(now);
         let (plans, again) = floor.assign(room, now);
         let trimmed = floor.trim(self.hub.config.max_waiting);
         drop(floor);
@@ -284,8 +264,10 @@ impl Dispatcher<'_> {
     }
 
     fn take_up(&mut self, change: &Change) {
-        let word = change.recorded.event.word();
-        self.hub.absorb(&change.record, change.node, Some(word));
+        // What another relay committed is told with the task as it is by now: who ended it then is not this event's to say.
+        let is_current = change.recorded.version == change.record.version;
+        let word = Some(change.recorded.event.word()).filter(|_| is_current);
+        self.hub.absorb(&change.record, change.node, word);
         self.overflow.wanted |= change.record.lease().is_none() && change.record.attempts > 0;
     }
 

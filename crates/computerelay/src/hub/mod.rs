@@ -5,6 +5,7 @@
 //! - [`vain`] finds tasks that nobody may have any more.
 //! - [`reservation`] lets providers take tasks of their own accord.
 //! - [`reconcile`] compares what a host that comes back holds with what the store says.
+//! - [`alive`] says that this relay lives, and ends what silent ones left open.
 //! - [`timer`] lets time act on tasks.
 //! - [`logs`] reads what attempts say; [`challenge`] has hosts prove what their GPUs compute.
 //! - [`explain`] and [`view`] say why a task waits, and who is here.
@@ -12,6 +13,7 @@
 //! The [`floor`] is what all of them share, and where hosts are chosen ([`choice`]): memory only, rebuilt from the store and the sessions
 //! whenever it may have missed something.
 
+mod alive;
 mod challenge;
 mod choice;
 mod config;
@@ -30,11 +32,11 @@ mod scores;
 mod session;
 mod timer;
 mod tries;
+mod vain;
 mod view;
 
-mod vain;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -81,6 +83,8 @@ pub(crate) struct Hub {
     /// Places for handshakes, of all together and of each peer.
     handshakes: Arc<Semaphore>,
     peers: Places,
+    /// When the store was last told that this relay lives, in unix seconds.
+    lived_at: AtomicU64,
     /// Places for calling attempts off.
     calls: Arc<Semaphore>,
     /// The task of each connection, and of each call beside them.
@@ -141,6 +145,7 @@ impl Hub {
             wake: Notify::new(),
             handshakes: Arc::new(Semaphore::new(config.max_handshakes)),
             peers: Places::new(config.max_handshakes_per_ip),
+            lived_at: AtomicU64::new(0),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sessions: TaskTracker::new(),
             open: AtomicBool::new(false),
@@ -367,11 +372,6 @@ impl Hub {
         }
     }
 
-    /// Releases an attempt whose host stayed away from here beyond its grace, unless the attempt is another relay's to release. While the
-    /// store cannot be read, nobody knows, and nothing is released.
-    async fn give_up(&self, task_id: TaskId, attempt: u32) {
-        let again = match self.whose(task_id, attempt).await {
-            Ok(Whose::Over) => {
     /// Ends a task that fails anywhere, as providers say.
     async fn end_vain(&self, task_id: TaskId) {
         match self.market.end_unworkable(task_id).await {
@@ -383,6 +383,11 @@ impl Hub {
         self.look_again(task_id).await;
     }
 
+    /// Releases an attempt whose host stayed away from here beyond its grace, unless the attempt is another relay's to release. While the
+    /// store cannot be read, nobody knows, and nothing is released.
+    async fn give_up(&self, task_id: TaskId, attempt: u32) {
+        let again = match self.whose(task_id, attempt).await {
+            Ok(Whose::Over) => {
                 self.look_again(task_id).await;
                 None
             }
