@@ -105,6 +105,54 @@ async fn hostile_json_is_refused_and_named() {
 }
 
 #[tokio::test]
+async fn hostile_mutations_are_named_and_change_nothing() {
+    let (rig, wallet) = (Rig::start().await, Wallet::random());
+    let id = rig.publish_new(&wallet).await;
+    let (path, address) = (format!("/v1/tasks/{id}/events"), wallet.address());
+    let before = rig.get(&path).await;
+    assert_eq!(before.0, StatusCode::OK);
+    let hash = "0".repeat(64);
+    let attempt = |more: Value| {
+        let mut mutation = json!({ "task_id": id, "provider": address, "attempt": 1 });
+        mutation.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        mutation
+    };
+    let mutations = [
+        ("cancel", json!({ "task_id": id, "issued_at": now() })),
+        ("accept", attempt(json!({ "lease_until": now() }))),
+        ("fail", attempt(json!({ "code": "io", "message": "", "issued_at": now() }))),
+        ("approve", attempt(json!({ "result_hash": hash, "issued_at": now() }))),
+        ("resolve", json!({ "task_id": id, "attempt": 1, "provider_bps": 1, "issued_at": now() })),
+    ];
+    let signature = wallet.sign(&task(&wallet), &Domain::UNSETTLED).unwrap().signature;
+    for (verb, mutation) in &mutations {
+        let good = json!({ "mutation": mutation, "signature": signature });
+        let mut cases = vec![
+            (json!({ "signature": signature }), None),
+            (json!({ "mutation": mutation }), None),
+            (json!({ "mutation": mutation, "signature": 7 }), Some("signature".to_owned())),
+            (json!({ "mutation": mutation, "signature": signature, "extra": 1 }), Some("extra".to_owned())),
+        ];
+        for field in mutation.as_object().unwrap().keys() {
+            for wrong in [json!(null), json!(-1), json!(1e300), json!([[]]), json!({ "a": 1 })] {
+                let mut body = good.clone();
+                body["mutation"][field] = wrong;
+                cases.push((body, Some(format!("mutation.{field}"))));
+            }
+        }
+        for (body, param) in cases {
+            let request = rig.bare(Method::POST, &format!("/v1/tasks/{id}/{verb}")).json(&body);
+            let refused = answer(request).await;
+            assert_error(&refused, 400, "malformed_request");
+            let named = refused.1["error"]["param"].as_str();
+            assert_eq!(named, param.as_deref(), "{verb} {body}: {}", refused.1);
+        }
+    }
+    assert_eq!(rig.get(&path).await, before, "nothing was changed by any of them");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn signatures_and_fields_are_checked() {
     let (rig, wallet) = (Rig::start().await, Wallet::random());
     let good = signed(&wallet, &task(&wallet));
