@@ -161,7 +161,9 @@ impl Relay {
 
     /// Says why a task waits.
     pub(crate) async fn explain(&self, id: TaskId) -> Outcome<Explanation> {
-        self.get(&format!("v1/tasks/{id}/explain")).await
+        let read = self.signed_read(id)?;
+        let request = || self.reading(&format!("v1/tasks/{id}/explain"), read.as_deref()).timeout(PATIENCE);
+        self.json(self.send(request).await?).await
     }
 
     /// Publishes a task.
@@ -235,7 +237,8 @@ impl Relay {
     /// What a task's newest attempt said, from line `from` on; with `follow` until the attempt ends.
     pub(crate) async fn logs(&self, id: TaskId, from: u64, follow: bool) -> Outcome<Response> {
         let path = format!("v1/tasks/{id}/logs?from={from}&follow={follow}");
-        self.send(|| self.request(Method::GET, &path)).await
+        let read = self.signed_read(id)?;
+        self.send(|| self.reading(&path, read.as_deref())).await
     }
 
     /// A task's events, live, from after `last`.

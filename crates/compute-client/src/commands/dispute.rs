@@ -33,7 +33,7 @@ pub(crate) struct Args {
 
 /// Disputes a result.
 pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     let wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let view = relay.task(args.id).await?;
     let (task, domain) = proof::check_task(&view, args.id)?;

@@ -6,7 +6,7 @@ use crate::ui::{Ui, clean};
 
 /// Says of each provider what keeps the task from it.
 pub(crate) async fn run(global: &Global, args: &TaskArgs, ui: &Ui) -> Outcome {
-    let explanation = global.relay(ui)?.explain(args.id).await?;
+    let explanation = global.reading_relay(ui).await?.explain(args.id).await?;
     if ui.json {
         return ui.print_json(&explanation);
     }

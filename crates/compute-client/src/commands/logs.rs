@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 /// Shows what a task's newest attempt said; with --follow also what it and those after it say from then on.
 pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
-    let relay = global.relay(ui)?;
+    let relay = global.reading_relay(ui).await?;
     let mut reader = Reader { ui, attempt: None, next: args.from };
     if !args.follow {
         let response = relay.logs(args.id, args.from, false).await?;

@@ -136,9 +136,14 @@ async fn without_an_api_key_a_task_is_read_by_its_requesters_signature() {
     let (id, key) = (stdout(&out).trim().to_owned(), relay.path("key"));
     let signed = [("ZORAI_RELAY", relay.url.as_str()), ("ZORAI_KEY_FILE", key.as_str())];
     let output = relay.path("second");
-    for arguments in
-        [&["status", &id][..], &["events", &id], &["result", &id, "--output", &output], &["verify", &id]]
-    {
+    for arguments in [
+        &["status", &id][..],
+        &["events", &id],
+        &["explain", &id],
+        &["result", &id, "--output", &output],
+        &["verify", &id],
+        &["dispute", &id, "--reason", "it is not what was asked for"],
+    ] {
         let out = cli(relay.home.path(), arguments, &signed, b"").await;
         assert_eq!(code(&out), 0, "{arguments:?}\n{}", said(&out));
     }

@@ -88,7 +88,15 @@ async fn view(State(script): State<Arc<Script>>) -> Response {
     Json(TaskView::new(&record, true, None)).into_response()
 }
 
-async fn logs(State(script): State<Arc<Script>>, RawQuery(query): RawQuery) -> Response {
+async fn logs(
+    State(script): State<Arc<Script>>,
+    RawQuery(query): RawQuery,
+    headers: axum::http::HeaderMap,
+) -> Response {
+    if !headers.contains_key("authorization") && !headers.contains_key(rpc::READ_HEADER) {
+        return (StatusCode::UNAUTHORIZED, Json(ErrorBody::new(ErrorCode::InvalidApiKey, "no key")))
+            .into_response();
+    }
     script.asked.lock().unwrap().push(query.unwrap());
     let answer = script.answers.lock().unwrap().pop_front();
     let lines = |attempt: u32, body: axum::body::Body| {
@@ -117,6 +125,15 @@ async fn logs(State(script): State<Arc<Script>>, RawQuery(query): RawQuery) -> R
 
 /// Runs `logs` against a relay that answers so, and answers what it was asked for besides.
 async fn run(answers: Vec<(bool, u32, Answer)>, more: &[&str]) -> (std::process::Output, Vec<String>) {
+    run_as(answers, more, ("ZORAI_AI_API_KEY", API_KEY)).await
+}
+
+/// As [`run`], as somebody with this variable.
+async fn run_as(
+    answers: Vec<(bool, u32, Answer)>,
+    more: &[&str],
+    identity: (&str, &str),
+) -> (std::process::Output, Vec<String>) {
     let script =
         Arc::new(Script { record: record(), answers: Mutex::new(answers.into()), asked: Mutex::default() });
     let router = Router::new()
@@ -129,11 +146,23 @@ async fn run(answers: Vec<(bool, u32, Answer)>, more: &[&str]) -> (std::process:
     let home = tempfile::tempdir().unwrap();
     let id = script.record.id.to_string();
     let arguments = [&["logs", &id][..], more].concat();
-    let out =
-        cli(home.path(), &arguments, &[("ZORAI_RELAY", &url), ("ZORAI_AI_API_KEY", API_KEY)], b"").await;
+    let out = cli(home.path(), &arguments, &[("ZORAI_RELAY", &url), identity], b"").await;
     server.abort();
     let asked = script.asked.lock().unwrap().clone();
     (out, asked)
+}
+
+#[tokio::test]
+async fn the_requesters_key_opens_them_without_an_api_key() {
+    let home = tempfile::tempdir().unwrap();
+    let key = home.path().join("key");
+    std::fs::write(&key, crate::support::REQUESTER_KEY).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let identity = ("ZORAI_KEY_FILE", key.to_str().unwrap());
+    let (out, asked) = run_as(vec![(false, 1, Answer::Lines(1, ONE))], &[], identity).await;
+    assert_eq!((code(&out), stdout(&out).as_str(), asked.len()), (0, "one\n", 1), "{}", said(&out));
+    let (out, asked) = run_as(Vec::new(), &[], ("NOBODY", "")).await;
+    assert_eq!((code(&out), asked.len()), (3, 0), "{}", said(&out));
 }
 
 const ONE: &str = "{\"n\":0,\"stream\":\"stdout\",\"text\":\"one\"}\n";

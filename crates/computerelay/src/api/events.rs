@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::extract::{Key, Query, TaskPath};
-use super::lasting::{Seat, Seats, lost};
+use super::lasting::{Seat, Seats, lost_if};
 use super::reader::Reader;
 use crate::error::ApiError;
 use crate::keys::Caller;
@@ -121,13 +121,7 @@ fn seat(app: &App, whose: Whose) -> Result<Seat<Whose>, ApiError> {
 
 /// Streams to a client until all is told, and no longer than the key is good that lets it see that.
 fn answer(app: &App, follower: Follower, key: Option<KeyId>, seat: Seat<Whose>) -> Response {
-    let app = app.clone();
-    let lost = async move {
-        match key {
-            Some(key) => lost(app, key).await,
-            None => std::future::pending().await,
-        }
-    };
+    let lost = lost_if(app.clone(), key);
     // The seat lasts as long as the answer.
     let stream = follower.into_stream().take_until(Box::pin(lost)).inspect(move |_| {
         let _ = &seat;

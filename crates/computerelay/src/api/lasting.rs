@@ -14,7 +14,7 @@ use super::App;
 const LOOK_UP_EVERY: Duration = Duration::from_secs(15);
 
 /// Waits until a key is good no more: it was revoked, at another relay at most [`LOOK_UP_EVERY`] ago, or has expired.
-pub(super) async fn lost(app: App, key: KeyId) {
+async fn lost(app: App, key: KeyId) {
     let mut revocations = app.access.keys.revocations();
     loop {
         let wait = match app.access.keys.good_for(&key, app.market.now()).await {
@@ -30,6 +30,14 @@ pub(super) async fn lost(app: App, key: KeyId) {
             () = sleep(wait) => {}
             Ok(()) = revocations.changed() => {}
         }
+    }
+}
+
+/// As [`lost`] of a key that an answer needs, for ever where it needs none.
+pub(super) async fn lost_if(app: App, key: Option<KeyId>) {
+    match key {
+        Some(key) => lost(app, key).await,
+        None => std::future::pending().await,
     }
 }
 

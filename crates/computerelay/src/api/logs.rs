@@ -1,4 +1,4 @@
-//! `GET /v1/tasks/{id}/logs`: what a task's newest attempt says, from the host that runs it, to who published the task.
+//! `GET /v1/tasks/{id}/logs`: what a task's newest attempt says, from the host that runs it, to who may read the whole task.
 
 use std::time::Duration;
 
@@ -12,51 +12,52 @@ use http_body_util::BodyExt;
 use link::ResponseBody;
 use rpc::error::ErrorCode;
 use rpc::relay::LogQuery;
-use store::KeyId;
 use taskmarket::TaskId;
 use tokio::time::timeout;
 
 use super::App;
-use super::extract::{Key, Query, TaskPath};
-use super::lasting::{Seats, lost};
-use super::tasks::find_owned;
+use super::events::Whose;
+use super::extract::{Query, TaskPath};
+use super::lasting::{Seats, lost_if};
+use super::reader::Reader;
 use crate::error::ApiError;
 
 /// How long the answer may be silent. Then comes an empty line, as a sign of life.
 const QUIET: Duration = Duration::from_secs(15);
 /// Readers of one task's logs at once: its requester's terminals.
 const MAX_OF_TASK: usize = 8;
-/// Readers with one API key at once.
-const MAX_OF_KEY: usize = 64;
+/// Readers with one API key, or by one signer, at once.
+const MAX_OF_READER: usize = 64;
 
 /// Who reads logs now.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogReaders {
     tasks: Seats<TaskId>,
-    keys: Seats<KeyId>,
+    readers: Seats<Whose>,
 }
 
 /// `GET /v1/tasks/{id}/logs`
 pub(super) async fn logs(
     State(app): State<App>,
-    Key(key): Key,
+    reader: Reader,
     TaskPath(id): TaskPath,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, ApiError> {
-    let task = find_owned(&app, id, &key).await?;
+    let task = reader.find_whole(&app, id).await?;
     let full = |whose| {
         ApiError::new(ErrorCode::RateLimited, format!("too many read the logs of this {whose} at once"))
     };
     let of_task = app.logs.tasks.take(id, MAX_OF_TASK).ok_or_else(|| full("task"))?;
-    let of_key = app.logs.keys.take(key.id.clone(), MAX_OF_KEY).ok_or_else(|| full("API key's tasks"))?;
+    let of_reader =
+        app.logs.readers.take(reader.whose(), MAX_OF_READER).ok_or_else(|| full("reader's tasks"))?;
     let lines = app.hub.logs(&task, query.from, query.follow).await?;
     let stopping = app.stopping.clone();
-    // The seats last as long as the answer, and the answer no longer than its key.
+    // The seats last as long as the answer, and the answer no longer than the key that it needs.
     let lines = with_signs_of_life(lines)
         .take_until(stopping.cancelled_owned())
-        .take_until(Box::pin(lost(app.clone(), key.id)))
+        .take_until(Box::pin(lost_if(app.clone(), reader.key_needed(&task))))
         .inspect(move |_| {
-            let _ = (&of_task, &of_key);
+            let _ = (&of_task, &of_reader);
         });
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));

@@ -132,10 +132,10 @@ pub(super) async fn show(
 /// `GET /v1/tasks/{id}/explain`
 pub(super) async fn explain(
     State(app): State<App>,
-    Key(key): Key,
+    reader: Reader,
     TaskPath(id): TaskPath,
 ) -> Result<axum::Json<Explanation>, ApiError> {
-    let task = find_owned(&app, id, &key).await?;
+    let task = reader.find_whole(&app, id).await?;
     Ok(axum::Json(app.hub.explain(&task)))
 }
 

@@ -62,6 +62,12 @@ async fn the_parties_of_a_task_read_it_by_their_signatures() {
             assert_eq!(got.status(), StatusCode::OK, "{path}");
             assert_eq!(got.bytes().await.unwrap(), &result[..], "{path}");
         }
+        let (status, told) = read(&rig, &format!("/v1/tasks/{id}/explain"), party).await;
+        let summary = told["summary"].as_str().unwrap_or_default();
+        assert!(status == StatusCode::OK && summary.starts_with("result submitted by"), "{told}");
+        // The logs are asked for at the host, which ran nothing here.
+        let (status, told) = read(&rig, &format!("/v1/tasks/{id}/logs"), party).await;
+        assert!(![401, 403].contains(&status.as_u16()), "{told}");
         for part in ["events", "evidence"] {
             let (status, told) = read(&rig, &format!("/v1/tasks/{id}/{part}"), party).await;
             assert_eq!(status, StatusCode::OK, "{part}: {told}");
@@ -80,7 +86,8 @@ async fn other_signatures_read_nothing() {
     let (rig, wallet, stranger) = (Rig::start().await, Wallet::random(), Wallet::random());
     let (id, other) = (rig.publish_new(&wallet).await, rig.publish_new(&wallet).await);
     let own = header(&wallet, &id, now());
-    let paths = ["", "/events", "/result", "/evidence"].map(|part| format!("/v1/tasks/{id}{part}"));
+    let paths = ["", "/events", "/result", "/evidence", "/explain", "/logs"]
+        .map(|part| format!("/v1/tasks/{id}{part}"));
     let old = Timestamp::from_unix(now().unix() - CLOCK_TOLERANCE_SECS - 60);
     let early = now().plus(CLOCK_TOLERANCE_SECS + 60);
     let forged = own.replace(&wallet.address().to_string(), &stranger.address().to_string());
@@ -103,7 +110,7 @@ async fn other_signatures_read_nothing() {
     // A signature opens reading alone, and nothing of others' tasks; nor does it take from what an API key may see.
     for path in [
         "/v1/tasks".to_owned(),
-        format!("/v1/tasks/{id}/explain"),
+        format!("/v1/tasks/{id}/webhooks"),
         format!("/v1/events?requester={}", wallet.address()),
     ] {
         assert_error(&read(&rig, &path, &own).await, 401, "invalid_api_key");

@@ -104,7 +104,7 @@ fn tasks(document: &mut Document) {
             "explainTask",
             "Why a task waits: each host, and what excludes it",
         )
-        .key(Scope::TasksRead)
+        .key_or_signature()
         .path::<TaskId>("id")
         .answers::<Explanation>(OK, "The explanation.")
         .end();
@@ -115,7 +115,7 @@ fn tasks(document: &mut Document) {
             "readLogs",
             "What the newest attempt said, from the host that runs it: a line of JSON for each line",
         )
-        .key(Scope::TasksRead)
+        .key_or_signature()
         .path::<TaskId>("id")
         .query::<LogQuery>()
         .answers_as(
