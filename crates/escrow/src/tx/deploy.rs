@@ -5,6 +5,7 @@ use std::time::Duration;
 use alloy_primitives::{Address, B256, U256, address};
 use alloy_sol_types::SolConstructor as _;
 
+use super::entry::{Mined, State};
 use super::outbox::{Outbox, OutboxError};
 use crate::abi::ZORAIComputeEscrow as contract;
 use crate::call::Call;
@@ -51,8 +52,9 @@ pub enum DeployError {
     },
 }
 
-/// Deploys the contract under a purpose of the outbox, so that it is deployed once even if this is called again after a crash. Checks
-/// that its code is the committed one, its signing domain that of this program, and its Permit2 the one given.
+/// Deploys the contract under a purpose of the outbox, so that it is deployed once even if this is called again after a crash, and once
+/// more where a reorganisation dropped it. Checks that its code is the committed one, its signing domain that of this program, and its
+/// Permit2 the one given.
 ///
 /// # Errors
 /// It cannot be sent within the time, or what stands there is something else.
@@ -65,6 +67,12 @@ pub async fn deploy(
     let arguments = contract::constructorCall { permit2 }.abi_encode();
     let data = [contract::BYTECODE.as_ref(), &arguments].concat();
     let call = Call { to: None, value: U256::ZERO, data: data.into() };
+    if let Some(State::Done(Mined { contract: Some(before), .. })) =
+        outbox.get(purpose).await?.map(|entry| entry.state)
+        && let Err(ChainError::NoContract { .. }) = Chain::connect(outbox.rpc().clone(), before).await
+    {
+        outbox.recheck(purpose).await?;
+    }
     let mined = outbox.send(purpose, call, time).await?;
     let address = mined.contract.ok_or_else(|| DeployError::Different {
         address: Address::ZERO,

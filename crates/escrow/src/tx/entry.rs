@@ -20,6 +20,9 @@ pub struct Entry {
     pub state: State,
     /// What holds it up now, if something does. It is tried again by itself.
     pub trouble: Option<Trouble>,
+    /// What was signed for it, once it is done: should a reorganisation take that back later, it is what is sent again.
+    #[serde(default)]
+    pub done_by: Option<Pending>,
 }
 
 impl Entry {

@@ -219,6 +219,49 @@ impl Outbox {
         Ok(entry)
     }
 
+    /// Asks the chain again about what is done. Where its transaction is not in the chain any more, as after a reorganisation deeper
+    /// than the confirmations, it is on its way again as it was signed. Gives what is known then; what is not done stays as it is.
+    ///
+    /// # Errors
+    /// The chain cannot be reached, nothing was planned for this purpose, or the outbox cannot be used.
+    pub async fn recheck(&self, purpose: &str) -> Result<Entry, OutboxError> {
+        let _turn = self.inner.turn.lock().await;
+        let mut entry = self.known(purpose).await?;
+        if matches!(entry.state, State::Done(_)) {
+            self.inner.sender.recheck(&mut entry).await?;
+            self.inner.planned.notify_one();
+        }
+        Ok(entry)
+    }
+
+    /// Plans anew what has ended, done or failed: for what is used up, such as an allowance. What is on its way stays as it is.
+    ///
+    /// # Errors
+    /// Nothing was planned for this purpose, or the outbox cannot be written.
+    pub async fn renew(&self, purpose: &str, call: Call) -> Result<Entry, OutboxError> {
+        let _turn = self.inner.turn.lock().await;
+        let entry = self.known(purpose).await?;
+        if !entry.is_final() {
+            return Ok(entry);
+        }
+        let entry = planned(purpose, call);
+        self.inner.store.update(&entry).await?;
+        self.inner.planned.notify_one();
+        Ok(entry)
+    }
+
+    /// Forgets what is done, so that the same purpose can be paid once more.
+    ///
+    /// # Errors
+    /// The outbox cannot be read or written.
+    pub async fn close(&self, purpose: &str) -> Result<(), OutboxError> {
+        let _turn = self.inner.turn.lock().await;
+        if let Some(Entry { state: State::Done(_), .. }) = self.inner.store.get(purpose).await? {
+            self.inner.store.remove(purpose).await?;
+        }
+        Ok(())
+    }
+
     /// Forgets what is planned and has nothing signed that may be mined. Says whether nothing of this purpose can be sent any more,
     /// also where nothing was planned; what is on its way or has ended stays.
     ///
@@ -242,6 +285,10 @@ impl Outbox {
     /// The outbox cannot be read.
     pub async fn get(&self, purpose: &str) -> Result<Option<Entry>, OutboxError> {
         Ok(self.inner.store.get(purpose).await?)
+    }
+
+    async fn known(&self, purpose: &str) -> Result<Entry, OutboxError> {
+        self.get(purpose).await?.ok_or_else(|| OutboxError::Unknown { purpose: purpose.to_owned() })
     }
 
     /// All that is on its way, the oldest first.
@@ -269,10 +316,7 @@ impl Outbox {
             if looked.is_some() {
                 self.inner.looked.notify_waiters();
             }
-            let entry = self
-                .get(purpose)
-                .await?
-                .ok_or_else(|| OutboxError::Unknown { purpose: purpose.to_owned() })?;
+            let entry = self.known(purpose).await?;
             if entry.is_final() {
                 return Ok(entry);
             }
@@ -358,6 +402,7 @@ fn planned(purpose: &str, call: Call) -> Entry {
         created_at: now(),
         state: State::Planned { nonce: None },
         trouble: None,
+        done_by: None,
     }
 }
 

@@ -98,6 +98,15 @@ impl Sender {
         Ok(nonce.saturating_to())
     }
 
+    /// Sees what became of what was done: as if it had only been sent.
+    pub(super) async fn recheck(&self, entry: &mut Entry) -> Result<(), OutboxError> {
+        let Some(pending) = entry.done_by.take() else { return Ok(()) };
+        let view = self.view().await?;
+        entry.state = State::Sent(pending);
+        self.save(entry).await?;
+        self.follow(entry, &view).await
+    }
+
     /// Sees what became of what was signed.
     async fn follow(&self, entry: &mut Entry, view: &View) -> Result<(), OutboxError> {
         let Some(mut pending) = entry.pending().cloned() else { return Ok(()) };
@@ -148,6 +157,7 @@ impl Sender {
             contract: receipt.contract_address,
         };
         entry.trouble = None;
+        entry.done_by = None;
         let confirmations = (view.head.number + 1).saturating_sub(mined.block);
         entry.state = if confirmations < self.config.confirmations {
             State::Mined { pending: Pending { lost_since: None, ..pending }, mined }
@@ -159,6 +169,7 @@ impl Sender {
                 text: reason.to_string(),
             })
         } else {
+            entry.done_by = Some(Pending { lost_since: None, ..pending });
             State::Done(mined)
         };
         self.save(entry).await
@@ -404,6 +415,7 @@ impl Sender {
             created_at: now(),
             state: State::Planned { nonce: Some(nonce) },
             trouble: None,
+            done_by: None,
         };
         let kept = self.store.insert(entry).await?;
         Ok(matches!(kept.state, State::Planned { .. }).then_some(kept))

@@ -193,3 +193,17 @@ async fn only_the_escrow_is_taken_for_the_escrow() {
     let error = Chain::connect(rpc, mined.contract.unwrap()).await.unwrap_err();
     assert!(matches!(error, ChainError::OtherContract { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_contract_that_a_reorganisation_dropped_is_deployed_again() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    let place = Box0::new(rpc_to(vec![anvil.url()]), config());
+    let outbox = place.open().await;
+    let before: serde_json::Value = place.rpc.request("evm_snapshot", json!([])).await.unwrap();
+    let first = tx::deploy(&outbox, "deploy", tx::PERMIT2, LONG).await.unwrap();
+    let same = tx::deploy(&outbox, "deploy", tx::PERMIT2, LONG).await.unwrap();
+    assert_eq!((same.tx, same.block), (first.tx, first.block));
+    assert!(place.rpc.request::<bool>("evm_revert", json!([before])).await.unwrap());
+    let again = tx::deploy(&outbox, "deploy", tx::PERMIT2, LONG).await.unwrap();
+    assert_eq!((again.tx, again.address), (first.tx, first.address));
+}

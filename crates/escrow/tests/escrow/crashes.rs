@@ -142,6 +142,55 @@ async fn a_block_that_a_reorganisation_drops_is_made_good() {
 }
 
 #[tokio::test]
+async fn what_was_done_and_is_gone_is_sent_again_as_it_was_signed() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    let proxy = Proxy::start(anvil.url(), Mood::Honest).await;
+    let place = Box0::new(rpc_to(vec![proxy.url()]), config());
+    let to = stranger();
+    let outbox = place.open().await;
+    let before: serde_json::Value = place.rpc.request("evm_snapshot", serde_json::json!([])).await.unwrap();
+    let mined = outbox.send("pay", pay(to), LONG).await.unwrap();
+    assert_eq!(outbox.recheck("pay").await.unwrap().state, State::Done(mined), "it stands");
+
+    let reverted: bool = place.rpc.request("evm_revert", serde_json::json!([before])).await.unwrap();
+    assert!(reverted);
+    outbox.send("pay", pay(to), LONG).await.unwrap();
+    assert_eq!(balance(&place.rpc, to).await, U256::ZERO, "what is done is not looked at unasked");
+    proxy.set(Mood::TakesNone);
+    assert!(outbox.recheck("pay").await.is_err());
+    drop(outbox);
+
+    proxy.set(Mood::Honest);
+    let outbox = place.open().await;
+    let again = outbox.send("pay", pay(to), LONG).await.unwrap();
+    assert_eq!((again.tx, proxy.passed()), (mined.tx, vec![mined.tx]));
+    assert_eq!((balance(&place.rpc, to).await, nonce(&place.rpc, outbox.account()).await), (U256::ONE, 1));
+}
+
+#[tokio::test]
+async fn what_has_ended_is_planned_anew_on_request_alone() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    let place = Box0::new(rpc_to(vec![anvil.url()]), config());
+    let to = stranger();
+    let outbox = place.open().await;
+    assert!(matches!(outbox.renew("pay", pay(to)).await, Err(OutboxError::Unknown { .. })));
+    outbox.submit("pay", pay(to)).await.unwrap();
+    outbox.step().await.unwrap();
+    let under_way = outbox.renew("pay", pay(to)).await.unwrap();
+    assert!(under_way.pending().is_some(), "what is on its way goes on: {under_way:?}");
+    outbox.close("pay").await.unwrap();
+    outbox.send("pay", pay(to), LONG).await.unwrap();
+    assert_eq!(balance(&place.rpc, to).await, U256::ONE);
+
+    outbox.renew("pay", pay(to)).await.unwrap();
+    outbox.send("pay", pay(to), LONG).await.unwrap();
+    outbox.close("pay").await.unwrap();
+    assert_eq!(outbox.get("pay").await.unwrap(), None);
+    outbox.send("pay", pay(to), LONG).await.unwrap();
+    assert_eq!(balance(&place.rpc, to).await, U256::from(3));
+}
+
+#[tokio::test]
 async fn a_gap_before_what_was_signed_is_filled() {
     let Some(anvil) = anvil(&["--no-mining"]).await else { return };
     let place = Box0::new(rpc_to(vec![anvil.url()]), config());

@@ -118,3 +118,15 @@ async fn fees_stay_below_the_cap() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn gas_stays_below_the_cap() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    // A payment uses 21,000, and a quarter more is allowed for.
+    let place = Box0::new(rpc_to(vec![anvil.url()]), OutboxConfig { max_gas: 26_249, ..config() });
+    let outbox = place.open().await;
+    let error = outbox.send("pay", pay(stranger()), SHORT).await.unwrap_err();
+    let needed = Trouble::GasAboveCap { needed: 26_250, cap: 26_249 };
+    assert!(matches!(&error, OutboxError::TimedOut { why: Some(why), .. } if *why == needed), "{error}");
+    assert_eq!(nonce(&place.rpc, outbox.account()).await, 0);
+}
