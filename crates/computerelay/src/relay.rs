@@ -48,7 +48,7 @@ pub struct Relay {
     listener: TcpListener,
     local_addr: SocketAddr,
     tls: Option<Tls>,
-    app: App,
+    pub(crate) app: App,
     store: Arc<dyn Store>,
     drain: Duration,
     keep: Keep,

@@ -48,13 +48,11 @@ pub(crate) async fn follow(
     hub: Arc<Hub>,
     stopping: CancellationToken,
 ) {
-    let Some(view) = market.chain().cloned() else { return };
+    let Some(mut follower) = Follower::new(config, tls, market, hub) else { return };
     let work = async {
-        let mut pause = config.poll;
-        let (watcher, reread_at, owing) = (None, None, true);
-        let mut follower = Follower { config, tls, market, hub, view, watcher, reread_at, owing };
+        let mut pause = follower.config.poll;
         loop {
-            match follower.round().await {
+            match follower.round(Instant::now()).await {
                 Ok(caught_up) => {
                     pause = follower.config.poll;
                     if caught_up {
@@ -86,13 +84,19 @@ struct Follower {
 }
 
 impl Follower {
+    /// A follower that has not looked yet; none where no settled tasks are taken.
+    fn new(config: EscrowConfig, tls: Arc<ClientConfig>, market: Arc<Market>, hub: Arc<Hub>) -> Option<Self> {
+        let view = Arc::clone(market.chain()?);
+        Some(Self { config, tls, market, hub, view, watcher: None, reread_at: None, owing: true })
+    }
+
     /// One look at the chain. Says whether there is nothing more to read now.
-    async fn round(&mut self) -> Result<bool, FollowError> {
+    async fn round(&mut self, now: Instant) -> Result<bool, FollowError> {
         let mut watcher = match self.watcher.take() {
             Some(watcher) => watcher,
             None => self.start().await?,
         };
-        let result = self.step(&mut watcher).await;
+        let result = self.step(&mut watcher, now).await;
         // A watcher that met a block which is final no more asks for it again; everything else may go on as well.
         self.watcher = Some(watcher);
         result
@@ -115,9 +119,9 @@ impl Follower {
         Ok(watcher)
     }
 
-    async fn step(&mut self, watcher: &mut Watcher) -> Result<bool, FollowError> {
+    async fn step(&mut self, watcher: &mut Watcher, now: Instant) -> Result<bool, FollowError> {
         let store = self.market.store();
-        let (had, now) = (self.view.trouble(), Instant::now());
+        let had = self.view.trouble();
         if self.owing {
             // Time must not act on a task before it has all that the chain said until then.
             self.catch_up_tasks(watcher.cursor()).await?;
@@ -253,3 +257,6 @@ fn in_order(tasks: impl Iterator<Item = TaskId>) -> Vec<TaskId> {
     let mut seen = std::collections::HashSet::new();
     tasks.filter(|task| seen.insert(*task)).collect()
 }
+
+#[cfg(test)]
+mod tests;
