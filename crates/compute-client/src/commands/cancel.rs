@@ -1,5 +1,6 @@
 //! `cancel`: the requester withdraws a task that nobody holds.
 
+use escrow::Status;
 use serde_json::json;
 use taskmarket::CancelTask;
 
@@ -7,7 +8,7 @@ use crate::cli::{Global, MoneyArgs};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, Found};
+use crate::money::{self, Found, chain_failure};
 use crate::ui::Ui;
 
 /// Cancels a task; a settled one on the chain, which gives its budget back.
@@ -25,10 +26,16 @@ pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
         return if ui.json { ui.print_json(&view) } else { ui.print(view.status) };
     }
     let purse = args.chain.purse(global, Some(domain), &wallet).await?;
-    let mined = purse.send(&format!("cancel:{id}"), purse.chain.calls().cancel(&task, &signed), ui).await?;
+    let record = purse.chain.record(id).await.map_err(chain_failure)?;
+    let tx = if record.status == Status::Cancelled {
+        None
+    } else {
+        let call = purse.chain.calls().cancel(&task, &signed);
+        Some(purse.send(&format!("cancel:{id}"), call, ui).await?.tx)
+    };
     ui.say("the budget is yours to withdraw: zorai-compute wallet withdraw");
     if ui.json {
-        ui.print_json(&json!({ "task_id": id, "settlement": "cancelled", "tx": mined.tx }))
+        ui.print_json(&json!({ "task_id": id, "settlement": "cancelled", "tx": tx }))
     } else {
         ui.print("cancelled")
     }

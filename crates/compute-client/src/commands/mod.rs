@@ -18,6 +18,7 @@ pub(crate) mod models;
 pub(crate) mod params;
 pub(crate) mod poll;
 pub(crate) mod providers;
+pub(crate) mod publish;
 pub(crate) mod refund;
 pub(crate) mod result;
 pub(crate) mod run;

@@ -1,17 +1,16 @@
-//! Publishing a task, and waiting for its checked result: what `run`, `watch` and the demo share.
+//! Waiting for a task's checked result: what `run`, `watch` and the demo share.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rpc::tasks::{PublishTask, TaskView};
-use taskmarket::{Domain, Signed, Status, Task, TaskId};
+use rpc::tasks::TaskView;
+use taskmarket::{Status, Task, TaskId};
 use wallet::Wallet;
 
 use crate::commands::approve::{approve, approve_settled};
-use crate::content::Content;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::{Follower, now};
-use crate::money::{self, Funding, Purse, Stands};
+use crate::money::{self, Purse, Stands};
 use crate::proof::{self, Checked, Receipt};
 use crate::relay::Relay;
 use crate::rerun::rerun;
@@ -52,51 +51,6 @@ pub(crate) enum Approve {
     Ask,
     /// Leave it; the dispute window decides.
     Never,
-}
-
-/// Uploads what the relay has not got, signs the task, pays its budget in where there is a purse, in this way, and publishes it.
-pub(crate) async fn publish(
-    relay: &Relay,
-    wallet: &Wallet,
-    task: &Task,
-    contents: &[&Content],
-    purse: Option<(&Purse, &Funding)>,
-    ui: &Ui,
-) -> Outcome<TaskId> {
-    Content::upload(contents, relay, ui).await?;
-    let domain = purse.map_or(Domain::UNSETTLED, |(purse, _)| purse.chain.domain());
-    let signed = wallet.sign(task, &domain).map_err(Failure::failed)?;
-    let id = signed.message.id(&domain);
-    if let Some((purse, funding)) = purse {
-        money::keep(&purse.home, &signed, domain).await?;
-        money::fund(purse, task, id, funding, ui).await?;
-    }
-    let paid = |failure: Failure| match purse {
-        Some(_) => {
-            let watch =
-                format!("the budget is paid in; publish the task once more: zorai-compute watch {id}");
-            failure.hint(watch).hint(format_args!("or take it back: zorai-compute cancel {id}"))
-        }
-        None => failure,
-    };
-    hand_in(relay, signed, domain).await.map_err(paid)?;
-    Ok(id)
-}
-
-/// Hands a signed task to the relay.
-pub(crate) async fn hand_in(relay: &Relay, signed: Signed<Task>, domain: Domain) -> Outcome {
-    let id = signed.message.id(&domain);
-    let Signed { message, signature } = signed;
-    let verifying_contract = domain.verifying_contract;
-    let body = PublishTask { task: message, signature, verifying_contract, callback_url: None };
-    let view = relay.publish(&body).await?;
-    if view.task_id == id {
-        return Ok(());
-    }
-    Err(Failure::unverified(format_args!(
-        "the relay calls the task {}, but its digest is {id}",
-        view.task_id
-    )))
 }
 
 /// A published task whose result is waited for: what `run --poll` and `watch` share.

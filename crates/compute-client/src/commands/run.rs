@@ -9,18 +9,19 @@ use escrow::Chain;
 use serde_json::json;
 use taskmarket::{
     Address, Amount, B256, Bytes32, ContentHash, Domain, MAX_ATTEMPTS, MAX_DURATION_SECS, MAX_GPU_COUNT,
-    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Task, TaskConfig, Timestamp,
+    MAX_WINDOW_SECS, Message as _, ParseError, Runtime, Task, TaskConfig, TaskId, Timestamp,
 };
 use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
 use crate::commands::params;
-use crate::commands::poll::{Approve, Verdict, Verify, Watched, publish};
+use crate::commands::poll::{Approve, Verdict, Verify, Watched};
+use crate::commands::publish::{go_on, publish};
 use crate::content::{Content, Named};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Funding};
+use crate::money::{self, ChainArgs, Funding, Purse};
 use crate::proof;
 use crate::relay::Relay;
 use crate::rerun;
@@ -180,6 +181,19 @@ impl Money {
     }
 }
 
+impl Args {
+    /// Whether these flags, which gave `task` now, may have given `earlier` before: salt and deadline differ as far as they do not name
+    /// them.
+    fn means(&self, earlier: &Task, task: &Task) -> bool {
+        let salt = if self.salt.is_some() { task.salt } else { earlier.salt };
+        let deadline = match self.deadline {
+            Deadline::In(_) => earlier.deadline,
+            Deadline::At(time) => time,
+        };
+        *earlier == Task { salt, deadline, ..task.clone() }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deadline {
     In(u64),
@@ -229,14 +243,9 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     check(&task, &domain, &wallet)?;
     let Some(relay) = relay else { return show(&task, domain, ui) };
     let purse = chain.map(|chain| args.money.chain.purse_of(chain, &wallet));
-    let funding = args.money.funding();
-    if let Some(purse) = &purse {
-        check_served(&relay, domain).await?;
-        money::say_terms(purse, &task, &funding, args.money.yes, ui).await?;
-    }
     let started = Instant::now();
-    let paid = purse.as_ref().map(|purse| (purse, &funding));
-    let id = publish(&relay, &wallet, &task, &[&model, &input], paid, ui).await?;
+    let (task, id) =
+        Box::pin(begin(&args, &relay, &wallet, task, &[&model, &input], purse.as_ref(), ui)).await?;
     if !args.poll {
         ui.say(format_args!(
             "wait for its result: zorai-compute watch {id}; see where it is: zorai-compute status {id}"
@@ -259,6 +268,37 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     let purse = purse.as_ref();
     let watched = Watched { relay: &relay, wallet: &wallet, task: &task, id, purse, started, ui };
     watched.deliver(verdict, output).await
+}
+
+/// Publishes the task, and pays for it before where there is a purse. Where this machine has begun to pay for the same and has not
+/// published it, it goes on with that one.
+async fn begin(
+    args: &Args,
+    relay: &Relay,
+    wallet: &Wallet,
+    task: Task,
+    contents: &[&Content],
+    purse: Option<&Purse>,
+    ui: &Ui,
+) -> Outcome<(Task, TaskId)> {
+    let Some(purse) = purse else {
+        let id = publish(relay, wallet, &task, contents, None, ui).await?;
+        return Ok((task, id));
+    };
+    check_served(relay, purse.chain.domain()).await?;
+    if let Some(unpublished) = money::unpublished(purse, |noted| args.means(noted, &task), ui).await? {
+        let task = unpublished.signed.message.clone();
+        ui.say(format_args!(
+            "going on with task {}, which was signed before and not published; a --salt of your own makes another",
+            task.id(&purse.chain.domain())
+        ));
+        let id = go_on(relay, contents, purse, unpublished, ui).await?;
+        return Ok((task, id));
+    }
+    let funding = args.money.funding();
+    money::say_terms(purse, &task, &funding, args.money.yes, ui).await?;
+    let id = publish(relay, wallet, &task, contents, Some((purse, &funding)), ui).await?;
+    Ok((task, id))
 }
 
 /// Looks at what the flags name, then reads and hashes it, and gives the task, of nobody yet.

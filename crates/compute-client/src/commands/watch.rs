@@ -8,10 +8,11 @@ use rpc::error::ErrorCode;
 use taskmarket::{Domain, Signature, Signed, Task, TaskId};
 
 use crate::cli::Global;
-use crate::commands::poll::{Approve, Verdict, Verify, Watched, hand_in};
+use crate::commands::poll::{Approve, Verdict, Verify, Watched};
+use crate::commands::publish::{go_on, hand_in};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Found, Purse, chain_failure};
+use crate::money::{self, ChainArgs, Found, Purse, Unpublished, chain_failure};
 use crate::relay::Relay;
 use crate::rerun;
 use crate::ui::Ui;
@@ -68,6 +69,18 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     } else {
         None
     };
+    if let Some(purse) = &purse
+        && let Some((signed, draft)) = money::take_up(purse, id).await?
+    {
+        // Paying or publishing it broke off.
+        match draft.paid(purse, &task, ui).await? {
+            Some(paid) => {
+                let unpublished = Unpublished { signed, draft, paid };
+                Box::pin(go_on(&relay, &[], purse, unpublished, ui)).await?;
+            }
+            None => draft.end().await?,
+        }
+    }
     if let (Some(purse), Some(signature)) = (&purse, signature) {
         publish_if_unknown(&relay, purse, &task, domain, signature, ui).await?;
     }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use escrow::Call;
-use escrow::tx::{Mined, Outbox};
+use escrow::tx::{Mined, Outbox, State};
 use taskmarket::{Address, Amount, Task, TaskId};
 
 use crate::failure::{Failure, Outcome};
-use crate::money::{Coins, Purse, chain_failure, permit, send};
+use crate::money::{Coins, Purse, chain_failure, outbox_failure, permit, send};
 use crate::ui::{Style, Ui, span};
 
 /// By whose transaction, and by what right of the contract's, a budget is paid in.
@@ -103,8 +103,14 @@ pub(crate) async fn fund(purse: &Purse, task: &Task, id: TaskId, funding: &Fundi
         Funding::Own => {
             // Held for both: another command of this account would use the allowance up.
             let outbox = purse.outbox().await?;
-            allow(purse, &outbox, task.token, task.budget, &format!("allow:{purpose}"), ui).await?;
-            send(&outbox, &purpose, purse.chain.calls().fund(task), ui).await?
+            let call = purse.chain.calls().fund(task);
+            match outbox.get(&purpose).await.map_err(outbox_failure)? {
+                // An earlier command pays by a signature.
+                Some(entry) if entry.call != call => send(&outbox, &purpose, entry.call, ui).await?,
+                Some(_) | None => {
+                    pay_in(purse, &outbox, &purpose, (task.token, task.budget), call, ui).await?
+                }
+            }
         }
         Funding::Permit => {
             let call = permit::call(purse, task).await?;
@@ -116,13 +122,35 @@ pub(crate) async fn fund(purse: &Purse, task: &Task, id: TaskId, funding: &Fundi
     Ok(())
 }
 
+/// Whether a transaction for this purpose was done.
+pub(super) async fn is_done(outbox: &Outbox, purpose: &str) -> Outcome<bool> {
+    let entry = outbox.get(purpose).await.map_err(outbox_failure)?;
+    Ok(entry.is_some_and(|entry| matches!(entry.state, State::Done(_))))
+}
+
 /// Says that a budget is paid in.
 pub(super) fn say_funded(mined: &Mined, ui: &Ui) {
     ui.say(format_args!("{} in transaction {}", ui.paint(Style::Good, "funded:"), mined.tx));
 }
 
+/// Sends what takes an amount of a token out of the account, and lets the contract take it before, where it may not yet.
+pub(crate) async fn pay_in(
+    purse: &Purse,
+    outbox: &Outbox,
+    purpose: &str,
+    (token, amount): (Address, Amount),
+    call: Call,
+    ui: &Ui,
+) -> Outcome<Mined> {
+    // What is on its way has its allowance, and may have used it up.
+    if !token.is_zero() && !is_under_way(outbox, purpose).await? {
+        allow(purse, outbox, token, amount, &format!("allow:{purpose}"), ui).await?;
+    }
+    send(outbox, purpose, call, ui).await
+}
+
 /// Lets the contract take an amount of a token, where it may not yet.
-pub(crate) async fn allow(
+async fn allow(
     purse: &Purse,
     outbox: &Outbox,
     token: Address,
@@ -130,21 +158,38 @@ pub(crate) async fn allow(
     purpose: &str,
     ui: &Ui,
 ) -> Outcome {
-    if token.is_zero() {
-        return Ok(());
+    let escrow = purse.chain.escrow();
+    let call = Call::allow(token, escrow, amount);
+    if is_under_way(outbox, purpose).await? {
+        send(outbox, purpose, call.clone(), ui).await?;
     }
     let now = allowed(purse, token).await?;
     if now >= amount {
         return Ok(());
     }
-    let escrow = purse.chain.escrow();
-    let call = Call::allow(token, escrow, amount);
     // Some tokens change an allowance only from zero.
     let refused = purse.chain.simulate(&call, purse.account(), escrow::At::Latest).await;
     if now != Amount::ZERO && matches!(refused, Err(escrow::ChainError::Reverted(_))) {
-        send(outbox, &format!("none:{purpose}"), Call::allow(token, escrow, Amount::ZERO), ui).await?;
+        let none = Call::allow(token, escrow, Amount::ZERO);
+        send_anew(outbox, &format!("none:{purpose}"), none, ui).await?;
     }
-    send(outbox, purpose, call, ui).await.map(|_| ())
+    send_anew(outbox, purpose, call, ui).await
+}
+
+/// Sends what may be used up where it was done before.
+async fn send_anew(outbox: &Outbox, purpose: &str, call: Call, ui: &Ui) -> Outcome {
+    if outbox.get(purpose).await.map_err(outbox_failure)?.is_some() {
+        // What a reorganisation took back is sent again as it was signed.
+        outbox.recheck(purpose).await.map_err(outbox_failure)?;
+        outbox.renew(purpose, call.clone()).await.map_err(outbox_failure)?;
+    }
+    send(outbox, purpose, call, ui).await.map(drop)
+}
+
+/// Whether a transaction for this purpose is planned or sent, and not final.
+pub(super) async fn is_under_way(outbox: &Outbox, purpose: &str) -> Outcome<bool> {
+    let entry = outbox.get(purpose).await.map_err(outbox_failure)?;
+    Ok(entry.is_some_and(|entry| !entry.is_final()))
 }
 
 /// How much of the account's token the contract may take.

@@ -44,24 +44,30 @@ pub(crate) async fn keep(home: &Path, signed: &Signed<Task>, domain: Domain) -> 
 
 /// Finds a task: on this machine, else at the relay. Its id is checked in both.
 pub(crate) async fn find(global: &Global, id: TaskId, ui: &Ui) -> Outcome<Found> {
-    let path = path(&default_data_dir("client"), id);
-    let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Failure::failed)?;
-    match read {
-        Ok(text) => {
-            let file: File =
-                serde_json::from_slice(&text).or_failed(format_args!("the kept task {id} cannot be read"))?;
-            if file.task.id(&file.domain) != id {
-                return Err(Failure::unverified(format_args!("what is kept as task {id} is another one")));
-            }
-            Ok(Found { task: file.task, domain: file.domain, signature: Some(file.signature) })
+    let home = default_data_dir("client");
+    let kept = tokio::task::spawn_blocking(move || read(&home, id)).await.map_err(Failure::failed)?;
+    if let Some((Signed { message: task, signature }, domain)) =
+        kept.or_failed(format_args!("the kept task {id} cannot be read"))?
+    {
+        if task.id(&domain) != id {
+            return Err(Failure::unverified(format_args!("what is kept as task {id} is another one")));
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let view = global.reading_relay(ui).await?.task(id).await?;
-            let (task, domain) = proof::check_task(&view, id)?;
-            Ok(Found { task, domain, signature: None })
-        }
-        Err(error) => Err(Failure::failed(format_args!("the kept task {id} cannot be read: {error}"))),
+        return Ok(Found { task, domain, signature: Some(signature) });
     }
+    let view = global.reading_relay(ui).await?.task(id).await?;
+    let (task, domain) = proof::check_task(&view, id)?;
+    Ok(Found { task, domain, signature: None })
+}
+
+/// Reads what is kept under a task's id, if something is.
+pub(super) fn read(home: &Path, id: TaskId) -> io::Result<Option<(Signed<Task>, Domain)>> {
+    let text = match std::fs::read(path(home, id)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let File { domain, task, signature } = serde_json::from_slice(&text)?;
+    Ok(Some((Signed { message: task, signature }, domain)))
 }
 
 /// The tokens of the tasks that this machine has paid under this domain, each once. What cannot be read is left out: there is

@@ -1,6 +1,7 @@
 //! Money: which chain and contract, reading them, and sending transactions.
 
 mod coins;
+mod draft;
 mod fund;
 mod kept;
 mod outcome;
@@ -22,12 +23,13 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::ui::Ui;
 
 pub(crate) use coins::Coins;
-pub(crate) use fund::{Funding, allow, ask, fund, say_terms};
+pub(crate) use draft::{Draft, Paid, Unpublished, take_up, unpublished};
+pub(crate) use fund::{Funding, ask, fund, pay_in, say_terms};
 pub(crate) use kept::{Found, find, keep, tokens};
 pub(crate) use outcome::{
     Approval, Stands, approve, check_stands, describe, dispute, is_at_stake, until_disputable, until_late,
 };
-pub(crate) use permit::{Handed, permit2};
+pub(crate) use permit::{Handed, permit2, until_funded};
 
 /// How long a transaction is waited for. It goes on afterwards, and is waited for again by the next command for the same purpose.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -209,9 +211,13 @@ pub(crate) async fn open(
     }
 }
 
-/// Sends through an open outbox.
+/// Sends through an open outbox. The caller has seen that the chain is without what this does: what was done for this purpose before is
+/// looked for, and sent again where a reorganisation took it back.
 pub(crate) async fn send(outbox: &Outbox, purpose: &str, call: Call, ui: &Ui) -> Outcome<Mined> {
-    let entry = outbox.submit(purpose, call.clone()).await.map_err(outbox_failure)?;
+    let mut entry = outbox.submit(purpose, call.clone()).await.map_err(outbox_failure)?;
+    if matches!(entry.state, State::Done(_)) {
+        entry = outbox.recheck(purpose).await.map_err(outbox_failure)?;
+    }
     if matches!(entry.state, State::Failed(_)) {
         outbox.retry(purpose, call.clone()).await.map_err(outbox_failure)?;
     }

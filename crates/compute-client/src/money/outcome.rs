@@ -8,8 +8,8 @@ use taskmarket::{ApproveResult, ContentHash, DisputeTask, Signed, Task, TaskId, 
 
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
-use crate::money::fund::allow;
-use crate::money::{Purse, chain_failure, send};
+use crate::money::fund::pay_in;
+use crate::money::{Purse, chain_failure};
 use crate::relay::Relay;
 use crate::ui::{Style, Ui};
 
@@ -215,9 +215,9 @@ pub(crate) async fn dispute(
         ui.warn(format_args!("the relay was not told the reason: {}", failure.message()));
     }
     let outbox = purse.outbox().await?;
-    allow(purse, &outbox, task.token, task.dispute_bond, &format!("allow:dispute:{id}"), ui).await?;
     let purpose = format!("dispute:{id}:{}", record.attempt);
-    send(&outbox, &purpose, purse.chain.calls().dispute(task, &signed), ui).await
+    let call = purse.chain.calls().dispute(task, &signed);
+    pay_in(purse, &outbox, &purpose, (task.token, task.dispute_bond), call, ui).await
 }
 
 /// Reads the chain's clock and a record; a chain out of reach is waited for.

@@ -96,6 +96,11 @@ pub(super) async fn hand_over(purse: &Purse, task: &Task, id: TaskId, file: &Pat
         "task {id} waits for its money; another account pays the gas: zorai-compute escrow fund {}",
         file.display()
     ));
+    until_funded(purse, task, id, ui).await
+}
+
+/// Waits until the chain has the money that another account sends.
+pub(crate) async fn until_funded(purse: &Purse, task: &Task, id: TaskId, ui: &Ui) -> Outcome {
     loop {
         let read = async {
             let head = purse.chain.head().await?;

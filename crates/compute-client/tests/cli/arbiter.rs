@@ -7,12 +7,13 @@ use rpc::evidence::{Evidence, EvidenceEvent, FORMAT};
 use taskmarket::{
     Address, Amount, B256, Bytes32, ChainChange, ChainFact, ComputeProof, ContentHash, DisputeTask, Domain,
     Event, Message, Mutation, Recorded, ResolveDispute, Runtime, Signature, Signed, Task, TaskConfig,
-    Timestamp, U256, apply, decide, keccak256, observe, publish,
+    TaskRecord, Timestamp, U256, apply, decide, keccak256, observe, publish,
 };
 use tempfile::TempDir;
 use wallet::Wallet;
 
-use crate::support::{cli, code, json, stderr, stdout};
+use crate::lies::program;
+use crate::support::{API_KEY, RESULT, Relay, Script, cli, code, hash_of, json, said, stderr, stdout};
 
 const ESCROW: Domain = Domain { chain_id: 31337, verifying_contract: Address::repeat_byte(0x5e) };
 const START: u64 = 1_800_000_000;
@@ -22,6 +23,7 @@ const REASON: &str = "the answer is in the wrong language";
 struct Case {
     folder: TempDir,
     evidence: Evidence,
+    record: TaskRecord,
 }
 
 impl Case {
@@ -61,6 +63,11 @@ fn case() -> Case {
 
 /// As [`case`], whose result the relay got or not.
 fn case_with(result: bool) -> Case {
+    case_of(Some(hash(7)).filter(|_| result), hash(7), Runtime::Container)
+}
+
+/// As [`case`]: the result that the relay got, if it got one, and the one whose proof is on the chain.
+fn case_of(told: Option<ContentHash>, proven: ContentHash, runtime: Runtime) -> Case {
     let [requester, provider] = [(); 2].map(|()| Wallet::random());
     let arbiter = Wallet::from_hex(ARBITER_KEY).unwrap();
     let amount = |value: u64| Amount(U256::from(value));
@@ -71,7 +78,7 @@ fn case_with(result: bool) -> Case {
         input_cid: format!("artifact://{}", hash(2)).parse().unwrap(),
         input_hash: hash(2),
         config: TaskConfig {
-            runtime: Runtime::Container,
+            runtime,
             params: "{}".to_owned(),
             gpu_type: String::new(),
             gpu_count: 0,
@@ -104,8 +111,8 @@ fn case_with(result: bool) -> Case {
         attempt,
         model_hash: hash(1),
         input_hash: hash(2),
-        result_hash: hash(7),
-        result_cid: format!("artifact://{}", hash(7)).parse().unwrap(),
+        result_hash: told.unwrap_or(proven),
+        result_cid: format!("artifact://{}", told.unwrap_or(proven)).parse().unwrap(),
         started_at: at(20),
         finished_at: at(30),
         gpu_name: "CPU".to_owned(),
@@ -114,7 +121,7 @@ fn case_with(result: bool) -> Case {
         task_id: id,
         provider: of,
         attempt,
-        result_hash: hash(7),
+        result_hash: proven,
         reason: REASON.to_owned(),
         evidence: String::new(),
         issued_at: at(50),
@@ -132,13 +139,18 @@ fn case_with(result: bool) -> Case {
         (5, Ok(ChainChange::Funded)),
         (10, Ok(ChainChange::Accepted { provider: of, attempt, lease_until: at(500) })),
         (35, Err(&proof)),
-        (40, Ok(ChainChange::Proven { provider: of, attempt, result_hash: hash(7), dispute_until: at(640) })),
+        (40, Ok(ChainChange::Proven { provider: of, attempt, result_hash: proven, dispute_until: at(640) })),
         (50, Err(&complaint)),
         (60, Ok(dispute)),
     ];
     let mut chain = Vec::new();
     for (seconds, step) in steps {
-        if step.is_err_and(|said| matches!(said, Mutation::Proof(_)) && !result) {
+        // Of two results, the relay takes no complaint about the one that it has not got.
+        let is_left_out = |said: &Mutation| match told {
+            None => matches!(said, Mutation::Proof(_)),
+            Some(told) => matches!(said, Mutation::Dispute(_)) && told != proven,
+        };
+        if step.is_err_and(is_left_out) {
             continue;
         }
         let event = match step {
@@ -186,7 +198,7 @@ fn case_with(result: bool) -> Case {
         chain,
     };
     let folder = TempDir::new().unwrap();
-    let case = Case { folder, evidence };
+    let case = Case { folder, evidence, record };
     std::fs::write(case.file(), serde_json::to_vec(&case.evidence).unwrap()).unwrap();
     case
 }
@@ -276,4 +288,71 @@ async fn evidence_that_the_contract_could_not_have_led_to_is_refused() {
         let out = case.cli(&arguments).await;
         assert_eq!(code(&out), 5, "{}", stderr(&out));
     }
+}
+
+#[tokio::test]
+async fn a_wasm_dispute_is_run_again_and_its_verdict_proposed() {
+    let result = std::str::from_utf8(RESULT).unwrap();
+    for (writes, bps, why) in [
+        (Some(result), 10_000, "run again, the task gives the same result"),
+        (Some("something else"), 0, "run again, the task gives another result"),
+        (None, 0, "run again, the task fails: trapped"),
+    ] {
+        let relay = Relay::start(Script::Honest).await;
+        let model = relay.path("task.wasm");
+        match writes {
+            Some(writes) => assert_eq!(program(&relay, "task.wasm", writes), model),
+            None => {
+                let module = r#"(module (memory (export "memory") 1) (func (export "_start") unreachable))"#;
+                std::fs::write(&model, wat::parse_str(module).unwrap()).unwrap();
+            }
+        }
+        let input = relay.path("input.txt");
+        let arbiter = Wallet::from_hex(ARBITER_KEY).unwrap().address().to_string();
+        let out = relay.cli(&["run", "--model", &model, "--input", &input, "--arbiter", &arbiter]).await;
+        assert_eq!(code(&out), 0, "{}", said(&out));
+        let (id, file) = (stdout(&out).trim().to_owned(), relay.path("case.json"));
+        let rerun = ["arbiter", "rerun", &file];
+        std::fs::write(&file, relay.evidence()).unwrap();
+        let out = relay.cli(&rerun).await;
+        assert!(code(&out) == 1 && stderr(&out).contains("nothing to decide"), "{}", said(&out));
+
+        let out = relay.cli(&["dispute", &id, "--reason", REASON]).await;
+        assert_eq!(code(&out), 0, "{}", said(&out));
+        std::fs::write(&file, relay.evidence()).unwrap();
+        let out = relay.cli(&rerun).await;
+        assert_eq!(code(&out), 0, "{}", said(&out));
+        assert!(stdout(&out).starts_with(why), "{}", said(&out));
+        assert!(stdout(&out).ends_with(&format!("proposed: --provider-bps {bps}\n")), "{}", said(&out));
+        let told = json(&relay.cli(&[&["--json"], &rerun[..]].concat()).await);
+        assert_eq!(
+            (&told["provider_bps"], &told["result_hash"]),
+            (&bps.into(), &serde_json::json!(hash_of(RESULT)))
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_running_again_cannot_decide_gets_no_verdict() {
+    // Containers may give other bytes on every machine.
+    let relay = Relay::start_with(Script::Honest, ESCROW, Wallet::random()).await;
+    let rerun = async |case: &Case| {
+        relay.hold(case.record.clone());
+        let file = case.file();
+        cli(
+            case.folder.path(),
+            &["arbiter", "rerun", file.to_str().unwrap()],
+            &[("ZORAI_RELAY", &relay.url), ("ZORAI_AI_API_KEY", API_KEY)],
+            b"",
+        )
+        .await
+    };
+    let out = rerun(&case()).await;
+    assert!(code(&out) == 2 && stderr(&out).contains("the runtime container"), "{}", said(&out));
+    // The relay never got a result.
+    let out = rerun(&case_of(None, hash(7), Runtime::Wasm)).await;
+    assert!(code(&out) != 0 && stdout(&out).is_empty(), "{}", said(&out));
+    // It got one, and the chain has the proof of another: what it got says nothing of that.
+    let out = rerun(&case_of(Some(hash_of(RESULT)), hash(9), Runtime::Wasm)).await;
+    assert!(code(&out) != 0 && stdout(&out).is_empty(), "{}", said(&out));
 }

@@ -73,7 +73,7 @@ async fn what_is_true_verifies_online_and_offline() {
 }
 
 /// A program that writes what the scripted provider claims for every task, or something else.
-fn program(relay: &Relay, name: &str, writes: &str) -> String {
+pub(crate) fn program(relay: &Relay, name: &str, writes: &str) -> String {
     let (path, length) = (relay.path(name), writes.len());
     let text = format!(
         r#"(module

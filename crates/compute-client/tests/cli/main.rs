@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
+mod again;
 mod arbiter;
+mod asking;
 mod chat;
 mod data;
 mod engine;
@@ -11,6 +13,7 @@ mod lies;
 mod logs;
 mod money;
 mod publish;
+mod resume;
 mod support;
 mod usage;
 mod watch;

@@ -16,6 +16,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::StreamExt as _;
 use rpc::error::{ErrorBody, ErrorCode};
+use rpc::evidence::{Evidence, EvidenceEvent, FORMAT};
 use rpc::relay::{Info, Limits};
 use rpc::tasks::{
     Entry, EventView, Explanation, PublishTask, SignedMutation, TaskHistory, TaskPage, TaskView,
@@ -71,6 +72,10 @@ pub(crate) enum Script {
     TricklingResult,
     /// It forgets the first task that it is given.
     Forgets,
+    /// It never answers to the first task that it is given.
+    StallsOnce,
+    /// It does not take the first task that it is given.
+    RefusesOnce,
 }
 
 #[derive(Default)]
@@ -144,6 +149,35 @@ impl Relay {
 
     pub(crate) fn seen<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
         look(&self.shared.seen.lock().unwrap())
+    }
+
+    /// Holds this task from now on.
+    pub(crate) fn hold(&self, record: TaskRecord) {
+        self.shared.seen.lock().unwrap().record = Some(record);
+    }
+
+    /// The evidence of its task.
+    pub(crate) fn evidence(&self) -> Vec<u8> {
+        self.seen(|seen| {
+            let record = seen.record.as_ref().unwrap();
+            let events = seen.history.iter().zip(views(seen));
+            let evidence = Evidence {
+                format: FORMAT.to_owned(),
+                relay_id: "scripted".to_owned(),
+                relay_version: "0".to_owned(),
+                written_at: now(),
+                task_id: record.id,
+                domain: record.domain.into(),
+                status: record.status(),
+                settlement: record.settlement.as_str().to_owned(),
+                task: record.task.clone(),
+                signature: record.signature,
+                events: events.map(|(event, view)| EvidenceEvent::new(event.clone(), view.status)).collect(),
+                sessions: Vec::new(),
+                chain: Vec::new(),
+            };
+            serde_json::to_vec(&evidence).unwrap()
+        })
     }
 
     /// Runs the program with this relay, the API key and the requester's key in its environment.
@@ -235,7 +269,7 @@ fn now() -> Timestamp {
     Timestamp::from_unix(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
 }
 
-fn hash(bytes: &[u8]) -> ContentHash {
+pub(crate) fn hash_of(bytes: &[u8]) -> ContentHash {
     ContentHash(B256::from(Digest::of(bytes).0))
 }
 
@@ -294,15 +328,25 @@ async fn publish(State(app): App, Json(body): Json<PublishTask>) -> Response {
     let verified = signed.clone().verify(&app.domain).unwrap();
     let record = taskmarket::publish(now(), &verified).unwrap();
     let event = Event::Published { task: Box::new(signed), domain: app.domain };
+    let first = {
+        let mut seen = app.seen.lock().unwrap();
+        seen.given += 1;
+        seen.given == 1
+    };
+    if first && app.script == Script::StallsOnce {
+        std::future::pending::<()>().await;
+    }
+    if first && app.script == Script::RefusesOnce {
+        return refuse(ErrorCode::Conflict, "it is not taken");
+    }
     let mut seen = app.seen.lock().unwrap();
-    seen.given += 1;
-    if app.script == Script::Forgets && seen.given == 1 {
+    if app.script == Script::Forgets && first {
         return (StatusCode::CREATED, Json(TaskView::new(&record, true, None))).into_response();
     }
     seen.history = vec![Recorded { version: 1, at: record.created_at, event }];
     seen.record = Some(record.clone());
     let shown = TaskView::new(&record, true, None);
-    if app.script != Script::NobodyThere {
+    if !matches!(app.script, Script::NobodyThere | Script::StallsOnce | Script::RefusesOnce) {
         work(&app, &mut seen);
     }
     (StatusCode::CREATED, Json(shown)).into_response()
@@ -354,7 +398,7 @@ fn proof(record: &TaskRecord, app: &Shared) -> ComputeProof {
         attempt: 1,
         model_hash: record.task.model_hash,
         input_hash: record.task.input_hash,
-        result_hash: hash(RESULT),
+        result_hash: hash_of(RESULT),
         result_cid: format!("artifact://{}", Digest::of(RESULT)).parse().unwrap(),
         started_at: now(),
         finished_at: now(),
@@ -372,14 +416,16 @@ fn commit(seen: &mut Seen, mutation: Mutation) -> Result<(), taskmarket::Rejecti
     Ok(())
 }
 
-async fn view(State(app): App) -> Response {
+async fn view(State(app): App, UrlPath(id): UrlPath<String>) -> Response {
     let seen = app.seen.lock().unwrap();
-    let Some(record) = &seen.record else { return refuse(ErrorCode::NotFound, "there is no such task") };
+    let Some(record) = seen.record.as_ref().filter(|record| record.id.to_string() == id) else {
+        return refuse(ErrorCode::NotFound, "there is no such task");
+    };
     let mut view = TaskView::new(record, true, None);
     let domain = app.domain;
     if let Some(shown) = &mut view.proof {
         if app.script == Script::ForgedProof {
-            shown.proof.result_hash = hash(b"something else");
+            shown.proof.result_hash = hash_of(b"something else");
         }
         if app.script == Script::OtherSigner {
             let other = Wallet::random();
@@ -387,7 +433,7 @@ async fn view(State(app): App) -> Response {
             shown.signature = other.sign(&own, &domain).unwrap().signature;
         }
         if app.script == Script::OtherInput {
-            shown.proof.input_hash = hash(b"another input");
+            shown.proof.input_hash = hash_of(b"another input");
             shown.signature = app.provider.sign(&shown.proof, &domain).unwrap().signature;
         }
     }

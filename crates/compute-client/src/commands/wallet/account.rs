@@ -1,6 +1,7 @@
 //! `wallet balance|stake|unstake|withdraw|history`: an account's money in the escrow contract and outside it.
 
 use escrow::abi::ZORAIComputeEscrowEvents as Event;
+use escrow::tx::{Outbox, State};
 use escrow::{Call, Chain, Log};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use crate::cli::{Global, parse_address};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Coins, Purse, chain_failure};
+use crate::money::{self, ChainArgs, Coins, Purse, chain_failure, outbox_failure};
 use crate::ui::Ui;
 
 /// How far back a history goes unless told otherwise, in blocks: a week of twelve-second blocks.
@@ -169,28 +170,34 @@ pub(crate) async fn permit2(global: &Global, args: &Stake, ui: &Ui) -> Outcome {
 /// Adds stake, or announces that some is to leave.
 pub(crate) async fn stake(global: &Global, args: &Stake, way: Way, ui: &Ui) -> Outcome {
     let (purse, token) = purse(global, &args.account, ui).await?;
-    let calls = purse.chain.calls();
-    // Each is one of its own: a salt tells it from those before.
-    let salt = now().unix();
-    let mined = match way {
-        Way::In => {
-            let (outbox, purpose) = (purse.outbox().await?, format!("stake:{token}:{salt}"));
-            money::allow(&purse, &outbox, token, args.amount, &format!("allow:{purpose}"), ui).await?;
-            money::send(&outbox, &purpose, calls.stake(token, args.amount), ui).await?
-        }
-        Way::Out => {
-            purse.send(&format!("unstake:{token}:{salt}"), calls.unstake(token, args.amount), ui).await?
-        }
+    let (calls, amount) = (purse.chain.calls(), args.amount);
+    let outbox = purse.outbox().await?;
+    let word = match way {
+        Way::In => "stake",
+        Way::Out => "unstake",
     };
-    print_tx(mined.tx, ui)
+    let purpose = format!("{word}:{token}:{amount}");
+    let is_done = say_untold(&outbox, &purpose, ui).await?;
+    let mined = match way {
+        // What is done has used its allowance up.
+        Way::In if !is_done => {
+            let call = calls.stake(token, amount);
+            money::pay_in(&purse, &outbox, &purpose, (token, amount), call, ui).await?
+        }
+        Way::In => money::send(&outbox, &purpose, calls.stake(token, amount), ui).await?,
+        Way::Out => money::send(&outbox, &purpose, calls.unstake(token, amount), ui).await?,
+    };
+    print_tx(mined.tx, ui)?;
+    told(&outbox, &purpose).await
 }
 
 /// Withdraws.
 pub(crate) async fn withdraw(global: &Global, args: &Withdraw, ui: &Ui) -> Outcome {
     let (purse, token) = purse(global, &args.account, ui).await?;
     let to = args.to.unwrap_or(purse.account());
-    let call = purse.chain.calls().withdraw(token, to);
-    let mined = purse.send(&format!("withdraw:{token}:{}", now().unix()), call, ui).await?;
+    let (outbox, purpose) = (purse.outbox().await?, format!("withdraw:{token}:{to}"));
+    say_untold(&outbox, &purpose, ui).await?;
+    let mined = money::send(&outbox, &purpose, purse.chain.calls().withdraw(token, to), ui).await?;
     let logs = purse.chain.transaction_logs(mined.tx).await.map_err(chain_failure)?.unwrap_or_default();
     let coins = Coins::of(&purse.chain, token).await?;
     for log in logs {
@@ -198,7 +205,26 @@ pub(crate) async fn withdraw(global: &Global, args: &Withdraw, ui: &Ui) -> Outco
             ui.say(format_args!("sent {} to {}", coins.show(Amount(event.amount)), event.to));
         }
     }
-    print_tx(mined.tx, ui)
+    print_tx(mined.tx, ui)?;
+    told(&outbox, &purpose).await
+}
+
+/// Says where an earlier command sent this already, or began to, and ended before it could tell: that one is gone on with. Answers
+/// whether it is done.
+async fn say_untold(outbox: &Outbox, purpose: &str, ui: &Ui) -> Outcome<bool> {
+    let Some(entry) = outbox.get(purpose).await.map_err(outbox_failure)? else { return Ok(false) };
+    if !matches!(entry.state, State::Failed(_)) {
+        let since = Timestamp::from_unix(entry.created_at);
+        ui.say(format_args!(
+            "going on with the same command of {since}, which ended early; to do as much once more, give it again afterwards"
+        ));
+    }
+    Ok(matches!(entry.state, State::Done(_)))
+}
+
+/// The user knows what became of it: the same command is another one from now on.
+async fn told(outbox: &Outbox, purpose: &str) -> Outcome {
+    outbox.close(purpose).await.map_err(outbox_failure)
 }
 
 /// Lists events, the oldest first.

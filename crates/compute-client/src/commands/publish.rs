@@ -1,0 +1,105 @@
+//! Publishing a task: it is signed and kept, its budget paid in where it has one, and it is handed to the relay.
+
+use rpc::error::ErrorCode;
+use rpc::tasks::PublishTask;
+use taskmarket::{Domain, Signed, Task, TaskId};
+use wallet::Wallet;
+
+use crate::content::Content;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::money::{self, Draft, Funding, Paid, Purse, Unpublished};
+use crate::relay::Relay;
+use crate::ui::Ui;
+
+/// Uploads what the relay has not got, signs the task, pays its budget in where there is a purse, in this way, and publishes it.
+pub(crate) async fn publish(
+    relay: &Relay,
+    wallet: &Wallet,
+    task: &Task,
+    contents: &[&Content],
+    purse: Option<(&Purse, &Funding)>,
+    ui: &Ui,
+) -> Outcome<TaskId> {
+    Content::upload(contents, relay, ui).await?;
+    let domain = purse.map_or(Domain::UNSETTLED, |(purse, _)| purse.chain.domain());
+    let signed = wallet.sign(task, &domain).map_err(Failure::failed)?;
+    let id = signed.message.id(&domain);
+    let Some((purse, funding)) = purse else {
+        hand_in(relay, signed, domain).await?;
+        return Ok(id);
+    };
+    // Both are kept before any money moves, so that a command that ends in between is made good by the next.
+    money::keep(&purse.home, &signed, domain).await?;
+    let draft = Draft::begin(purse, id, matches!(funding, Funding::Handed(_))).await?;
+    ui.say(format_args!("paying for task {id}"));
+    let work = async {
+        money::fund(purse, task, id, funding, ui).await?;
+        hand_in(relay, signed, domain).await
+    };
+    finish(work, purse, task, draft, ui).await?;
+    Ok(id)
+}
+
+/// Goes on with a task that was signed before, from where that stopped, and publishes it.
+pub(crate) async fn go_on(
+    relay: &Relay,
+    contents: &[&Content],
+    purse: &Purse,
+    unpublished: Unpublished,
+    ui: &Ui,
+) -> Outcome<TaskId> {
+    Content::upload(contents, relay, ui).await?;
+    let Unpublished { signed, draft, paid } = unpublished;
+    let (task, domain) = (signed.message.clone(), purse.chain.domain());
+    let id = task.id(&domain);
+    let work = async {
+        match paid {
+            Paid::Whole => {}
+            // What is kept under its purpose goes on, whichever way it pays.
+            Paid::OnItsWay => money::fund(purse, &task, id, &Funding::Own, ui).await?,
+            Paid::ByAnother => money::until_funded(purse, &task, id, ui).await?,
+        }
+        match relay.task(id).await {
+            Err(failure) if failure.code() == Some(ErrorCode::NotFound.as_str()) => {
+                hand_in(relay, signed, domain).await
+            }
+            known => known.map(drop),
+        }
+    };
+    finish(work, purse, &task, draft, ui).await?;
+    Ok(id)
+}
+
+/// Pays and publishes; what fails or is broken off says how to go on.
+async fn finish(
+    work: impl Future<Output = Outcome>,
+    purse: &Purse,
+    task: &Task,
+    draft: Draft,
+    ui: &Ui,
+) -> Outcome {
+    let done = tokio::select! {
+        done = Box::pin(work) => done,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "stopped before the task was published")),
+    };
+    match done {
+        Ok(()) => draft.end().await,
+        Err(failure) => Err(draft.advise(purse, task, failure, ui).await),
+    }
+}
+
+/// Hands a signed task to the relay.
+pub(crate) async fn hand_in(relay: &Relay, signed: Signed<Task>, domain: Domain) -> Outcome {
+    let id = signed.message.id(&domain);
+    let Signed { message, signature } = signed;
+    let verifying_contract = domain.verifying_contract;
+    let body = PublishTask { task: message, signature, verifying_contract, callback_url: None };
+    let view = relay.publish(&body).await?;
+    if view.task_id == id {
+        return Ok(());
+    }
+    Err(Failure::unverified(format_args!(
+        "the relay calls the task {}, but its digest is {id}",
+        view.task_id
+    )))
+}

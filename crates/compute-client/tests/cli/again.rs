@@ -1,0 +1,115 @@
+//! Money commands that are given again: what is done stays done, and what a reorganisation or another command took back is done again.
+
+use std::process::Output;
+
+use escrow::anvil::ACCOUNTS;
+use escrow::{Call, Status};
+use serde_json::{Value, json};
+use taskmarket::{Address, Amount, TaskId, U256};
+
+use crate::money::{Market, PATIENCE};
+use crate::support::{Script, code, said, stderr, stdout};
+
+/// A token that changes an allowance only from or to zero, in so few words that it knows one allowance alone: the first word of its
+/// storage. An account's balance is the word that its address numbers.
+const TOKEN_CODE: &str = concat!(
+    "0x",
+    "5f3560e01c8063095ea7b3146031578063dd62ed3e14604557806323b872dd14604b57806370a08231146067575b5f5ffd5b",
+    "6024358015603f575f54602d575b5f55605d565b5f546060565b6044356024358054820190555f54035f555b60015b5f5260",
+    "205ff35b60043554606056",
+);
+const TOKEN: &str = "0x00000000000000000000000000000000000ca071";
+
+impl Market {
+    async fn ask(&self, method: &'static str, params: Value) -> Value {
+        self.chain.rpc().request(method, params).await.unwrap()
+    }
+
+    /// How many transactions the requester has in the chain.
+    pub(crate) async fn sent(&self) -> u64 {
+        let nonce = self.ask("eth_getTransactionCount", json!([ACCOUNTS[1], "latest"])).await;
+        u64::from_str_radix(&nonce.as_str().unwrap()[2..], 16).unwrap()
+    }
+
+    /// Publishes and pays, and waits for nothing.
+    async fn paid(&self, more: &[&str]) -> TaskId {
+        let out = self.run(&[&["--yes"], more].concat()).await;
+        assert_eq!(code(&out), 0, "{}", said(&out));
+        stdout(&out).trim().parse().unwrap()
+    }
+
+    /// Gives a command that ends a task's money in this way, takes its block out of the chain, and gives it twice more.
+    async fn taken_back(&self, command: &[&str], id: TaskId, ends: Status) {
+        let done = |out: &Output| assert_eq!(code(out), 0, "{}", said(out));
+        let (before, sent) = (self.ask("evm_snapshot", json!([])).await, self.sent().await);
+        done(&self.cli(command).await);
+        assert_eq!((self.status(id).await, self.sent().await), (ends, sent + 1));
+        self.ask("evm_revert", json!([before])).await;
+        assert_ne!(self.status(id).await, ends);
+        done(&self.cli(command).await);
+        assert_eq!((self.status(id).await, self.sent().await), (ends, sent + 1), "{command:?}");
+    }
+
+    async fn store(&self, slot: U256, value: u64) {
+        let [slot, value] = [slot, U256::from(value)].map(|word| format!("{word:#066x}"));
+        self.ask("anvil_setStorageAt", json!([TOKEN, slot, value])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refund_that_a_reorganisation_took_back_is_sent_again() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    let id = market.paid(&[]).await;
+    market.pass(3601).await;
+    market.taken_back(&["refund", &id.to_string()], id, Status::Refunded).await;
+}
+
+#[tokio::test]
+async fn a_cancellation_that_a_reorganisation_took_back_is_sent_again() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    let id = market.paid(&[]).await;
+    market.taken_back(&["cancel", &id.to_string()], id, Status::Cancelled).await;
+    let sent = market.sent().await;
+    let out = market.cli(&["cancel", &id.to_string()]).await;
+    assert_eq!((code(&out), market.sent().await), (0, sent), "it is cancelled: {}", said(&out));
+}
+
+#[tokio::test]
+async fn a_dispute_that_a_reorganisation_took_back_is_sent_again() {
+    let Some(market) = Market::start(Script::NoResult).await else { return };
+    let id = market.paid(&[]).await;
+    market.prove().await;
+    let command = ["dispute", &id.to_string(), "--reason", "no result"];
+    market.taken_back(&command, id, Status::Disputed).await;
+}
+
+#[tokio::test]
+async fn an_allowance_that_was_used_up_elsewhere_is_given_again() {
+    let Some(market) = Market::start(Script::NoResult).await else { return };
+    let token: Address = TOKEN.parse().unwrap();
+    market.ask("anvil_setCode", json!([TOKEN, TOKEN_CODE])).await;
+    market.store(U256::from_be_slice(ACCOUNTS[1].as_slice()), 100_000).await;
+    let stake = "5000".parse().unwrap();
+    let allow = Call::allow(token, market.chain.escrow(), stake);
+    market.provider.send("allow", allow, PATIENCE).await.unwrap();
+    let stake = market.chain.calls().stake(token, stake);
+    market.provider.send("stake in a token", stake, PATIENCE).await.unwrap();
+    let id = market.paid(&["--token", TOKEN]).await;
+    market.prove().await;
+
+    // Enough for the gas of an allowance, and not for that of a dispute.
+    let base = u64::try_from(market.chain.head().await.unwrap().base_fee).unwrap();
+    let (gas, most) = (80_000, 2 * base + 1_000_000_000);
+    market.ask("anvil_setBalance", json!([ACCOUNTS[1], format!("{:#x}", gas * most)])).await;
+    let command = ["dispute", &id.to_string(), "--reason", "no result"];
+    let (out, sent) = (market.cli(&command).await, market.sent().await);
+    assert!(code(&out) == 1 && stderr(&out).contains("send coins"), "{}", said(&out));
+    let allowed = market.chain.allowance(token, ACCOUNTS[1], market.chain.escrow()).await.unwrap();
+    assert_eq!(allowed, Amount(U256::from(5000)), "the bond");
+
+    market.store(U256::ZERO, 0).await;
+    market.ask("anvil_setBalance", json!([ACCOUNTS[1], "0xde0b6b3a7640000"])).await;
+    let out = market.cli(&command).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    assert_eq!((market.status(id).await, market.sent().await), (Status::Disputed, sent + 2));
+}

@@ -1,0 +1,191 @@
+//! Commands that end while money moves: given again, they go on with what they began, and pay once.
+
+use std::process::Output;
+use std::time::Duration;
+
+use escrow::Status;
+use escrow::abi::ZORAIComputeEscrowEvents as Event;
+use escrow::anvil::ACCOUNTS;
+use serde_json::{Value, json};
+use taskmarket::{Address, TaskId, U256};
+
+use crate::money::{Market, PATIENCE};
+use crate::support::{Script, code, said, stderr, stdout};
+
+impl Market {
+    /// Gives a command and kills it, without a word to it, once `then` is over.
+    async fn killed(&self, command: impl Future<Output = Output>, then: impl Future<Output = ()>) {
+        let then = tokio::time::timeout(PATIENCE, then);
+        tokio::select! {
+            out = command => panic!("it ended: {}", said(&out)),
+            waited = then => waited.unwrap(),
+        }
+        // What it held is free once it is gone.
+        for folder in ["outbox", "unpublished"] {
+            let folder = std::fs::read_dir(self.relay.home.path().join("home/client").join(folder));
+            for file in folder.into_iter().flatten() {
+                std::fs::File::open(file.unwrap().path()).unwrap().lock().unwrap();
+            }
+        }
+    }
+
+    /// Waits until the requester's next transaction waits to be mined.
+    async fn waits_to_be_mined(&self) {
+        let count = async |tag: &'static str| -> U256 {
+            let params = json!([ACCOUNTS[1], tag]);
+            self.chain.rpc().request("eth_getTransactionCount", params).await.unwrap()
+        };
+        while count("pending").await == count("latest").await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the relay was given so many tasks.
+    async fn given(&self, tasks: usize) {
+        while self.relay.seen(|seen| seen.given) < tasks {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn mines(&self, at_once: bool) {
+        self.chain.rpc().request::<Value>("evm_setAutomine", json!([at_once])).await.unwrap();
+        if at_once {
+            self.chain.rpc().request::<Value>("evm_mine", json!([])).await.unwrap();
+        }
+    }
+
+    /// The tasks that were paid, the first first.
+    async fn funded(&self) -> Vec<TaskId> {
+        let head = self.chain.head().await.unwrap().number;
+        let logs = self.chain.logs(0, head, None).await.unwrap();
+        let funded = logs.iter().filter_map(|log| {
+            if let Event::TaskFunded(event) = &log.event { Some(TaskId(event.taskId)) } else { None }
+        });
+        funded.collect()
+    }
+
+    async fn own_stake(&self) -> U256 {
+        self.chain.stake(Address::ZERO, ACCOUNTS[1]).await.unwrap().free.0
+    }
+}
+
+fn id_of(out: &Output) -> TaskId {
+    assert_eq!(code(out), 0, "{}", said(out));
+    stdout(out).trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_run_that_is_killed_while_it_pays_goes_on_with_the_same_task() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    market.mines(false).await;
+    market.killed(market.run(&["--yes"]), market.waits_to_be_mined()).await;
+    assert_eq!(market.relay.seen(|seen| seen.given), 0);
+    market.mines(true).await;
+
+    let out = market.run(&["--yes"]).await;
+    let id = id_of(&out);
+    assert!(stderr(&out).contains(&format!("going on with task {id}")), "{}", said(&out));
+    assert_eq!(market.funded().await, [id]);
+    assert_eq!(market.published().await.id, id);
+
+    // What is published is over: the same terms are another task.
+    let other = id_of(&market.run(&["--yes"]).await);
+    assert_eq!(market.funded().await, [id, other]);
+}
+
+#[tokio::test]
+async fn a_run_that_is_killed_between_paying_and_publishing_goes_on_with_the_same_task() {
+    let Some(market) = Market::start(Script::StallsOnce).await else { return };
+    market.killed(market.run(&["--yes"]), market.given(1)).await;
+    let paid = market.funded().await;
+    assert_eq!(paid.len(), 1);
+
+    // Other terms are another task.
+    let other = id_of(&market.run(&["--yes", "--max-duration", "60"]).await);
+    assert_eq!(market.funded().await, [paid[0], other]);
+    assert_eq!(id_of(&market.run(&["--yes"]).await), paid[0]);
+    assert_eq!(market.funded().await.len(), 2);
+    assert_eq!(market.published().await.id, paid[0]);
+}
+
+#[tokio::test]
+async fn watch_goes_on_with_what_run_began_to_pay() {
+    let Some(market) = Market::start(Script::Honest).await else { return };
+    market.mines(false).await;
+    market.killed(market.run(&["--yes"]), market.waits_to_be_mined()).await;
+    let kept = std::fs::read_dir(market.relay.home.path().join("home/client/tasks")).unwrap();
+    let names: Vec<_> = kept.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let [name] = names.as_slice() else { panic!("{names:?}") };
+    let id: TaskId = name.strip_suffix(".json").unwrap().parse().unwrap();
+    market.mines(true).await;
+
+    let watch = ["watch", &id.to_string()];
+    let (out, proven) = tokio::join!(market.cli(&watch), market.prove());
+    assert_eq!((code(&out), proven), (0, id), "{}", said(&out));
+    assert_eq!((market.funded().await, market.status(id).await), (vec![id], Status::Paid));
+}
+
+#[tokio::test]
+async fn a_task_that_another_command_is_at_is_left_to_it() {
+    let Some(market) = Market::start(Script::StallsOnce).await else { return };
+    let both = async {
+        market.given(1).await;
+        id_of(&market.run(&["--yes"]).await);
+    };
+    market.killed(market.run(&["--yes"]), both).await;
+    let paid = market.funded().await;
+    assert_eq!(paid.len(), 2, "the same terms twice at a time are two tasks");
+    assert_eq!(market.published().await.id, paid[1]);
+}
+
+#[tokio::test]
+async fn a_paid_task_that_the_relay_refuses_is_published_later_or_its_money_taken_back() {
+    let Some(market) = Market::start(Script::RefusesOnce).await else { return };
+    let out = market.run(&["--yes"]).await;
+    let paid = market.funded().await;
+    assert_ne!(code(&out), 0, "{}", said(&out));
+    for command in ["watch", "cancel", "refund"] {
+        let hint = format!("zorai-compute {command} {}", paid[0]);
+        assert!(stderr(&out).contains(&hint), "{hint}: {}", said(&out));
+    }
+    assert_eq!(id_of(&market.run(&["--yes"]).await), paid[0]);
+    assert_eq!(market.funded().await, paid);
+}
+
+#[tokio::test]
+async fn a_payment_that_was_cancelled_is_not_gone_on_with() {
+    let Some(market) = Market::start(Script::RefusesOnce).await else { return };
+    assert_ne!(code(&market.run(&["--yes"]).await), 0);
+    let paid = market.funded().await;
+    let out = market.cli(&["cancel", &paid[0].to_string()]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    let id = id_of(&market.run(&["--yes"]).await);
+    assert_eq!(market.funded().await, [paid[0], id]);
+}
+
+#[tokio::test]
+async fn stake_is_added_once_for_a_command_that_is_repeated_after_it_was_killed() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    let stake = ["wallet", "stake", "7"];
+    market.mines(false).await;
+    market.killed(market.cli(&stake), market.waits_to_be_mined()).await;
+    market.mines(true).await;
+    let out = market.cli(&stake).await;
+    assert!(code(&out) == 0 && stderr(&out).contains("going on with the same command"), "{}", said(&out));
+    assert_eq!(market.own_stake().await, U256::from(7));
+    // It was told what became of it: this is another one.
+    let out = market.cli(&stake).await;
+    assert!(code(&out) == 0 && !stderr(&out).contains("going on"), "{}", said(&out));
+    assert_eq!(market.own_stake().await, U256::from(14));
+
+    // Another command brings the transaction to its end meanwhile.
+    market.mines(false).await;
+    market.killed(market.cli(&stake), market.waits_to_be_mined()).await;
+    market.mines(true).await;
+    let out = market.cli(&["wallet", "unstake", "1"]).await;
+    assert_eq!(code(&out), 0, "{}", said(&out));
+    let sent = market.sent().await;
+    let out = market.cli(&stake).await;
+    assert!(code(&out) == 0 && stderr(&out).contains("going on with the same command"), "{}", said(&out));
+    assert_eq!(market.sent().await, sent, "it was sent a second time");
+}
