@@ -39,6 +39,7 @@ fn the_demo_without_weights_runs_a_wasm_task_and_says_so_first() {
     let out = Command::new(program("zorai-compute"))
         .args(["dev", "--demo", "--weights", "none"])
         .env("ZORAI_HOME", home.path())
+        .env("ZORAI_ANVIL", home.path().join("none"))
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -46,6 +47,7 @@ fn the_demo_without_weights_runs_a_wasm_task_and_says_so_first() {
     let talk = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
     let first = talk.lines().find(|line| !line.trim().is_empty()).unwrap().to_lowercase();
     assert!(first.contains("wasm"), "{}", said(&out));
+    assert!(talk.contains("settlement is off") && talk.contains("name it in ZORAI_ANVIL"), "{}", said(&out));
 }
 
 /// Processes whose environment carries this home folder.
