@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+use clap::error::ErrorKind;
 use crate::cli::Cli;
 use crate::commands::dev::child::Program;
 use crate::failure::{Exit, Failure};
@@ -56,6 +57,10 @@ async fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
+        Err(error) if error.kind() == ErrorKind::MissingSubcommand => {
+            ui::show_help(&cli::help(std::env::args().skip(1)));
+            return Exit::Usage.into();
+        }
             cli::restore_usage(&mut error, std::env::args().skip(1));
             // Help and version are data and end well; clap knows which is which.
             let _ = error.print();

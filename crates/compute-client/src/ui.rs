@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
+use clap::builder::StyledStr;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -149,6 +150,12 @@ impl Ui {
     pub(crate) fn draws(&self) -> bool {
         !self.bars.is_hidden()
     }
+}
+
+/// A command's help on standard error, for somebody who has to say more.
+pub(crate) fn show_help(help: &StyledStr) {
+    // There is nobody to tell where standard error is closed.
+    let _ = writeln!(io::stderr(), "{help}");
 }
 
 /// Another party's words, safe for a terminal: without control characters, and not too many of them.

@@ -32,6 +32,7 @@ const PASSWORD_VARIABLE: &str = "ZORAI_KEY_PASSWORD";
 #[command(
     name = "compute-agent",
     version,
+    arg_required_else_help = true,
     after_help = "The provider's key comes from --provider-key-file, else from the variable PROVIDER_PRIVATE_KEY, else from \
                   --provider-key. A keystore's password comes from --provider-key-password-file, else from the variable \
                   ZORAI_KEY_PASSWORD.\n\n\
@@ -326,6 +327,12 @@ mod tests {
             ["--provider-key", KEY, "--escrow", contract, "--rpc-url", "http://127.0.0.1:1", "--rpc-url"];
         let more = ["http://127.0.0.1:2", "--stake", "7", "--accept-arbiter", arbiter, "--max-window", "60"];
         let all: Vec<&str> = flags.into_iter().chain(more).collect();
+    #[test]
+    fn without_anything_it_shows_its_help() {
+        let kind = Args::try_parse_from(["compute-agent"]).unwrap_err().kind();
+        assert_eq!(kind, clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+    }
+
         let escrow = parse(&all).into_config(|_| None).unwrap().escrow.unwrap();
         assert_eq!((escrow.domain.chain_id, escrow.rpc_urls.len()), (31_337, 2));
         assert_eq!(escrow.stake, Some((Address::ZERO, "7".parse().unwrap())));

@@ -82,6 +82,31 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
 
 #[tokio::test]
 async fn a_second_market_in_the_same_folder_is_refused() {
+#[tokio::test]
+async fn a_command_group_alone_shows_its_commands_whatever_the_environment_sets() {
+    let home = tempfile::tempdir().unwrap();
+    let environment = [("ZORAI_RELAY", "http://127.0.0.1:1"), ("ZORAI_KEY_FILE", "key")];
+    for (arguments, usage, command) in [
+        (&[][..], "Usage: zorai-compute [OPTIONS] <COMMAND>", "doctor"),
+        (&["wallet"], "Usage: zorai-compute wallet [OPTIONS] <COMMAND>", "withdraw"),
+        (&["arbiter", "--json"], "Usage: zorai-compute arbiter [OPTIONS] <COMMAND>", "resolve"),
+        (&["escrow"], "Usage: zorai-compute escrow [OPTIONS] <COMMAND>", "deploy"),
+        (&["artifact"], "Usage: zorai-compute artifact [OPTIONS] <COMMAND>", "put"),
+    ] {
+        for set in [&environment[..], &[]] {
+            let out = cli(home.path(), arguments, set, b"").await;
+            assert_eq!((code(&out), stdout(&out).as_str()), (2, ""), "{arguments:?}: {}", said(&out));
+            let shown = stderr(&out);
+            assert!(shown.contains(usage), "{arguments:?}: {}", said(&out));
+            assert!(
+                shown.contains(&format!("\n  {command} ")) && !shown.contains("error:"),
+                "{arguments:?}: {}",
+                said(&out)
+            );
+        }
+    }
+}
+
     let home = tempfile::tempdir().unwrap();
     let lock = std::fs::File::create(home.path().join("lock")).unwrap();
     lock.lock().unwrap();
