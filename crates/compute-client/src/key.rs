@@ -1,6 +1,6 @@
 //! The user's key: where it is found, and who makes it.
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::path::PathBuf;
 
 use daemon::{Secret, default_data_dir, read_secret_file};
@@ -118,7 +118,10 @@ fn refused(error: WalletError) -> Failure {
         WalletError::PasswordMissing { .. } | WalletError::PasswordWrong { .. } => {
             failure.hint("give --key-password-file FILE, or set ZORAI_KEY_PASSWORD")
         }
-        WalletError::Key
+        WalletError::File { ref source, .. } if source.kind() == ErrorKind::NotFound => failure
+            .hint("check --key-file and ZORAI_KEY_FILE")
+            .hint("or make a key there: zorai-compute wallet new --out FILE"),
+        WalletError::Key(_)
         | WalletError::KeyFile { .. }
         | WalletError::File { .. }
         | WalletError::OpenToOthers { .. }

@@ -185,9 +185,14 @@ pub enum ArgsError {
     /// No flag and no variable names a key.
     #[error("the provider's key is missing\nhint: give --provider-key-file FILE, or set {KEY_VARIABLE}")]
     NoKey,
-    /// The key cannot be read.
-    #[error("the provider's key: {0}")]
-    Key(#[from] WalletError),
+    /// The key cannot be used.
+    #[error("{from}: {source}{}", hint(.source))]
+    Key {
+        /// The flag or the variable that holds or names it.
+        from: &'static str,
+        /// What is wrong with it.
+        source: WalletError,
+    },
     /// The keystore's password cannot be read.
     #[error("--provider-key-password-file: {0}")]
     Password(#[from] SecretFileError),
@@ -260,23 +265,46 @@ impl Args {
     }
 
     fn load_key(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Wallet, ArgsError> {
+        let wrong = |from| move |source| ArgsError::Key { from, source };
         if let Some(file) = &self.provider_key_file {
             let password = match &self.provider_key_password_file {
                 Some(file) => Some(read_secret_file(file)?),
                 None => variable(PASSWORD_VARIABLE).map(Secret::new),
             };
-            return Ok(Wallet::load(file, password.as_ref().map(Secret::expose))?);
+            return Wallet::load(file, password.as_ref().map(Secret::expose))
+                .map_err(wrong("--provider-key-file"));
         }
         if let Some(key) = &self.provider_key {
             tracing::warn!(
                 "--provider-key: other users of this machine can see the key in the list of processes; \
                  prefer --provider-key-file or the variable {KEY_VARIABLE}"
             );
-            return Ok(Wallet::from_hex(key.expose())?);
+            return Wallet::from_hex(key.expose()).map_err(wrong("--provider-key"));
         }
         let key = variable(KEY_VARIABLE).map(Secret::new).ok_or(ArgsError::NoKey)?;
-        Ok(Wallet::from_hex(key.expose())?)
+        Wallet::from_hex(key.expose()).map_err(wrong(KEY_VARIABLE))
     }
+}
+
+/// What to do about a key that cannot be used, on a line of its own.
+fn hint(error: &WalletError) -> String {
+    let hint = match error {
+        WalletError::Key(_) => {
+            "`openssl rand -hex 32` makes a key; a keystore, or a file with a key, goes by --provider-key-file FILE"
+        }
+        WalletError::File { .. } => {
+            "check the path; `zorai-compute wallet new --out FILE` makes an encrypted key"
+        }
+        WalletError::PasswordMissing { .. } | WalletError::PasswordWrong { .. } => {
+            "give --provider-key-password-file FILE, or set ZORAI_KEY_PASSWORD"
+        }
+        // They say themselves what to do.
+        WalletError::KeyFile { .. }
+        | WalletError::OpenToOthers { .. }
+        | WalletError::Exists { .. }
+        | WalletError::Keystore { .. } => return String::new(),
+    };
+    format!("\nhint: {hint}")
 }
 
 fn parse_address(text: &str) -> Result<Address, ParseError> {
@@ -297,6 +325,12 @@ mod tests {
     #[test]
     fn the_command_is_well_formed() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn without_anything_it_shows_its_help() {
+        let kind = Args::try_parse_from(["compute-agent"]).unwrap_err().kind();
+        assert_eq!(kind, clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
     }
 
     #[test]
@@ -327,12 +361,6 @@ mod tests {
             ["--provider-key", KEY, "--escrow", contract, "--rpc-url", "http://127.0.0.1:1", "--rpc-url"];
         let more = ["http://127.0.0.1:2", "--stake", "7", "--accept-arbiter", arbiter, "--max-window", "60"];
         let all: Vec<&str> = flags.into_iter().chain(more).collect();
-    #[test]
-    fn without_anything_it_shows_its_help() {
-        let kind = Args::try_parse_from(["compute-agent"]).unwrap_err().kind();
-        assert_eq!(kind, clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
-    }
-
         let escrow = parse(&all).into_config(|_| None).unwrap().escrow.unwrap();
         assert_eq!((escrow.domain.chain_id, escrow.rpc_urls.len()), (31_337, 2));
         assert_eq!(escrow.stake, Some((Address::ZERO, "7".parse().unwrap())));
@@ -357,8 +385,32 @@ mod tests {
         let args = parse(&["--provider-key-file", raw.to_str().unwrap()]);
         assert!(args.into_config(|_| None).is_ok());
 
-        let error = parse(&["--provider-key", "nonsense-key"]).into_config(|_| None).unwrap_err();
-        assert!(!error.to_string().contains("nonsense"), "{error}");
+        let missing = folder.path().join("missing");
+        let missing = missing.to_str().unwrap();
+        let password = "give --provider-key-password-file FILE";
+        let keystore = folder.path().join("keystore");
+        wallet::Wallet::random().save_keystore(&keystore, "password").unwrap();
+        for (flags, set, said) in [
+            (
+                &["--provider-key", "nonsense-key"][..],
+                "",
+                "--provider-key: not a private key: it has 12 characters",
+            ),
+            (&[], "0xnonsense-key", "PROVIDER_PRIVATE_KEY: not a private key: it has 12 characters"),
+            (
+                &[],
+                &KEY.replace('a', "k"),
+                "PROVIDER_PRIVATE_KEY: not a private key: character 1 is no hex digit",
+            ),
+            (&["--provider-key-file", missing], "", "hint: check the path"),
+            (&["--provider-key-file", keystore.to_str().unwrap()], "", password),
+        ] {
+            let variable = |name: &str| (name == KEY_VARIABLE).then(|| set.to_owned());
+            let error = parse(flags).into_config(variable).unwrap_err();
+            let told = format!("{error} {error:?}");
+            assert!(told.contains(said) && told.contains("hint: "), "{told}");
+            assert!(!told.contains("nonsense") && !told.contains("c0974bec39"), "{told}");
+        }
     }
 
     #[test]

@@ -39,10 +39,10 @@ impl Wallet {
     /// [`WalletError::Key`], which does not repeat the text.
     pub fn from_hex(text: &str) -> Result<Self, WalletError> {
         let text = text.trim();
+        let digits = text.strip_prefix("0x").unwrap_or(text);
         let mut bytes = [0; 32];
-        hex::decode_to_slice(text.strip_prefix("0x").unwrap_or(text), &mut bytes)
-            .map_err(|_| WalletError::Key)?;
-        let signer = PrivateKeySigner::from_bytes(&B256::from(bytes)).map_err(|_| WalletError::Key)?;
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| KeyFlaw::of(digits))?;
+        let signer = PrivateKeySigner::from_bytes(&B256::from(bytes)).map_err(|_| KeyFlaw::Range)?;
         Ok(Self { signer })
     }
 
@@ -135,10 +135,8 @@ impl fmt::Debug for Wallet {
 #[derive(Debug, thiserror::Error)]
 pub enum WalletError {
     /// A text is not a private key.
-    #[error(
-        "not a private key: expected 64 hex digits, with or without 0x, of a number within the curve's order"
-    )]
-    Key,
+    #[error("not a private key: {0}; expected 64 hex digits, with or without 0x")]
+    Key(#[from] KeyFlaw),
     /// A file holds neither kind of key.
     #[error(
         "{} is not a key file: expected an encrypted keystore (JSON), or a private key as 64 hex digits", path.display()
@@ -191,6 +189,35 @@ pub enum WalletError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+/// What keeps a text from being a private key. It tells nothing of the text but its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFlaw {
+    /// There is nothing.
+    #[error("it is empty")]
+    Empty,
+    /// It has so many characters, without the 0x before them.
+    #[error("it has {0} characters")]
+    Length(usize),
+    /// It is as long as a key, but the character at this place, from one, is none of a key's.
+    #[error("character {0} is no hex digit")]
+    Digit(usize),
+    /// It is zero, or too large.
+    #[error("it is zero, or not below the curve's order")]
+    Range,
+}
+
+impl KeyFlaw {
+    /// What is wrong with digits that cannot be read.
+    fn of(digits: &str) -> Self {
+        let wrong = digits.chars().position(|digit| !digit.is_ascii_hexdigit());
+        match (digits.chars().count(), wrong) {
+            (0, _) => Self::Empty,
+            (64, Some(place)) => Self::Digit(place + 1),
+            (length, _) => Self::Length(length),
+        }
+    }
 }
 
 /// Why a message was not signed.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use taskmarket::{CancelTask, Domain, Timestamp, UpdateNodeStatus};
-use wallet::{KEY_FILE, PASSWORD_FILE, SignError, Wallet, WalletError, default_keystore};
+use wallet::{KEY_FILE, KeyFlaw, PASSWORD_FILE, SignError, Wallet, WalletError, default_keystore};
 
 /// Anvil's first account: a key that everybody knows.
 const KEY: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
@@ -40,9 +40,18 @@ fn hex_keys_are_read_and_never_repeated_in_errors() {
         assert_eq!(Wallet::from_hex(&text).unwrap().address().to_string(), ADDRESS);
     }
     let order = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
-    for wrong in ["", "0x", &KEY[1..], &format!("{KEY}00"), &"zz".repeat(32), &"00".repeat(32), order] {
+    for (wrong, flaw) in [
+        ("", KeyFlaw::Empty),
+        ("0x", KeyFlaw::Empty),
+        (&KEY[1..], KeyFlaw::Length(63)),
+        (&format!("0x{KEY}00"), KeyFlaw::Length(66)),
+        (&"zz".repeat(32), KeyFlaw::Digit(1)),
+        (&format!("{}g", &KEY[1..]), KeyFlaw::Digit(64)),
+        (&"00".repeat(32), KeyFlaw::Range),
+        (order, KeyFlaw::Range),
+    ] {
         let error = Wallet::from_hex(wrong).unwrap_err();
-        assert!(matches!(error, WalletError::Key));
+        assert!(matches!(error, WalletError::Key(found) if found == flaw), "{error}");
         assert!(
             wrong.len() < 3 || !format!("{error} {error:?}").contains(wrong),
             "{error:?} repeats {wrong}"

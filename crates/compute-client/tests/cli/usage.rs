@@ -68,6 +68,8 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
             "Usage: zorai-compute dispute [OPTIONS] --reason <TEXT> <TASK_ID>",
         ),
         (&["dispute", ID, "--reason", "r", "--relay", "http://127.0.0.1:1"], "there is no key"),
+        (&["wallet", "address", "--key-file", "/does/not/exist"], "hint: check --key-file"),
+        (&["verify", "/"], "hint: name one file in it"),
         (&["list", "--requester", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"], "checksum"),
         (&["dev", "--weights", "none"], "--demo"),
         (&["dev", "--demo", "--weights", "/does/not/exist"], "tokenizer.json"),
