@@ -211,27 +211,29 @@ pub(crate) fn fit_open_files(config: &mut Config) {
     }
 }
 
-/// Half of the files that may be open are for the listeners' connections, three eighths for providers' sessions; the store and
-/// artifacts need the others.
+/// An eighth of the files that may be open is for the store and artifacts. Providers' sessions come next, as long as they leave the
+/// listeners a quarter; the listeners' connections get the rest, and further ones wait to be accepted.
 fn fit(config: &mut Config, open_files: usize) {
     let listeners = 1 + usize::from(config.tls.is_some());
-    let connections = (open_files / 2 / listeners).max(1);
-    let sessions = (open_files / 8 * 3).max(1);
-    if config.max_connections > connections {
-        tracing::warn!(
-            open_files,
-            max_connections = connections,
-            "few files may be open: fewer connections are served"
-        );
-        config.max_connections = connections;
-    }
+    let sessions = (open_files / 8 * 5).max(1);
     if config.max_sessions > sessions {
         tracing::warn!(
             open_files,
             max_sessions = sessions,
+            hint = "raise the hard limit of open files (LimitNOFILE= of systemd, ulimit -Hn), or lower --max-sessions",
             "few files may be open: fewer providers may connect"
         );
         config.max_sessions = sessions;
+    }
+    let room = (open_files / 8 * 7).saturating_sub(config.max_sessions);
+    let connections = (room / listeners).max(1);
+    if config.max_connections > connections {
+        tracing::debug!(
+            open_files,
+            max_connections = connections,
+            "connections are as many as files may be open"
+        );
+        config.max_connections = connections;
     }
 }
 

@@ -162,10 +162,14 @@ fn what_fits_into_the_open_files() {
         std::path::Path::new("store"),
         daemon::Secret::new("k"),
     );
-    fit(&mut config, 1 << 20);
-    assert_eq!((config.max_connections, config.max_sessions), (10_000, 10_000));
-    fit(&mut config, 1024);
-    assert_eq!((config.max_connections, config.max_sessions), (512, 384));
-    fit(&mut config, 1);
-    assert_eq!((config.max_connections, config.max_sessions), (1, 1));
+    let mut fitted = |open_files| {
+        (config.max_connections, config.max_sessions) = (10_000, 10_000);
+        fit(&mut config, open_files);
+        (config.max_connections, config.max_sessions)
+    };
+    assert_eq!(fitted(1 << 20), (10_000, 10_000));
+    // A limit that many systems have: all sessions fit, and no connection is left without a file.
+    assert_eq!(fitted(20_000), (7_500, 10_000));
+    assert_eq!(fitted(1024), (256, 640));
+    assert_eq!(fitted(1), (1, 1));
 }

@@ -39,12 +39,13 @@ pub(super) async fn migrate(client: &mut Object, database: &str) -> Result<(), S
     };
     for (version, migration) in (found + 1..).zip(pending) {
         transaction.batch_execute(migration).await.map_err(writing)?;
-        tracing::info!(version, database, "store schema brought up to date");
+        tracing::debug!(version, database, "store schema migrated");
     }
     if !pending.is_empty() {
         transaction.batch_execute("DELETE FROM schema_version").await.map_err(writing)?;
         let insert = "INSERT INTO schema_version (version) VALUES ($1)";
         transaction.execute(insert, &[&known]).await.map_err(writing)?;
+        tracing::info!(from = found, version = known, database, "store schema brought up to date");
     }
     transaction.commit().await.map_err(writing)
 }

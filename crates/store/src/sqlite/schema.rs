@@ -71,7 +71,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         transaction.execute_batch(migration)?;
         transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
-        tracing::info!(version, path = %path.display(), "store schema brought up to date");
+        tracing::debug!(version, path = %path.display(), "store schema migrated");
+    }
+    if !pending.is_empty() {
+        tracing::info!(from = found, version = known, path = %path.display(), "store schema brought up to date");
     }
     Ok(())
 }
