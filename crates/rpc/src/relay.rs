@@ -167,6 +167,9 @@ pub struct ProviderView {
     pub status: NodeStatus,
     /// What it offers.
     pub metadata: NodeMetadata,
+    /// Why it takes no tasks now; absent while it takes some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_for: Option<String>,
     /// Tasks that it runs now.
     pub busy: u32,
     /// What its GPUs were found to compute; empty where this relay has not asked.

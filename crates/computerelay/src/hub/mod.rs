@@ -222,6 +222,7 @@ impl Hub {
             connected_at: node.live.connected_at,
             status: node.status,
             metadata: node.metadata.clone(),
+            closed_for: node.closed_for(),
             busy: node.busy(),
             measured: self.challenges.of(&node.live.key),
         }

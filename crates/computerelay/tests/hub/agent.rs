@@ -65,6 +65,8 @@ pub(crate) enum Lie {
 pub(crate) enum Beats {
     /// What is true, every 50 ms.
     True,
+    /// As it should, and each says that the host is unwell, for this reason.
+    Unwell(&'static str),
     /// One report, and no more.
     Once,
     /// True reports that list no attempts.
@@ -486,6 +488,7 @@ impl Shared {
     fn heartbeat(&self) -> Body {
         let forgetful = matches!(self.script.beats, Beats::Forgetful);
         let slots = self.script.slots;
+        let unwell = if let Beats::Unwell(why) = self.script.beats { Some(why.to_owned()) } else { None };
         let state = self.state.subscribe();
         let line = move || {
             let held: Vec<_> = state.borrow().held.clone();
@@ -496,7 +499,7 @@ impl Shared {
                 free_vram_mb: Vec::new(),
                 warm_models: Vec::new(),
                 models: Vec::new(),
-                unhealthy: None,
+                unhealthy: unwell.clone(),
                 attempts: if forgetful { Vec::new() } else { held.into_iter().map(self::held).collect() },
             };
             let mut line = serde_json::to_vec(&beat).unwrap();
@@ -504,7 +507,7 @@ impl Shared {
             frame(line)
         };
         match &self.script.beats {
-            Beats::True | Beats::Forgetful => {
+            Beats::True | Beats::Forgetful | Beats::Unwell(_) => {
                 let ticks = stream::unfold(interval(Duration::from_millis(50)), |mut ticks| async move {
                     ticks.tick().await;
                     Some(((), ticks))

@@ -8,7 +8,7 @@ use taskmarket::{Bytes32, Domain, NodeStatus, RegisterNode, Status, UpdateNodeSt
 use tokio_tungstenite::tungstenite::Message;
 use wallet::Wallet;
 
-use crate::agent::{Script, close_code_of, dial, now};
+use crate::agent::{Beats, Script, close_code_of, dial, now};
 use crate::support::{PATIENCE, Relay, Requester, Times, within};
 
 /// Registers as `change` makes it; the code of the refusal, the field it names, and the close code.
@@ -231,6 +231,8 @@ async fn a_draining_host_gets_nothing_and_a_refreshed_one_gets_what_it_offers() 
     let earlier = now();
     let draining = status(NodeStatus::Draining, earlier);
     assert_eq!(relay.post(&format!("{path}/status"), &draining).await.0, 204);
+    let list = relay.lists(|list| list.providers[0].closed_for.is_some()).await;
+    assert_eq!(list.providers[0].closed_for.as_deref(), Some("it is draining"));
     let requester = Requester::new();
     let task_id = relay.publish(&requester, &requester.task()).await;
     let explanation = relay.explains(task_id, |_| true).await;
@@ -242,6 +244,7 @@ async fn a_draining_host_gets_nothing_and_a_refreshed_one_gets_what_it_offers() 
     let online = status(NodeStatus::Online, earlier.plus(1));
     assert_eq!(relay.post(&format!("{path}/status"), &online).await.0, 204);
     relay.reaches(task_id, Status::Accepted, 1).await;
+    relay.lists(|list| list.providers[0].closed_for.is_none()).await;
 
     let metadata = serde_json::to_string(&script.clone().slots(1).metadata()).unwrap();
     let refresh = |session_id: &str| {
@@ -260,6 +263,15 @@ async fn a_draining_host_gets_nothing_and_a_refreshed_one_gets_what_it_offers() 
     assert_eq!(relay.post(&format!("{path}/registration"), &own).await.0, 204);
     let list = relay.lists(|list| list.providers.len() == 1).await;
     assert_eq!(list.providers[0].metadata.slots, 1);
+}
+
+#[tokio::test]
+async fn everybody_sees_that_a_host_is_unwell_and_why() {
+    let relay = Relay::start(Times::default()).await;
+    let _agent = Script::new().beats(Beats::Unwell("the node is dead")).connect(&relay.url()).await;
+    let list = relay.lists(|list| list.providers.first().is_some_and(|host| host.closed_for.is_some())).await;
+    assert_eq!(list.providers[0].closed_for.as_deref(), Some("it is unhealthy: the node is dead"));
+    assert_eq!(list.providers[0].status, NodeStatus::Online, "its session lasts");
 }
 
 #[tokio::test]
