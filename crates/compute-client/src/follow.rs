@@ -267,7 +267,15 @@ pub(crate) fn whose(recorded: &Recorded) -> String {
 
 /// How long ago a time was, by this machine's clock.
 pub(crate) fn ago(time: Timestamp) -> String {
-    format!("{} ago", span(Duration::from_secs(now().since(time))))
+    format!("{} ago", age(time))
+}
+
+/// How old a time is, by this machine's clock. Times have whole seconds, and so has this.
+pub(crate) fn age(time: Timestamp) -> String {
+    match now().since(time) {
+        seconds @ 0..10 => format!("{seconds} s"),
+        seconds => span(Duration::from_secs(seconds)),
+    }
 }
 
 /// This machine's clock.

@@ -10,6 +10,7 @@ mod failure;
 mod follow;
 mod inference;
 mod key;
+mod listing;
 mod money;
 mod node_check;
 mod plain;
@@ -25,8 +26,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-
 use clap::error::ErrorKind;
+
 use crate::cli::Cli;
 use crate::commands::dev::child::Program;
 use crate::failure::{Exit, Failure};
@@ -56,11 +57,11 @@ async fn run() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(mut error) => {
         Err(error) if error.kind() == ErrorKind::MissingSubcommand => {
             ui::show_help(&cli::help(std::env::args().skip(1)));
             return Exit::Usage.into();
         }
+        Err(mut error) => {
             cli::restore_usage(&mut error, std::env::args().skip(1));
             // Help and version are data and end well; clap knows which is which.
             let _ = error.print();

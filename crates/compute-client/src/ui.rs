@@ -164,6 +164,12 @@ pub(crate) fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_CHARS).collect()
 }
 
+/// So many of something: `1 task`, `2 tasks`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{s}")
+}
+
 /// A size for people.
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -189,6 +195,11 @@ mod tests {
     fn words_of_others_cannot_steer_the_terminal() {
         assert_eq!(clean("a\u{1b}[31m\r\nb"), "a[31mb");
         assert_eq!(clean(&"é".repeat(10_000)).chars().count(), 500);
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "task")), ["0 tasks", "1 task", "2 tasks"]);
     }
 
     #[test]

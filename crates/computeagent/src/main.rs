@@ -49,9 +49,16 @@ async fn earnings(line: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let name = OsString::from("compute-agent earnings");
     let args = EarningsArgs::parse_from(std::iter::once(name).chain(line));
     let report = args.report().await.map_err(|error| match error {
-        EarningsError::NoFolder(_) => Failure::usage(error),
+        EarningsError::NoFolder(_) | EarningsError::ManyFolders(_) => Failure::usage(error),
         EarningsError::Book(_) | EarningsError::Json(_) => Failure::other(error),
     })?;
+    if report.is_empty() {
+        // Whoever does not read it still sees that there is no report.
+        let _ = writeln!(
+            std::io::stderr(),
+            "no settled task has ended in these days; --days N looks further back"
+        );
+    }
     std::io::stdout().write_all(report.as_bytes()).map_err(Failure::other)
 }
 

@@ -1,6 +1,6 @@
 //! What the long-running programs and the command line share: configuration files, logging, an orderly end,
-//! secrets in files, addresses to listen on, whom to trust by TLS, what of others' words and headers goes on, and where
-//! data lies by default.
+//! secrets in files, addresses to listen on, whom to trust by TLS, what of others' words and headers goes on, lists in
+//! columns, and where data lies by default.
 
 pub mod config_file;
 pub mod failure;
@@ -10,6 +10,7 @@ pub mod logging;
 pub mod private_file;
 pub mod secret;
 pub mod shutdown;
+pub mod table;
 pub mod text;
 pub mod tls;
 
@@ -21,6 +22,7 @@ pub use listen::{ListenError, bind, parse_listen};
 pub use logging::{LogArgs, LogError, LogFormat, init_logging};
 pub use secret::{Secret, SecretFileError, constant_time_eq, read_secret_file};
 pub use shutdown::{Shutdown, ShutdownArgs, drain};
+pub use table::Table;
 pub use text::{chain, clean, quote};
 
 /// Where `program` ("relay", "agent", "node") keeps its data unless told otherwise: the folder of that name

@@ -1,7 +1,5 @@
 //! `list`: tasks, newest first.
 
-use std::io::IsTerminal as _;
-
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use rpc::tasks::{ShownTask, TaskPage, TaskView};
 use taskmarket::{Address, Status, Timestamp};
@@ -9,11 +7,14 @@ use taskmarket::{Address, Status, Timestamp};
 use crate::cli::{Global, parse_address};
 use crate::failure::Outcome;
 use crate::follow::{ago, now};
+use crate::listing::Listing;
 use crate::relay::Relay;
-use crate::ui::{Style, Ui, clean};
+use crate::ui::{Ui, clean};
 
 /// The largest page that relays give.
 const MAX_PAGE: u32 = 1000;
+/// The columns' titles.
+const TITLES: [&str; 6] = ["TASK", "STATUS", "RUNTIME", "GPU", "BUDGET", "PUBLISHED"];
 
 /// What to list.
 #[derive(Debug, clap::Args)]
@@ -73,11 +74,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     let mut cursor = None;
     let mut collected = Vec::new();
     let mut last_event_id = None;
-    // Programs read the lines as they are; people are told what they see.
-    if !ui.json && std::io::stdout().is_terminal() {
-        let columns = format!("{:<66}  {:<9}  {:<7}  {:<8}  BUDGET  AGE", "TASK", "STATUS", "RUNTIME", "GPU");
-        ui.print(ui.paint(Style::Bold, columns))?;
-    }
+    let (mut list, mut is_empty) = (Listing::new(TITLES, ui), true);
     loop {
         let page = page(&relay, args, cursor.as_deref()).await?;
         // Of the first page: the later ones may have newer tasks left out.
@@ -85,7 +82,9 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
         if ui.json {
             collected.extend(page.tasks);
         } else {
-            page.tasks.iter().try_for_each(|view| ui.print(row(view)))?;
+            let rows: Vec<_> = page.tasks.iter().map(row).collect();
+            is_empty &= rows.is_empty();
+            list.show(&rows)?;
         }
         cursor = page.next_cursor;
         if !args.all || cursor.is_none() {
@@ -95,6 +94,10 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     if ui.json {
         let last_event_id = last_event_id.unwrap_or_default();
         return ui.print_json(&TaskPage { tasks: collected, next_cursor: cursor, last_event_id });
+    }
+    list.note("budgets in the smallest unit of the task's token, such as wei");
+    if is_empty {
+        ui.say("there are no such tasks of this API key");
     }
     if cursor.is_some() {
         ui.say("there are more: --limit N, or --all");
@@ -123,14 +126,20 @@ async fn page(relay: &Relay, args: &Args, cursor: Option<&str>) -> Outcome<TaskP
     relay.get(&format!("v1/tasks?{}", query.finish())).await
 }
 
-fn row(view: &TaskView) -> String {
+fn row(view: &TaskView) -> [String; 6] {
     let (runtime, gpu, budget) = match &view.task {
         ShownTask::Whole(task) => (task.config.runtime, task.config.gpu_type.as_str(), task.budget),
         ShownTask::Public(task) => (task.config.runtime, task.config.gpu_type.as_str(), task.budget),
     };
     let gpu = if gpu.is_empty() { "any".to_owned() } else { clean(gpu) };
-    let (status, age) = (view.status.as_str(), ago(view.created_at));
-    format!("{}  {status:<9}  {runtime:<7}  {gpu:<8}  {budget}  {age}", view.task_id)
+    [
+        view.task_id.to_string(),
+        view.status.to_string(),
+        runtime.to_string(),
+        gpu,
+        budget.to_string(),
+        ago(view.created_at),
+    ]
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::has_result;
 use crate::plain::Plain;
 use crate::relay::Relay;
-use crate::ui::{Style, Ui};
+use crate::ui::{Style, Ui, count};
 
 /// The longest line of an answer that is taken, in bytes: hosts cut what a job writes to far less.
 const MAX_LINE_BYTES: usize = 1 << 20;
@@ -44,7 +44,15 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
     if !args.follow {
         let response = relay.logs(args.id, args.from, false).await?;
         return match reader.read(response).await? {
-            End::Whole => Ok(()),
+            End::Whole => {
+                if reader.next == args.from {
+                    ui.say(match args.from {
+                        0 => "the task has said nothing".to_owned(),
+                        from => format!("the task has said nothing from line {from} on"),
+                    });
+                }
+                Ok(())
+            }
             End::Broken(why) => {
                 Err(Failure::new(Exit::Unreachable, format_args!("the logs broke off: {why}")))
             }
@@ -173,7 +181,9 @@ impl Reader<'_> {
             return Ok(());
         };
         if line.n > self.next {
-            self.ui.say(format_args!("({} lines were dropped)", line.n - self.next));
+            let dropped = line.n - self.next;
+            let were = if dropped == 1 { "was" } else { "were" };
+            self.ui.say(format_args!("({} {were} dropped)", count(dropped, "line")));
         }
         self.next = line.n.saturating_add(1);
         if self.ui.json {

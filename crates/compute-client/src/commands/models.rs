@@ -1,13 +1,12 @@
 //! `models`: what models are served, and on what terms.
 
-use std::io::IsTerminal as _;
-
 use rpc::inference::{InferenceKind, ModelList, ModelView};
 
 use crate::cli::Global;
 use crate::failure::Outcome;
+use crate::listing::Listing;
 use crate::relay::segment;
-use crate::ui::{Style, Ui, clean};
+use crate::ui::{Ui, clean};
 
 /// Which models.
 #[derive(Debug, clap::Args)]
@@ -38,19 +37,9 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
         return Ok(());
     }
     let rows: Vec<_> = models.iter().map(row).collect();
-    // Programs read the lines as they are; people are told what they see.
-    let is_seen = std::io::stdout().is_terminal();
-    let titles = is_seen.then(|| TITLES.map(str::to_owned));
-    let widths: [usize; 7] = std::array::from_fn(|column| {
-        titles.iter().chain(&rows).map(|row| row[column].chars().count()).max().unwrap_or_default()
-    });
-    if let Some(titles) = &titles {
-        ui.print(ui.paint(Style::Bold, line(titles, &widths)))?;
-    }
-    rows.iter().try_for_each(|row| ui.print(line(row, &widths)))?;
-    if is_seen {
-        ui.say(ui.paint(Style::Dim, "prices: the lowest for a million tokens, in the token's smallest unit"));
-    }
+    let mut list = Listing::new(TITLES, ui);
+    list.show(&rows)?;
+    list.note("context in tokens; prices: the lowest for a million tokens, in the token's smallest unit");
     Ok(())
 }
 
@@ -78,11 +67,6 @@ fn name(kind: InferenceKind) -> &'static str {
     }
 }
 
-fn line(row: &[String; 7], widths: &[usize; 7]) -> String {
-    let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-    cells.join("  ").trim_end().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use taskmarket::{Amount, U256};
@@ -104,12 +88,12 @@ mod tests {
             completion_price: Amount(U256::from(7)),
         };
         assert_eq!(
-            line(&row(&model), &[12, 2, 0, 0, 0, 0, 0]),
-            "org/tiny[2J   2   4096  5  7  q4_k_m+q8_0  chat+completions+embeddings+responses"
+            row(&model).join(" "),
+            "org/tiny[2J 2 4096 5 7 q4_k_m+q8_0 chat+completions+embeddings+responses"
         );
         model.context_tokens = None;
         model.quantizations.clear();
         model.kinds.clear();
-        assert_eq!(line(&row(&model), &[0; 7]), "org/tiny[2J  2  -  5  7  -  -");
+        assert_eq!(row(&model).join(" "), "org/tiny[2J 2 - 5 7 - -");
     }
 }

@@ -9,9 +9,13 @@ use taskmarket::Address;
 
 use crate::cli::{Global, parse_address};
 use crate::failure::Outcome;
-use crate::follow::ago;
+use crate::follow::age;
+use crate::listing::Listing;
 use crate::relay::Relay;
-use crate::ui::{Ui, clean};
+use crate::ui::{Ui, clean, count};
+
+/// The columns' titles.
+const TITLES: [&str; 6] = ["PROVIDER", "DEVICES", "RUNTIMES", "BUSY", "ONLINE FOR", "TAKES TASKS"];
 
 /// Which providers.
 #[derive(Debug, clap::Args)]
@@ -42,7 +46,11 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
             if list.providers.is_empty() {
                 ui.say("no provider is online");
             }
-            list.providers.iter().try_for_each(|view| ui.print(row(view)))
+            let rows: Vec<_> = list.providers.iter().map(row).collect();
+            let mut list = Listing::new(TITLES, ui);
+            list.show(&rows)?;
+            list.note("busy: tasks that run, of as many as can run at once; memory of GPUs in MiB");
+            Ok(())
         }
         Some(Command::Show { provider }) => {
             let report: ProviderReport = relay.get(&format!("v1/providers/{provider}")).await?;
@@ -70,7 +78,7 @@ pub(crate) async fn run(global: &Global, args: &Args, ui: &Ui) -> Outcome {
 }
 
 /// All hosts that are online, page by page.
-async fn online(relay: &Relay) -> Outcome<ProviderList> {
+pub(super) async fn online(relay: &Relay) -> Outcome<ProviderList> {
     let mut list: ProviderList = relay.get("v1/providers?limit=1000").await?;
     while let Some(cursor) = list.next_cursor.take() {
         let page: ProviderList = relay.get(&format!("v1/providers?limit=1000&cursor={cursor}")).await?;
@@ -92,11 +100,12 @@ fn show_window(window: &ReportWindow, ui: &Ui) -> Outcome {
         secs => format!("last {secs} s"),
     };
     let partly = if window.complete { "" } else { "  (not all of it was counted)" };
-    let (connects, reconnects) = (window.connects, window.reconnects);
-    ui.print(format_args!(
-        "{name}  up {}  {connects} connections, {reconnects} of them again{partly}",
-        share(&window.uptime)
-    ))?;
+    let connects = count(window.connects, "connection");
+    let again = match window.reconnects {
+        0 => String::new(),
+        reconnects => format!(", {reconnects} of them again"),
+    };
+    ui.print(format_args!("{name}  up {}  {connects}{again}{partly}", share(&window.uptime)))?;
     let counts = &window.attempts;
     ui.print(format_args!(
         "  attempts: {} accepted, {} proven, {} failed, {} timed out, {} lost, {} cancelled, {} running",
@@ -115,11 +124,8 @@ fn show_window(window: &ReportWindow, ui: &Ui) -> Outcome {
     ))?;
     if window.hosts.len() > 1 {
         for host in &window.hosts {
-            let (node, again) = (host.node_id, host.reconnects);
-            ui.print(format_args!(
-                "  host {node}  up {}  connected again {again} times",
-                share(&host.uptime)
-            ))?;
+            let (node, again) = (host.node_id, count(host.reconnects, "time"));
+            ui.print(format_args!("  host {node}  up {}  connected again {again}", share(&host.uptime)))?;
         }
     }
     Ok(())
@@ -141,22 +147,22 @@ fn spread(spread: Option<Spread>, unit: &str) -> String {
 fn carried(session: &SessionView) -> String {
     match (session.resumed_attempts, session.lost_attempts) {
         (0, 0) => String::new(),
-        (resumed, lost) => format!("  {resumed} attempts resumed, {lost} lost"),
+        (resumed, lost) => format!("  {} resumed, {lost} lost", count(resumed, "attempt")),
     }
 }
 
-fn row(view: &ProviderView) -> String {
+fn row(view: &ProviderView) -> [String; 6] {
     let devices: Vec<String> = view.metadata.devices.iter().map(device).collect();
     let runtimes: Vec<&str> = view.metadata.runtimes.iter().map(|runtime| runtime.as_str()).collect();
-    format!(
-        "{}  {}  {}  {}/{} busy  online since {}",
-        view.provider,
-        devices.join(", "),
-        runtimes.join("+"),
-        view.busy,
-        view.metadata.slots,
-        ago(view.connected_at)
-    )
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    [
+        view.provider.to_string(),
+        or_dash(devices.join(", ")),
+        or_dash(runtimes.join("+")),
+        format!("{}/{}", view.busy, view.metadata.slots),
+        age(view.connected_at),
+        view.closed_for.as_deref().map_or_else(|| "yes".to_owned(), |why| format!("no: {}", clean(why))),
+    ]
 }
 
 fn device(device: &DeviceView) -> String {

@@ -67,7 +67,7 @@ async fn show_money(global: &Global, args: &MoneyArgs, view: &TaskView, ui: &Ui)
 /// Shows a task for people.
 pub(crate) fn show(view: &TaskView, ui: &Ui) -> Outcome {
     line(ui, "task", view.task_id)?;
-    line(ui, "status", format_args!("{} (since {})", view.status, ago(view.updated_at)))?;
+    line(ui, "status", format_args!("{} (changed {})", view.status, ago(view.updated_at)))?;
     if let Some(progress) = &view.progress {
         let percent = progress.percent.map(|percent| format!(", {percent} %")).unwrap_or_default();
         line(ui, "doing", format_args!("{}{percent}", progress.phase.as_str()))?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::engine::{CONTEXT_CHARS, Gateway};
-use crate::support::{API_KEY, cli, code, json as parsed, said, stderr, stdout};
+use crate::support::{cli, code, json as parsed, said, stderr, stdout, terminal};
 
 /// As in `support`: how long a command may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -82,17 +82,7 @@ async fn what_goes_wrong_is_said_on_stderr() {
 /// Runs the program on a terminal of its own, which types what a script says once it has seen what the script waits for, and gives all that
 /// was on the screen.
 async fn on_a_terminal(gateway: &Gateway, arguments: &[&str], script: &Value) -> String {
-    let mut python = tokio::process::Command::new("python3");
-    python
-        .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/terminal.py"), &script.to_string()])
-        .arg(env!("CARGO_BIN_EXE_zorai-compute"))
-        .args(arguments)
-        .env("ZORAI_HOME", gateway.home.path().join("home"))
-        .env("ZORAI_RELAY", &gateway.url)
-        .env("ZORAI_AI_API_KEY", API_KEY)
-        .env("TERM", "xterm")
-        .kill_on_drop(true);
-    let out = tokio::time::timeout(PATIENCE, python.output()).await.unwrap().unwrap();
+    let out = terminal(&gateway.url, gateway.home.path(), arguments, script).await;
     assert!(out.status.success(), "{}", said(&out));
     stdout(&out)
 }
@@ -249,6 +239,14 @@ async fn the_doctor_looks_at_everything_and_names_what_is_wrong() {
     let provider = gateway.provider();
     for line in [
         "ok   key: none yet; `run` makes one on first use".to_owned(),
+    let screen = on_a_terminal(&gateway, &["models"], &json!([])).await;
+    assert!(
+        screen.contains("MODEL       HOSTS  CONTEXT  PRICE IN  PRICE OUT  QUANTIZATION  FOR")
+            && screen
+                .contains("org/larger  2      4096     1000000   2000000    q8_0          chat+completions")
+            && screen.contains("context in tokens; prices: the lowest for a million tokens"),
+        "{screen}"
+    );
         "ok   TLS: none, which is well on this machine alone".to_owned(),
         "ok   clock: 0 s apart from the relay's".to_owned(),
         "FAIL providers: none is online".to_owned(),
@@ -260,6 +258,23 @@ async fn the_doctor_looks_at_everything_and_names_what_is_wrong() {
     }
     assert!(lines.iter().any(|line| line.starts_with("ok   completion: tiny answers: first token after ")));
     assert_eq!((code(&out), stderr(&out).as_str()), (1, "error: not as it should be: providers\n"));
+#[tokio::test]
+async fn providers_are_listed_for_people_and_programs() {
+    let gateway = Gateway::start(&["tiny"], &["inference"]).await;
+    let out = gateway.cli(&["providers"], b"").await;
+    assert_eq!((stdout(&out).as_str(), stderr(&out).as_str()), ("", "no provider is online\n"));
+    gateway.has_hosts(&[None, Some("it is draining")]);
+    let out = gateway.cli(&["providers"], b"").await;
+    let lines: Vec<String> = stdout(&out).lines().map(str::to_owned).collect();
+    let host = format!("{}  NVIDIA A100 (40960 MiB)  embed+wasm  1/2  ", gateway.provider());
+    assert!(lines.len() == 2 && lines.iter().all(|line| line.starts_with(&host)), "{}", said(&out));
+    assert!(lines[0].ends_with("  yes") && lines[1].ends_with("  no: it is draining"), "{}", said(&out));
+    let screen = on_a_terminal(&gateway, &["providers"], &json!([])).await;
+    assert!(screen.contains("PROVIDER  ") && screen.contains("  TAKES TASKS"), "{screen}");
+    let out = gateway.cli(&["providers", "--json"], b"").await;
+    assert_eq!(parsed(&out)["providers"][1]["closed_for"], "it is draining");
+}
+
 
     let poor = Gateway::start(&["tiny"], &["tasks:read"]).await;
     let out = poor.cli(&["doctor", "--json"], b"").await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::support::{API_KEY, Relay, Script, cli, code, json, said, stderr, stdout};
+use crate::support::{API_KEY, Relay, Script, cli, code, json, said, stderr, stdout, terminal};
 
 #[tokio::test]
 async fn status_list_and_explain_say_where_a_task_stands() {
@@ -19,9 +19,24 @@ async fn status_list_and_explain_say_where_a_task_stands() {
     );
     let view = json(&relay.cli(&["status", &id, "--json"]).await);
     assert_eq!((&view["status"], &view["task_id"]), (&"open".into(), &id.as_str().into()));
+    assert!(stdout(&out).contains(" s ago)\n") && !stdout(&out).contains("since"), "{}", said(&out));
     let out = relay.cli(&["list", "--status", "open"]).await;
     assert!(code(&out) == 0 && stdout(&out).starts_with(&id), "{}", said(&out));
     assert_eq!(json(&relay.cli(&["list", "--json"]).await)["tasks"][0]["task_id"], id.as_str());
+    let out = terminal(&relay.url, relay.home.path(), &["list"], &serde_json::json!([])).await;
+    let screen = stdout(&out);
+    let titles = format!("{:<66}  STATUS  RUNTIME  GPU  BUDGET  PUBLISHED", "TASK");
+    assert!(
+        screen.contains(&titles) && screen.contains(&format!("{id}  open    wasm     any  0       ")),
+        "{screen}"
+    );
+    assert!(screen.contains("budgets in the smallest unit"), "{screen}");
+    let empty = Relay::start(Script::Honest).await;
+    let out = empty.cli(&["list"]).await;
+    assert_eq!(
+        (stdout(&out).as_str(), stderr(&out).as_str()),
+        ("", "there are no such tasks of this API key\n")
+    );
     let out = relay.cli(&["explain", &id]).await;
     assert_eq!(stdout(&out).trim(), "no provider is online", "{}", said(&out));
     let out = relay.cli(&["result", &id]).await;

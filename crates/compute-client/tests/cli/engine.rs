@@ -40,6 +40,8 @@ struct Shared {
     /// The bodies that were asked.
     asked: Mutex<Vec<Value>>,
     records: Mutex<HashMap<String, ReceiptView>>,
+    /// Why each host takes no tasks, if it takes none.
+    hosts: Mutex<Vec<Option<&'static str>>>,
     /// Told when somebody leaves an answer.
     left: tokio::sync::Notify,
 }
@@ -58,11 +60,12 @@ impl Gateway {
             provider: Wallet::from_hex(PROVIDER_KEY).unwrap(),
             asked: Mutex::default(),
             records: Mutex::default(),
+            hosts: Mutex::default(),
             left: tokio::sync::Notify::new(),
         });
         let router = Router::new()
             .route("/v1/info", get(info))
-            .route("/v1/providers", get(async || Json(json!({"providers": [], "next_cursor": null}))))
+            .route("/v1/providers", get(hosts))
             .route("/v1/models", get(list))
             .route("/v1/models/{*id}", get(model))
             .route("/v1/chat/completions", post(chat))
@@ -79,6 +82,11 @@ impl Gateway {
     pub(crate) async fn cli(&self, arguments: &[&str], stdin: &[u8]) -> Output {
         let environment = [("ZORAI_RELAY", self.url.as_str()), ("ZORAI_AI_API_KEY", API_KEY)];
         cli(self.home.path(), arguments, &environment, stdin).await
+    }
+
+    /// Has these hosts online, each with the reason for which it takes no tasks, if it takes none.
+    pub(crate) fn has_hosts(&self, hosts: &[Option<&'static str>]) {
+        *self.shared.hosts.lock().unwrap() = hosts.to_vec();
     }
 
     /// What the models were asked.
@@ -112,6 +120,24 @@ fn allowed(shared: &Shared, headers: &HeaderMap, scope: &str) -> Result<(), Refu
         return Ok(());
     }
     Err(refuse(ErrorCode::Forbidden, &format!("this needs an API key with the scope {scope}")))
+}
+
+async fn hosts(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let hosts = shared.hosts.lock().unwrap();
+    let view = |closed_for: &Option<&str>| {
+        json!({
+            "provider": shared.provider.address().to_string(), "node_id": format!("0x{}", "07".repeat(32)),
+            "endpoint": "relay://test-1/s", "generation": 1, "connected_at": "2026-01-31T12:00:00Z", "status": "online",
+            "metadata": {
+                "agent_version": "0", "node_version": "0", "platform": "linux-x86_64",
+                "devices": [{"kind": "gpu", "name": "NVIDIA A100", "vram_mb": 40_960}],
+                "runtimes": ["embed", "wasm"], "slots": 2,
+            },
+            "busy": 1, "closed_for": closed_for,
+        })
+    };
+    let hosts: Vec<Value> = hosts.iter().map(view).collect();
+    Json(json!({"providers": hosts, "next_cursor": null}))
 }
 
 async fn keys(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Json<Value>, Refused> {
@@ -169,7 +195,8 @@ async fn receipt(
 }
 
 /// Answers what was said, letter by letter, with colours and a cursor that moves. `break` breaks off, `endless` does not end, and what is
-/// longer than the context is refused.
+/// longer than the context is refused. `later` is told so
+/// the first time, `never` every time.
 async fn chat(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
@@ -200,6 +227,11 @@ async fn chat(
         return Ok((StatusCode::BAD_REQUEST, provider, Json(error)).into_response());
     }
     let question = said(messages.last().unwrap());
+    let is_first = shared.asked.lock().unwrap().iter().filter(|other| **other == asked).count() == 1;
+    if question == "never" || (question == "later" && is_first) {
+        let (status, error) = refuse(ErrorCode::NoProviderAvailable, "all hosts of this model are busy");
+        return Ok((status, [("retry-after", "0")], error).into_response());
+    }
     let event = |value: Value| format!("data: {value}\n\n");
     let delta = |text: &str| event(json!({"choices": [{"delta": {"content": text}}]}));
     let mut events = vec![delta("\u{1b}[31m"), delta("\u{1b}]0;owned\u{7}")];

@@ -176,6 +176,10 @@ async fn lines_are_shown_and_made_harmless() {
     assert_eq!(asked, ["from=1&follow=false"]);
     let (out, _) = run(vec![(false, 1, Answer::Lines(1, ONE))], &["--json"]).await;
     assert_eq!(stdout(&out), ONE);
+    for (flags, told) in [(&[][..], "the task has said nothing\n"), (&["--from", "7"], "from line 7 on\n")] {
+        let (out, _) = run(vec![(false, 1, Answer::Lines(1, ""))], flags).await;
+        assert!(code(&out) == 0 && stdout(&out).is_empty() && stderr(&out).ends_with(told), "{}", said(&out));
+    }
     let (out, _) = run(vec![(false, 0, Answer::Refused(ErrorCode::Conflict))], &[]).await;
     assert_eq!(code(&out), 1, "{}", said(&out));
     assert!(stderr(&out).contains("no host has run it yet"), "{}", said(&out));

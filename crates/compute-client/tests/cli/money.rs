@@ -164,6 +164,12 @@ async fn a_paid_task_is_funded_proven_approved_and_paid() {
         "{}",
         said(&out)
     );
+    let out = market.cli(&["wallet", "history"]).await;
+    let first = stdout(&out).lines().next().unwrap().to_owned();
+    let cells: Vec<&str> = first.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+    let (amount, id) = (BUDGET.to_string(), id.to_string());
+    assert_eq!(cells[1..4], ["funded", amount.as_str(), id.as_str()], "{}", said(&out));
+    assert_eq!(cells.len(), 5, "{}", said(&out));
 }
 
 #[tokio::test]

@@ -240,6 +240,26 @@ pub(crate) async fn cli(
     out
 }
 
+/// Runs the program with a relay on a terminal of its own, which types what a script says once it has seen what the script waits for.
+pub(crate) async fn terminal(
+    relay: &str,
+    home: &Path,
+    arguments: &[&str],
+    script: &serde_json::Value,
+) -> Output {
+    let mut python = tokio::process::Command::new("python3");
+    python
+        .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/terminal.py"), &script.to_string()])
+        .arg(env!("CARGO_BIN_EXE_zorai-compute"))
+        .args(arguments)
+        .env("ZORAI_HOME", home.join("home"))
+        .env("ZORAI_RELAY", relay)
+        .env("ZORAI_AI_API_KEY", API_KEY)
+        .env("TERM", "xterm")
+        .kill_on_drop(true);
+    tokio::time::timeout(PATIENCE, python.output()).await.unwrap().unwrap()
+}
+
 pub(crate) fn code(out: &Output) -> i32 {
     out.status.code().unwrap()
 }

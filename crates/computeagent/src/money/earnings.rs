@@ -37,9 +37,15 @@ pub struct EarningsArgs {
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum EarningsError {
-    /// It is not clear of which agent.
-    #[error("there is not exactly one agent's data folder with settled tasks in {}\nhint: name it by --data", .0.display())]
+    /// No agent of this user has a book.
+    #[error(
+        "no agent has taken settled tasks here: {} has no data folder of one\nhint: agents take them with --escrow; name another data \
+         folder by --data", .0.display()
+    )]
     NoFolder(PathBuf),
+    /// It is not clear of which agent.
+    #[error("several agents have taken settled tasks here: {} has their data folders\nhint: name one by --data", .0.display())]
+    ManyFolders(PathBuf),
     /// The book cannot be read.
     #[error(transparent)]
     Book(#[from] BookError),
@@ -80,7 +86,7 @@ struct TokenDay {
 }
 
 impl EarningsArgs {
-    /// The report, as it is to be printed.
+    /// The report, as it is to be printed; empty where there is nothing to report, unless JSON is asked for.
     ///
     /// # Errors
     /// [`EarningsError`]
@@ -106,7 +112,8 @@ fn only_folder() -> Result<PathBuf, EarningsError> {
     let mut found = found.filter(|path| path.join(FILE).is_file());
     match (found.next(), found.next()) {
         (Some(folder), None) => Ok(folder),
-        (None, _) | (Some(_), Some(_)) => Err(EarningsError::NoFolder(agents)),
+        (None, _) => Err(EarningsError::NoFolder(agents)),
+        (Some(_), Some(_)) => Err(EarningsError::ManyFolders(agents)),
     }
 }
 
@@ -157,7 +164,7 @@ fn date(day: u64) -> String {
 
 fn table(days: &[Day]) -> String {
     if days.is_empty() {
-        return "no settled task has ended in these days\n".to_owned();
+        return String::new();
     }
     let mut text = String::new();
     for day in days {
@@ -234,6 +241,7 @@ mod tests {
             "2024-10-04  gas 0\n  native: earned 11 by 2 paid\n2024-10-05  gas 3\n  native: earned 0 by 0 paid, 1 divided, \
              1 lapsed, 1 untold; lost 9 of the stake\namounts in the token's smallest unit; gas in the native coin's\n"
         );
+        assert_eq!(table(&[]), "", "nothing is no data");
         let json = serde_json::to_value(&days).unwrap();
         assert_eq!(
             (json[0]["tokens"][0]["earned"].as_str(), json[1]["gas"].as_str()),

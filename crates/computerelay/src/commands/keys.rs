@@ -1,5 +1,6 @@
 //! `keys`: API keys, in the store itself or by the API of the relay that has it open.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ::store::{Deadlines, KeyId, Scope, Store, StoreError, StoredKey};
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use daemon::Secret;
+use daemon::{Secret, Table, quote};
 use rpc::keys::{CreateKey, CreatedKey, KeyView};
 use taskmarket::Timestamp;
 use url::Url;
@@ -201,17 +202,18 @@ async fn list(place: &Place) -> anyhow::Result<()> {
         say("there are no keys; `compute-relay keys create` makes one");
     }
     let now = now();
-    for key in keys {
-        let limit = key.requests_per_minute.map_or_else(|| "-".to_owned(), |limit| format!("{limit}/min"));
-        print(format_args!(
-            "{}  {:<20}  {:<20}  {limit:>10}  {}",
-            key.id,
-            standing(&key, now),
-            key.scopes.join(","),
-            key.name
-        ))?;
+    let rows: Vec<_> = keys.iter().map(|key| row(key, now)).collect();
+    let mut table = Table::new(["KEY", "EXPIRES", "SCOPES", "REQUESTS", "NAME"]);
+    // Programs read the rows as they are; people are told what they see.
+    if std::io::stdout().is_terminal() && !rows.is_empty() {
+        print(table.titles(&rows))?;
     }
-    Ok(())
+    table.lines(&rows).into_iter().try_for_each(print)
+}
+
+fn row(key: &KeyView, now: Timestamp) -> [String; 5] {
+    let limit = key.requests_per_minute.map_or_else(|| "-".to_owned(), |limit| format!("{limit}/min"));
+    [key.id.clone(), standing(key, now), key.scopes.join(","), limit, quote(&key.name)]
 }
 
 async fn all(store: &dyn Store) -> Result<Vec<KeyView>, StoreError> {
@@ -229,7 +231,7 @@ fn standing(key: &KeyView, now: Timestamp) -> String {
         (Some(_), _) => "revoked".to_owned(),
         (None, Some(at)) if at <= now => "expired".to_owned(),
         (None, Some(at)) => at.to_string(),
-        (None, None) => "good".to_owned(),
+        (None, None) => "never".to_owned(),
     }
 }
 

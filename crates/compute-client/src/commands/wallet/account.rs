@@ -240,12 +240,11 @@ pub(crate) async fn history(global: &Global, args: &History, ui: &Ui) -> Outcome
             &json!({ "account": wallet.address(), "from_block": from, "to_block": head, "events": events }),
         );
     }
-    for log in &logs {
-        let Line { word, task, amount } = line(&log.event);
-        let task = task.map(|task| format!(" task {task}")).unwrap_or_default();
-        let amount = amount.map(|amount| format!(" {amount}")).unwrap_or_default();
-        ui.print(format_args!("{:>10} {word}{amount}{task} in {}", log.block, log.tx))?;
-    }
+    let rows: Vec<_> = logs.iter().map(row).collect();
+    let mut list =
+        crate::listing::Listing::new(["BLOCK", "WHAT HAPPENED", "AMOUNT", "TASK", "TRANSACTION"], ui);
+    list.show(&rows)?;
+    list.note("amounts in the smallest unit of the coin or token");
     if logs.is_empty() {
         ui.say(format_args!("nothing since block {from}; --from-block looks further back"));
     }
@@ -288,6 +287,18 @@ fn line(event: &Event) -> Line {
         Event::EIP712DomainChanged(_) => ("domain changed", None, None),
     };
     Line { word, task, amount }
+}
+
+fn row(log: &Log) -> [String; 5] {
+    let Line { word, task, amount } = line(&log.event);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    [
+        log.block.to_string(),
+        word.to_owned(),
+        or_dash(amount.map(|amount| amount.to_string())),
+        or_dash(task.map(|task| task.to_string())),
+        log.tx.to_string(),
+    ]
 }
 
 fn as_json(log: &Log) -> Value {
