@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use rpc::inference::{InferenceKind, ModelList};
-use rpc::relay::{Info, ProviderList};
+use rpc::relay::Info;
 use rpc::tasks::TaskPage;
 use serde::Serialize;
 use serde_json::{Value, json};
 use taskmarket::CLOCK_TOLERANCE_SECS;
 
 use crate::cli::Global;
+use crate::commands::providers::online;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::follow::now;
 use crate::inference::{Answer, Body, Message, Role, ask};
@@ -177,13 +178,24 @@ fn check_clock(info: &Info) -> Outcome<String> {
 }
 
 async fn check_providers(relay: &Relay) -> Outcome<String> {
-    let list: ProviderList = relay.get("v1/providers").await?;
-    match list.providers.len() {
-        0 => {
+    let hosts = online(relay).await?.providers;
+    let closed: Vec<String> = hosts
+        .iter()
+        .filter_map(|host| Some(format!("{}: {}", host.provider, clean(host.closed_for.as_deref()?))))
+        .collect();
+    let told = format!("{} online", hosts.len());
+    match closed.as_slice() {
+        [] if hosts.is_empty() => {
             Err(Failure::failed("none is online")
                 .hint("tasks wait until one connects; see compute-agent --help"))
         }
-        count => Ok(format!("{count} online")),
+        [] => Ok(told),
+        [first, ..] if closed.len() == hosts.len() => {
+            Err(Failure::failed(format_args!("{told}, and none takes tasks now; {first}"))
+                .hint("on its host: see that compute-node runs, and what it and compute-agent log; `compute-node check` finds what is missing")
+                .hint("`zorai-compute providers` lists them all"))
+        }
+        [first, ..] => Ok(format!("{told}, {} of them closed to tasks now; {first}", closed.len())),
     }
 }
 

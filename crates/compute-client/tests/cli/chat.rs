@@ -291,3 +291,14 @@ async fn providers_are_listed_for_people_and_programs() {
         cli(poor.home.path(), &["doctor", "--relay", &poor.url], &[("ZORAI_AI_API_KEY", "zk-no")], b"").await;
     assert!(stdout(&out).contains("FAIL API key: the relay refuses"), "{}", said(&out));
 }
+    // A host that is connected is of no use while it takes no tasks.
+    let dead = "it is unhealthy: the compute node does not answer";
+    gateway.has_hosts(&[Some(dead)]);
+    let out = gateway.cli(&["doctor"], b"").await;
+    let line = format!("FAIL providers: 1 online, and none takes tasks now; {provider}: {dead}");
+    assert!(code(&out) == 1 && stdout(&out).contains(&line), "{}", said(&out));
+    assert!(stdout(&out).contains("see that compute-node runs"), "{}", said(&out));
+    gateway.has_hosts(&[Some(dead), None]);
+    let out = gateway.cli(&["doctor"], b"").await;
+    let line = format!("ok   providers: 2 online, 1 of them closed to tasks now; {provider}: {dead}");
+    assert!(code(&out) == 0 && stdout(&out).contains(&line), "{}", said(&out));
