@@ -76,6 +76,10 @@ pub(crate) fn hint(
         (Some(ErrorCode::NoProviderAvailable), _) => {
             Some("wait and try again, or choose another model: `zorai-compute models`")
         }
+        (Some(ErrorCode::Conflict), _) if path.ends_with("/cancel") => Some(
+            "a task is withdrawn before a provider holds it; `zorai-compute status TASK_ID` shows what became of it, and \
+             `zorai-compute dispute` objects to a result",
+        ),
         (Some(ErrorCode::NotFound), _) if path.contains("/v1/receipts/") => {
             Some("a receipt is shown to the API key that made the request, for as long as the relay keeps it")
         }
@@ -121,6 +125,10 @@ mod tests {
         let missing = |code, path| hint(Some(code), StatusCode::NOT_FOUND, path, true).unwrap();
         assert!(missing("model_not_found", "/v1/models/x").contains("zorai-compute models"));
         assert!(missing("not_found", "/v1/receipts/x").contains("receipt"));
+        let conflict =
+            |verb| hint(Some("conflict"), StatusCode::CONFLICT, &format!("/v1/tasks/0x12/{verb}"), true);
+        assert!(conflict("cancel").unwrap().contains("zorai-compute status"));
+        assert_eq!(conflict("approve"), None);
         assert_eq!(hint(Some("of an engine"), StatusCode::BAD_REQUEST, "/v1/chat/completions", true), None);
     }
 }

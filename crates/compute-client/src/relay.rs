@@ -369,8 +369,10 @@ impl Relay {
         }
         let later = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if later && tries_left > 0 {
-            let pause = retry_after(response.headers());
-            self.ui.say(format_args!("the relay says: later; trying again in {} s", pause.as_secs()));
+            let pause = Duration::from_secs(retry_after(response.headers()).unwrap_or(1)).min(MAX_PAUSE);
+            let (who, Refusal { message, .. }) = refusal(response).await;
+            self.ui
+                .say(format_args!("the {who} says: later: {message}; trying again in {} s", pause.as_secs()));
             tokio::time::sleep(pause).await;
             return Ok(None);
         }
@@ -402,17 +404,8 @@ impl Relay {
     async fn refused(&self, response: Response) -> Failure {
         let status = response.status();
         let path = response.url().path().to_owned();
-        let who = if response.headers().contains_key(PROVIDER_HEADER) { "provider" } else { "relay" };
-        let body = read(response).await.unwrap_or_default();
-        let refusal = serde_json::from_slice::<Value>(&body).ok().and_then(|body| Refusal::of_body(&body));
-        let refusal = refusal.unwrap_or_else(|| match status {
-            // Answers to HEAD have no body.
-            StatusCode::UNAUTHORIZED => Refusal {
-                message: "an API key that it knows is needed".to_owned(),
-                code: Some(ErrorCode::InvalidApiKey.as_str().to_owned()),
-            },
-            status => Refusal { message: format!("HTTP {status}"), code: None },
-        });
+        let later = retry_after(response.headers());
+        let (who, refusal) = refusal(response).await;
         let exit = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Exit::NotAuthorised,
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -420,12 +413,32 @@ impl Relay {
             }
             _ => Exit::Failed,
         };
-        let failure = refusal.failure(&format!("the {who} refuses"), exit);
+        let mut failure = refusal.failure(&format!("the {who} refuses"), exit);
+        if let Some(seconds) = later {
+            failure = failure.hint(format_args!("it asks for a pause: try again in {seconds} s"));
+        }
         match hint(failure.code(), status, &path, self.key.is_some()) {
             Some(words) => failure.hint(words),
             None => failure,
         }
     }
+}
+
+/// Who refuses, and in which words.
+async fn refusal(response: Response) -> (&'static str, Refusal) {
+    let status = response.status();
+    let who = if response.headers().contains_key(PROVIDER_HEADER) { "provider" } else { "relay" };
+    let body = read(response).await.unwrap_or_default();
+    let refusal = serde_json::from_slice::<Value>(&body).ok().and_then(|body| Refusal::of_body(&body));
+    let refusal = refusal.unwrap_or_else(|| match status {
+        // Answers to HEAD have no body.
+        StatusCode::UNAUTHORIZED => Refusal {
+            message: "an API key that it knows is needed".to_owned(),
+            code: Some(ErrorCode::InvalidApiKey.as_str().to_owned()),
+        },
+        status => Refusal { message: format!("HTTP {status}"), code: None },
+    });
+    (who, refusal)
 }
 
 /// A text as one segment of a path.
@@ -466,9 +479,9 @@ async fn read(mut response: Response) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-fn retry_after(headers: &HeaderMap) -> Duration {
-    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(1)).min(MAX_PAUSE)
+/// The pause that is asked for, in seconds.
+fn retry_after(headers: &HeaderMap) -> Option<u64> {
+    headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use clap::builder::StyledStr;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,6 +13,8 @@ use crate::failure::{Exit, Failure, Outcome};
 
 /// How a terminal's progress is redrawn.
 const TICK: Duration = Duration::from_millis(120);
+/// How often a wait is mentioned where no progress is drawn.
+const REMIND_EVERY: Duration = Duration::from_secs(10);
 
 /// Where words go, and how loud they are. Cheap to clone; all clones share the terminal.
 #[derive(Debug, Clone)]
@@ -144,6 +147,29 @@ impl Ui {
         let bar = self.bars.add(ProgressBar::new_spinner().with_message(what.to_string()));
         bar.enable_steady_tick(TICK);
         bar
+    }
+
+    /// Waits for what takes a while: with the time so far on a terminal, elsewhere with a line now and then.
+    pub(crate) async fn during<T>(&self, what: impl fmt::Display, work: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let bar = self.spinner(&what);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            bar.set_style(style);
+        }
+        if !self.draws() {
+            self.say(&what);
+        }
+        let mut work = pin!(work);
+        loop {
+            match tokio::time::timeout(REMIND_EVERY, &mut work).await {
+                Ok(done) => {
+                    bar.finish_and_clear();
+                    return done;
+                }
+                Err(_) if self.draws() => {}
+                Err(_) => self.say(format_args!("{what}: {} so far", span(started.elapsed()))),
+            }
+        }
     }
 
     /// Whether progress bars are seen, so that plain lines need not tell the same.

@@ -47,9 +47,11 @@ impl NodeError {
     /// What an operator can do about it.
     pub(crate) fn hint(&self) -> &'static str {
         match self {
-            Self::Token(_) => "start compute-node as the same user, or give --compute-token-file",
+            Self::Token(_) => {
+                "start compute-node as the same user, or give --compute-token-file; until it answers no tasks are taken"
+            }
             Self::Unreachable(_) | Self::Unknown | Self::Refused(_) => {
-                "start compute-node, or check --compute-url"
+                "start compute-node, or check --compute-url; until it answers no tasks are taken"
             }
         }
     }
@@ -67,8 +69,11 @@ impl NodeClient {
 
     /// How it is and what it has.
     pub(crate) async fn report(&self) -> Result<NodeReport, NodeError> {
-        let response = self.send(Method::GET, "status", |request| request.timeout(PATIENCE)).await?;
-        read(response).await
+        match self.send(Method::GET, "status", |request| request.timeout(PATIENCE)).await {
+            Ok(response) => read(response).await,
+            Err(NodeError::Unknown) => Err(NodeError::Unreachable("something else listens there".to_owned())),
+            Err(error) => Err(error),
+        }
     }
 
     /// Hands it an attempt.
@@ -186,4 +191,26 @@ async fn read<T: DeserializeOwned>(response: Response) -> Result<T, NodeError> {
     let bytes = body(response).await.map_err(NodeError::Unreachable)?;
     serde_json::from_slice(&bytes)
         .map_err(|error| NodeError::Unreachable(format!("its answer cannot be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_compute_node_is_told_from_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // It ends with the test's runtime.
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new()).await.unwrap() });
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("token");
+        daemon::private_file::create(&token, b"t").unwrap();
+        let tls = std::sync::Arc::new(daemon::tls::client_config(None).unwrap());
+        let http = crate::http_client::client(&tls).unwrap();
+        let node = NodeClient::new(http, url.parse().unwrap(), token);
+        let error = node.report().await.unwrap_err();
+        assert_eq!(error.to_string(), "the compute node does not answer: something else listens there");
+        assert!(error.hint().contains("--compute-url"), "{}", error.hint());
+    }
 }

@@ -111,5 +111,13 @@ pub(crate) fn fetch_failed(error: FetchError) -> Failure {
         | FetchError::TooManyRedirects { .. }
         | FetchError::Io { .. } => Exit::Failed,
     };
-    Failure::new(exit, error)
+    let is_missing = matches!(error, FetchError::NotFound { .. });
+    let failure = Failure::new(exit, error);
+    if is_missing {
+        failure.hint(
+            "check the reference and --relay: a relay has what was stored there, for as long as it keeps it",
+        )
+    } else {
+        failure
+    }
 }

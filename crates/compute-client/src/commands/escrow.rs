@@ -94,9 +94,8 @@ async fn deploy(global: &Global, args: &Deploy, ui: &Ui) -> Outcome {
         .map_err(outbox_failure)?;
     let again = if args.again { format!(":{}", now().unix()) } else { String::new() };
     let purpose = format!("deploy:{}{again}", args.permit2);
-    let bar = ui.spinner("deploying");
-    let deployed = tx::deploy(&outbox, &purpose, args.permit2, PATIENCE).await;
-    bar.finish_and_clear();
+    let waits = format!("deploying from {}, and waiting until the chain has it", wallet.address());
+    let deployed = ui.during(waits, tx::deploy(&outbox, &purpose, args.permit2, PATIENCE)).await;
     let Deployed { address, chain_id, tx, block, gas_used, permit2, .. } =
         deployed.map_err(|error| match error {
             DeployError::Outbox(error) => outbox_failure(error),

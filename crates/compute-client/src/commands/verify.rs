@@ -172,6 +172,12 @@ fn read(path: &Path, not_an_id: &taskmarket::ParseError) -> Outcome<Document> {
             "give a task id ({not_an_id}) or a file with evidence, a history or a receipt"
         ))
     })?;
+    if metadata.is_dir() {
+        return Err(Failure::usage(format_args!("{} is a folder", path.display()))
+            .hint("name one file in it: evidence, a history or a receipt")
+            .hint("of an exchange that chat --save-exchange kept: verify DIR/ID.receipt.json --request DIR/ID.request.json --response DIR/ID.response.bin")
+            .hint("of a folder of disputes: zorai-compute arbiter list DIR"));
+    }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(Failure::usage(format_args!("{} is too large for a history", path.display())));
     }

@@ -79,6 +79,25 @@ async fn what_goes_wrong_is_said_on_stderr() {
     assert!(stderr(&out).contains("hint: the message alone is longer"), "{}", said(&out));
 }
 
+#[tokio::test]
+async fn who_is_told_to_come_later_hears_why() {
+    let gateway = Gateway::start(&["tiny"], &["inference"]).await;
+    let out = gateway.cli(&["chat"], b"later").await;
+    assert_eq!((code(&out), stdout(&out).as_str()), (0, "you said: later\n"), "{}", said(&out));
+    assert_eq!(
+        stderr(&out),
+        "the relay says: later: all hosts of this model are busy; trying again in 0 s\n"
+    );
+    let out = gateway.cli(&["chat"], b"never").await;
+    assert_eq!(code(&out), 4, "{}", said(&out));
+    assert!(
+        stderr(&out).contains("error: the relay refuses: all hosts of this model are busy")
+            && stderr(&out).contains("hint: it asks for a pause: try again in 0 s"),
+        "{}",
+        said(&out)
+    );
+}
+
 /// Runs the program on a terminal of its own, which types what a script says once it has seen what the script waits for, and gives all that
 /// was on the screen.
 async fn on_a_terminal(gateway: &Gateway, arguments: &[&str], script: &Value) -> String {
@@ -220,6 +239,14 @@ async fn models_are_listed_for_people_and_programs() {
              org/larger  2  4096  1000000  2000000  q8_0  chat+completions\n"
         )
     );
+    let screen = on_a_terminal(&gateway, &["models"], &json!([])).await;
+    assert!(
+        screen.contains("MODEL       HOSTS  CONTEXT  PRICE IN  PRICE OUT  QUANTIZATION  FOR")
+            && screen
+                .contains("org/larger  2      4096     1000000   2000000    q8_0          chat+completions")
+            && screen.contains("context in tokens; prices: the lowest for a million tokens"),
+        "{screen}"
+    );
     let out = gateway.cli(&["models", "org/larger", "--json"], b"").await;
     assert_eq!(parsed(&out)["id"], "org/larger");
     let out = gateway.cli(&["models", "--json"], b"").await;
@@ -231,33 +258,6 @@ async fn models_are_listed_for_people_and_programs() {
     assert_eq!((code(&out), stdout(&out).as_str()), (0, ""), "{}", said(&out));
 }
 
-#[tokio::test]
-async fn the_doctor_looks_at_everything_and_names_what_is_wrong() {
-    let gateway = Gateway::start(&["tiny"], &["inference", "tasks:read", "tasks:write"]).await;
-    let out = gateway.cli(&["doctor"], b"").await;
-    let lines: Vec<String> = stdout(&out).lines().map(str::to_owned).collect();
-    let provider = gateway.provider();
-    for line in [
-        "ok   key: none yet; `run` makes one on first use".to_owned(),
-    let screen = on_a_terminal(&gateway, &["models"], &json!([])).await;
-    assert!(
-        screen.contains("MODEL       HOSTS  CONTEXT  PRICE IN  PRICE OUT  QUANTIZATION  FOR")
-            && screen
-                .contains("org/larger  2      4096     1000000   2000000    q8_0          chat+completions")
-            && screen.contains("context in tokens; prices: the lowest for a million tokens"),
-        "{screen}"
-    );
-        "ok   TLS: none, which is well on this machine alone".to_owned(),
-        "ok   clock: 0 s apart from the relay's".to_owned(),
-        "FAIL providers: none is online".to_owned(),
-        "ok   API key: good for tasks:read, tasks:write, inference".to_owned(),
-        "ok   models: 1 served: tiny".to_owned(),
-        format!("ok   receipt: {provider} signed for exactly this request and answer"),
-    ] {
-        assert!(lines.contains(&line), "{line}\n{}", said(&out));
-    }
-    assert!(lines.iter().any(|line| line.starts_with("ok   completion: tiny answers: first token after ")));
-    assert_eq!((code(&out), stderr(&out).as_str()), (1, "error: not as it should be: providers\n"));
 #[tokio::test]
 async fn providers_are_listed_for_people_and_programs() {
     let gateway = Gateway::start(&["tiny"], &["inference"]).await;
@@ -275,6 +275,37 @@ async fn providers_are_listed_for_people_and_programs() {
     assert_eq!(parsed(&out)["providers"][1]["closed_for"], "it is draining");
 }
 
+#[tokio::test]
+async fn the_doctor_looks_at_everything_and_names_what_is_wrong() {
+    let gateway = Gateway::start(&["tiny"], &["inference", "tasks:read", "tasks:write"]).await;
+    let out = gateway.cli(&["doctor"], b"").await;
+    let lines: Vec<String> = stdout(&out).lines().map(str::to_owned).collect();
+    let provider = gateway.provider();
+    for line in [
+        "ok   key: none yet; `run` makes one on first use".to_owned(),
+        "ok   TLS: none, which is well on this machine alone".to_owned(),
+        "ok   clock: 0 s apart from the relay's".to_owned(),
+        "FAIL providers: none is online".to_owned(),
+        "ok   API key: good for tasks:read, tasks:write, inference".to_owned(),
+        "ok   models: 1 served: tiny".to_owned(),
+        format!("ok   receipt: {provider} signed for exactly this request and answer"),
+    ] {
+        assert!(lines.contains(&line), "{line}\n{}", said(&out));
+    }
+    assert!(lines.iter().any(|line| line.starts_with("ok   completion: tiny answers: first token after ")));
+    assert_eq!((code(&out), stderr(&out).as_str()), (1, "error: not as it should be: providers\n"));
+
+    // A host that is connected is of no use while it takes no tasks.
+    let dead = "it is unhealthy: the compute node does not answer";
+    gateway.has_hosts(&[Some(dead)]);
+    let out = gateway.cli(&["doctor"], b"").await;
+    let line = format!("FAIL providers: 1 online, and none takes tasks now; {provider}: {dead}");
+    assert!(code(&out) == 1 && stdout(&out).contains(&line), "{}", said(&out));
+    assert!(stdout(&out).contains("see that compute-node runs"), "{}", said(&out));
+    gateway.has_hosts(&[Some(dead), None]);
+    let out = gateway.cli(&["doctor"], b"").await;
+    let line = format!("ok   providers: 2 online, 1 of them closed to tasks now; {provider}: {dead}");
+    assert!(code(&out) == 0 && stdout(&out).contains(&line), "{}", said(&out));
 
     let poor = Gateway::start(&["tiny"], &["tasks:read"]).await;
     let out = poor.cli(&["doctor", "--json"], b"").await;
@@ -291,14 +322,3 @@ async fn providers_are_listed_for_people_and_programs() {
         cli(poor.home.path(), &["doctor", "--relay", &poor.url], &[("ZORAI_AI_API_KEY", "zk-no")], b"").await;
     assert!(stdout(&out).contains("FAIL API key: the relay refuses"), "{}", said(&out));
 }
-    // A host that is connected is of no use while it takes no tasks.
-    let dead = "it is unhealthy: the compute node does not answer";
-    gateway.has_hosts(&[Some(dead)]);
-    let out = gateway.cli(&["doctor"], b"").await;
-    let line = format!("FAIL providers: 1 online, and none takes tasks now; {provider}: {dead}");
-    assert!(code(&out) == 1 && stdout(&out).contains(&line), "{}", said(&out));
-    assert!(stdout(&out).contains("see that compute-node runs"), "{}", said(&out));
-    gateway.has_hosts(&[Some(dead), None]);
-    let out = gateway.cli(&["doctor"], b"").await;
-    let line = format!("ok   providers: 2 online, 1 of them closed to tasks now; {provider}: {dead}");
-    assert!(code(&out) == 0 && stdout(&out).contains(&line), "{}", said(&out));

@@ -75,6 +75,8 @@ async fn a_result_is_disputed_or_approved_once() {
     let id = relay.publish().await;
     let out = relay.cli(&["approve", &id, "--json"]).await;
     assert_eq!(json(&out)["status"], "completed", "{}", said(&out));
+    let out = relay.cli(&["cancel", &id]).await;
+    assert!(code(&out) == 1 && stderr(&out).contains("hint: a task is withdrawn before"), "{}", said(&out));
     let out = relay.cli(&["events", &id, "--follow"]).await;
     assert!(code(&out) == 0 && stderr(&out).contains("Completed: the requester approved"), "{}", said(&out));
 }

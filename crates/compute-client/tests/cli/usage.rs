@@ -83,8 +83,6 @@ async fn wrong_usage_is_2_with_the_reason_and_a_hint_on_stderr_alone() {
 }
 
 #[tokio::test]
-async fn a_second_market_in_the_same_folder_is_refused() {
-#[tokio::test]
 async fn a_command_group_alone_shows_its_commands_whatever_the_environment_sets() {
     let home = tempfile::tempdir().unwrap();
     let environment = [("ZORAI_RELAY", "http://127.0.0.1:1"), ("ZORAI_KEY_FILE", "key")];
@@ -109,6 +107,8 @@ async fn a_command_group_alone_shows_its_commands_whatever_the_environment_sets(
     }
 }
 
+#[tokio::test]
+async fn a_second_market_in_the_same_folder_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let lock = std::fs::File::create(home.path().join("lock")).unwrap();
     lock.lock().unwrap();
