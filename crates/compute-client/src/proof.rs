@@ -14,7 +14,7 @@ use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 use crate::content::hash_of;
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::relay::{Relay, causes};
-use crate::ui::Ui;
+use crate::ui::{Ui, binary, is_unfit_for_stdout};
 
 /// The largest result that is fetched, in bytes.
 const MAX_RESULT_BYTES: u64 = 32 << 30;
@@ -277,11 +277,19 @@ impl ResultFile {
             // A device or a pipe: there is nothing to replace.
             let mut sink = tokio::fs::OpenOptions::new().write(true).open(path).await.map_err(failed)?;
             tokio::io::copy(&mut source, &mut sink).await.map_err(failed)?;
+    /// Whether standard output is a terminal and the result is nothing to show there.
+    pub(crate) fn is_unfit_for_stdout(&self) -> Outcome<bool> {
+        is_unfit_for_stdout(self.file.path())
+    }
+
             return sink.flush().await.map_err(failed);
         }
         let staged = tempfile::Builder::new().prefix(".zorai-").tempfile_in(folder).map_err(failed)?;
         let mut sink = tokio::fs::File::from_std(staged.reopen().map_err(failed)?);
         tokio::io::copy(&mut source, &mut sink).await.map_err(failed)?;
+            if self.is_unfit_for_stdout()? {
+                return Err(binary("the result"));
+            }
         sink.flush().await.map_err(failed)?;
         staged.persist(path).map_err(|error| failed(error.error))?;
         Ok(())

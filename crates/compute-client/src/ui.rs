@@ -1,7 +1,8 @@
 //! What people see: data on standard output, talk on standard error, colour only on a terminal.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read as _, Write};
+use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use crate::failure::{Exit, Failure, Outcome};
 const TICK: Duration = Duration::from_millis(120);
 /// How often a wait is mentioned where no progress is drawn.
 const REMIND_EVERY: Duration = Duration::from_secs(10);
+/// As much of a file's beginning tells text from other bytes.
+const LOOK_BYTES: u64 = 8 * 1024;
 
 /// Where words go, and how loud they are. Cheap to clone; all clones share the terminal.
 #[derive(Debug, Clone)]
@@ -184,6 +187,35 @@ pub(crate) fn show_help(help: &StyledStr) {
     let _ = writeln!(io::stderr(), "{help}");
 }
 
+/// Whether standard output is a terminal and this file is nothing to show there.
+pub(crate) fn is_unfit_for_stdout(file: &Path) -> Outcome<bool> {
+    if !io::stdout().is_terminal() {
+        return Ok(false);
+    }
+    let mut beginning = Vec::new();
+    std::fs::File::open(file)?.take(LOOK_BYTES).read_to_end(&mut beginning)?;
+    Ok(!is_text(&beginning))
+}
+
+/// Why bytes are not written to a terminal, and where to write them.
+pub(crate) fn binary(what: impl fmt::Display) -> Failure {
+    Failure::usage(format_args!("{what} is binary, and is not written to a terminal"))
+        .hint("write it to a file: --output FILE, or > FILE")
+}
+
+/// Whether the beginning of something is text without control characters.
+fn is_text(beginning: &[u8]) -> bool {
+    let text = match std::str::from_utf8(beginning) {
+        Ok(text) => Some(text),
+        // The end was cut within a character.
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&beginning[..error.valid_up_to()]).ok()
+        }
+        Err(_) => None,
+    };
+    text.is_some_and(|text| !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')))
+}
+
 /// Another party's words, safe for a terminal: without control characters, and not too many of them.
 pub(crate) fn clean(text: &str) -> String {
     const MAX_CHARS: usize = 500;
@@ -221,6 +253,17 @@ mod tests {
     fn words_of_others_cannot_steer_the_terminal() {
         assert_eq!(clean("a\u{1b}[31m\r\nb"), "a[31mb");
         assert_eq!(clean(&"é".repeat(10_000)).chars().count(), 500);
+    }
+
+    #[test]
+    fn text_is_told_from_other_bytes() {
+        for text in ["", "1300\n", "a\tb\r\n", "é"] {
+            assert!(is_text(text.as_bytes()), "{text:?}");
+        }
+        assert!(is_text(&"é".as_bytes()[..1]), "cut within a character");
+        for bytes in [&b"\0asm"[..], b"\x1b[2J", b"\xff\xfe", b"ok\xe9ok"] {
+            assert!(!is_text(bytes), "{bytes:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::Global;
 use crate::content::{Content, Named};
 use crate::failure::{Context as _, Exit, Failure, Outcome};
-use crate::ui::{Ui, size};
+use crate::ui::{Ui, binary, count, is_unfit_for_stdout, size};
 
 /// What to do with files at the relay.
 #[derive(Debug, clap::Args)]
@@ -82,12 +82,15 @@ async fn get(global: &Global, reference: &Reference, output: &Path, ui: &Ui) -> 
             std::fs::create_dir_all(target.parent().unwrap_or(output)).or_failed(output.display())?;
             std::fs::copy(path, &target).or_failed(target.display())?;
         }
-        ui.say(format_args!("{} files in {}", folder.files.len(), output.display()));
+        ui.say(format_args!("{} in {}", count(folder.files.len() as u64, "file"), output.display()));
         return Ok(());
     }
     let file = fetcher.fetch_file(reference, None, Some(&origin), progress).await.map_err(fetch_failed)?;
     bar.finish_and_clear();
     if to_stdout {
+        if is_unfit_for_stdout(&file.path)? {
+            return Err(binary(format_args!("{reference}, {},", size(file.size))));
+        }
         let mut source = std::fs::File::open(&file.path)?;
         std::io::copy(&mut source, &mut std::io::stdout().lock())?;
     } else {

@@ -80,8 +80,10 @@ impl Watched<'_> {
             polled = Box::pin(self.poll(verdict)) => polled?,
             _ = tokio::signal::ctrl_c() => return Err(interrupted(id)),
         };
-        if output.is_some() || !ui.json {
-            let kept = format!("the result is kept: zorai-compute result {id} --output FILE");
+        let kept = format!("the result is kept: zorai-compute result {id} --output FILE");
+        if output.is_none() && !ui.json && checked.result.is_unfit_for_stdout()? {
+            ui.say(format_args!("the result is binary, and is not written to a terminal; {kept}"));
+        } else if output.is_some() || !ui.json {
             checked.result.write(output).await.map_err(|failure| failure.hint(kept))?;
         }
         let receipt = Receipt::new(&checked, status, self.started.elapsed(), output);

@@ -99,7 +99,27 @@ async fn artifacts_go_there_and_back() {
     assert_eq!(code(&out), 0, "{}", said(&out));
     assert_eq!(std::fs::read(relay.path("copy/inner/file")).unwrap(), b"x");
     let missing = format!("artifact://{}", "ab".repeat(32));
-    assert_eq!(code(&relay.cli(&["artifact", "get", &missing]).await), 1);
+    let out = relay.cli(&["artifact", "get", &missing]).await;
+    assert!(
+        code(&out) == 1 && stderr(&out).contains("hint: check the reference and --relay"),
+        "{}",
+        said(&out)
+    );
+}
+
+#[tokio::test]
+async fn a_terminal_is_shown_text_and_spared_other_bytes() {
+    let relay = Relay::start(Script::Honest).await;
+    let environment = [("ZORAI_RELAY", relay.url.as_str()), ("ZORAI_AI_API_KEY", API_KEY)];
+    for (bytes, shown, ended) in [(&b"some words\n"[..], "some words", 0), (b"\0asm\x01", "is binary", 2)] {
+        let put = cli(relay.home.path(), &["artifact", "put", "-"], &environment, bytes).await;
+        let reference = stdout(&put);
+        let get = ["artifact", "get", reference.trim()];
+        let out = terminal(&relay.url, relay.home.path(), &get, &serde_json::json!([])).await;
+        assert!(code(&out) == ended && stdout(&out).contains(shown), "{}", said(&out));
+        assert_eq!(stdout(&out).contains("write it to a file: --output FILE, or > FILE"), ended == 2);
+        assert_eq!(relay.cli(&get).await.stdout, bytes, "a pipe takes them all");
+    }
 }
 
 /// Serves what `relay` serves by TLS; answers with the URL, and with the certificate in PEM.
