@@ -18,6 +18,10 @@ use crate::sse::Parser;
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// What engines call it when a conversation is longer than the model's context.
 const TOO_LONG_CODES: [&str; 2] = ["context_length_exceeded", "exceed_context_size_error"];
+/// A speed is told of answers with so many tokens after the first at least: what came before says more of the network than of the model.
+const MIN_TIMED_TOKENS: u64 = 10;
+/// And only if these took so long, in seconds: less is how long a packet takes.
+const MIN_TIMED_SECS: f64 = 0.2;
 /// Words of engines that have no code for it.
 const TOO_LONG_WORDS: [&str; 3] = ["maximum context length", "context window", "context size"];
 
@@ -131,13 +135,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Tokens a second, from the first piece on, by the engine's count or that of the pieces.
+    /// Tokens a second, from the first piece on, by the engine's count or that of the pieces; of answers that are long enough for it to
+    /// mean something: ten tokens and 0.2 s after the first.
     pub(crate) fn tokens_per_second(&self) -> Option<f64> {
         let after_first = (self.total.saturating_sub(self.first?)).as_secs_f64();
         let tokens = self.usage.map_or(self.pieces, |usage| usage.completion_tokens);
         // The first token's time is not among it.
-        let timed = tokens.checked_sub(1).filter(|timed| *timed > 0)?;
-        (after_first > 0.0).then(|| timed as f64 / after_first)
+        let timed = tokens.checked_sub(1).filter(|timed| *timed >= MIN_TIMED_TOKENS)?;
+        (after_first >= MIN_TIMED_SECS).then(|| timed as f64 / after_first)
     }
 
     fn take(&mut self, data: &str, since: Instant, show: &mut impl FnMut(Piece<'_>) -> Outcome) -> Outcome {
@@ -339,7 +344,14 @@ mod tests {
         };
         assert_eq!(answer.tokens_per_second(), Some(5.0));
         let usage = Some(Usage { prompt_tokens: 1, completion_tokens: 21 });
-        assert_eq!(Answer { usage, ..answer }.tokens_per_second(), Some(10.0));
-        assert_eq!(Answer { pieces: 1, ..Answer::default() }.tokens_per_second(), None);
+        let mut answer = Answer { usage, ..answer };
+        assert_eq!(answer.tokens_per_second(), Some(10.0));
+        // Too short to say how fast the model is: all of it came in one packet, or there is next to nothing.
+        answer.total = Duration::from_millis(3199);
+        assert_eq!(answer.tokens_per_second(), None);
+        answer.total = Duration::from_secs(60);
+        answer.usage = Some(Usage { prompt_tokens: 1, completion_tokens: 10 });
+        assert_eq!(answer.tokens_per_second(), None);
+        assert_eq!(Answer::default().tokens_per_second(), None);
     }
 }

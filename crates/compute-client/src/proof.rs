@@ -1,6 +1,7 @@
 //! Checking what comes back: the task, the proof and the result, without trusting the relay.
 
 use std::path::Path;
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 use reqwest::header::CONTENT_RANGE;
@@ -70,7 +71,7 @@ impl Receipt {
     pub(crate) fn new(
         checked: &Checked,
         status: taskmarket::Status,
-        total: std::time::Duration,
+        total: Duration,
         output: Option<&Path>,
     ) -> Self {
         let proof = &checked.proof;
@@ -94,7 +95,7 @@ impl Receipt {
 
     /// The receipt's lines, for people.
     pub(crate) fn say(&self, ui: &Ui) {
-        let total = crate::ui::span(std::time::Duration::from_millis(self.total_ms));
+        let (ran, total) = times(self.ran_secs, self.total_ms);
         for (name, value) in [
             ("task", self.task_id.to_string()),
             ("provider", self.provider.clone()),
@@ -102,11 +103,26 @@ impl Receipt {
             ("model", format!("sha256 {}", self.model_hash)),
             ("input", format!("sha256 {}", self.input_hash)),
             ("result", format!("sha256 {}, {}", self.result_hash, crate::ui::size(self.result_bytes))),
-            ("time", format!("{} s at the provider, {total} in all", self.ran_secs)),
+            ("time", format!("{ran} at the provider, {total} waited for")),
         ] {
             ui.say(format_args!("  {name:<9}{value}"));
         }
     }
+}
+
+/// How long a task ran at its provider, and how long it was waited for here. The provider signs whole seconds of its clock, so that it ran
+/// for up to a second more or less than their difference.
+fn times(ran_secs: u64, waited_ms: u64) -> (String, String) {
+    let more_ms = ran_secs.saturating_mul(1000).saturating_sub(waited_ms);
+    // It may well have run within the wait, of which it is more by rounding alone.
+    let is_rounded = (1..1000).contains(&more_ms);
+    let ran = match ran_secs {
+        0 => "under 1 s".to_owned(),
+        1 if is_rounded => "under 1 s".to_owned(),
+        secs if is_rounded => format!("over {} s", secs - 1),
+        secs => format!("about {secs} s"),
+    };
+    (ran, crate::ui::span(Duration::from_millis(waited_ms)))
 }
 
 /// The task of a view, if it is the one asked for and its requester signed it.
@@ -261,11 +277,19 @@ async fn receive(
 }
 
 impl ResultFile {
+    /// Whether standard output is a terminal and the result is nothing to show there.
+    pub(crate) fn is_unfit_for_stdout(&self) -> Outcome<bool> {
+        is_unfit_for_stdout(self.file.path())
+    }
+
     /// Writes the result to a file, whole or not at all, or to standard output.
     pub(crate) async fn write(&self, output: Option<&Path>) -> Outcome {
         let mut source = tokio::fs::File::from_std(self.file.reopen()?);
         source.rewind().await?;
         let Some(path) = output else {
+            if self.is_unfit_for_stdout()? {
+                return Err(binary("the result"));
+            }
             let mut stdout = tokio::io::stdout();
             tokio::io::copy(&mut source, &mut stdout).await?;
             stdout.flush().await?;
@@ -277,19 +301,11 @@ impl ResultFile {
             // A device or a pipe: there is nothing to replace.
             let mut sink = tokio::fs::OpenOptions::new().write(true).open(path).await.map_err(failed)?;
             tokio::io::copy(&mut source, &mut sink).await.map_err(failed)?;
-    /// Whether standard output is a terminal and the result is nothing to show there.
-    pub(crate) fn is_unfit_for_stdout(&self) -> Outcome<bool> {
-        is_unfit_for_stdout(self.file.path())
-    }
-
             return sink.flush().await.map_err(failed);
         }
         let staged = tempfile::Builder::new().prefix(".zorai-").tempfile_in(folder).map_err(failed)?;
         let mut sink = tokio::fs::File::from_std(staged.reopen().map_err(failed)?);
         tokio::io::copy(&mut source, &mut sink).await.map_err(failed)?;
-            if self.is_unfit_for_stdout()? {
-                return Err(binary("the result"));
-            }
         sink.flush().await.map_err(failed)?;
         staged.persist(path).map_err(|error| failed(error.error))?;
         Ok(())
@@ -320,4 +336,24 @@ pub(crate) fn check_output(path: &Path) -> Outcome {
     }
     Err(Failure::usage(format_args!("--output {}: there is no folder {}", path.display(), folder.display()))
         .hint("make it first, or name another file"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_ran_no_longer_than_it_was_waited_for_unless_it_did() {
+        for (ran, waited_ms, told, waited) in [
+            (0, 200, "under 1 s", "0.2 s"),
+            (1, 700, "under 1 s", "0.7 s"),
+            (1, 1400, "about 1 s", "1.4 s"),
+            (2, 1300, "over 1 s", "1.3 s"),
+            (2, 2000, "about 2 s", "2.0 s"),
+            // Watched only from its end on.
+            (300, 1000, "about 300 s", "1.0 s"),
+        ] {
+            assert_eq!(times(ran, waited_ms), (told.to_owned(), waited.to_owned()), "{ran} {waited_ms}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::content::hash_of;
 use crate::failure::{Failure, Outcome};
 use crate::inference::Usage;
 use crate::sse::Parser;
-use crate::ui::{clean, span};
+use crate::ui::{clean, count, span};
 
 /// What prices are for, in tokens.
 const PRICED_TOKENS: u64 = 1_000_000;
@@ -221,7 +221,7 @@ fn without_keep_alives(mut bytes: &[u8]) -> &[u8] {
 
 fn tokens(receipt: &InferenceReceipt, response: Option<&[u8]>) -> Outcome<Statement> {
     let (prompt, completion) = (receipt.prompt_tokens, receipt.completion_tokens);
-    let text = format!("{prompt} tokens in, {completion} out");
+    let text = format!("{} in, {completion} out", count(prompt, "token"));
     match response.and_then(usage_in) {
         None => Ok(said(Word::Provider, text)),
         Some(usage) if (usage.prompt_tokens, usage.completion_tokens) == (prompt, completion) => {
@@ -279,13 +279,12 @@ fn seen(record: &ReceiptView) -> String {
         UsageSource::Deltas => "by the pieces that passed",
     };
     format!(
-        "at {} {outcome}, asked of {} {}, first byte after {}, last after {}; {} tokens out {counted}",
+        "at {} {outcome}, asked of {}, first byte after {}, last after {}; {} out {counted}",
         record.at,
-        record.attempts,
-        if record.attempts == 1 { "host" } else { "hosts" },
+        count(record.attempts.into(), "host"),
         millis(record.first_byte_ms),
         millis(record.total_ms),
-        record.completion_tokens
+        count(record.completion_tokens, "token")
     )
 }
 

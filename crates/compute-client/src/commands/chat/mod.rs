@@ -16,7 +16,7 @@ use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::inference::{Answer, Body, Piece, ask, is_too_long};
 use crate::plain::Plain;
 use crate::relay::Relay;
-use crate::ui::{Style, Ui, clean, span};
+use crate::ui::{Style, Ui, clean, count, span};
 
 /// The longest text that is taken from a pipe, in bytes: far more than any model's context.
 const MAX_STDIN_BYTES: u64 = 16 << 20;
@@ -32,6 +32,8 @@ const MAX_LISTED: usize = 20;
     echo 'Name three colours' | zorai-compute chat --model tiny\n  \
     zorai-compute chat --model tiny --system 'Answer in one sentence' --temperature 0 < question.txt\n  \
     zorai-compute chat --model tiny --save-exchange DIR       (to check an answer's receipt later: see verify --help)\n\n\
+    On a terminal each answer's provider, tokens and cost stand below it; tokens/s of answers with more than ten tokens\n\
+    that took 0.2 s at least after the first.\n\n\
     In a conversation: Ctrl-C stops an answer, Ctrl-D ends, /help lists what else there is.\n\
     Providers see what you write: do not send them secrets.")]
 pub(crate) struct Args {
@@ -215,7 +217,7 @@ fn account_line(answer: &Answer, record: Option<&ReceiptView>) -> String {
         (answer.finish_reason.as_deref() == Some("length"))
             .then(|| "cut off at the longest answer".to_owned()),
         provider.map(|provider| clean(&provider)),
-        Some(format!("{tokens} tokens")),
+        Some(count(tokens, "token")),
         answer.tokens_per_second().map(|speed| format!("{speed:.1} tokens/s")),
         answer.first.map(|first| format!("first after {}", span(first))),
         record.map(|record| format!("cost {}", record.cost)),
@@ -300,8 +302,9 @@ mod tests {
 
     #[test]
     fn the_line_under_an_answer_says_what_is_known() {
-        let mut answer = Answer { request_id: "r-1".to_owned(), pieces: 3, ..Answer::default() };
-        assert_eq!(account_line(&answer, None), "3 tokens · request r-1");
+        let mut answer = Answer { request_id: "r-1".to_owned(), pieces: 1, ..Answer::default() };
+        assert_eq!(account_line(&answer, None), "1 token · request r-1");
+        answer.pieces = 13;
         answer.first = Some(Duration::from_millis(350));
         answer.total = Duration::from_millis(1350);
         answer.provider = Some("0xab".to_owned());
@@ -309,7 +312,7 @@ mod tests {
         answer.is_stopped = true;
         assert_eq!(
             account_line(&answer, None),
-            "stopped · cut off at the longest answer · 0xab · 3 tokens · 2.0 tokens/s · first after 0.3 s · request r-1"
+            "stopped · cut off at the longest answer · 0xab · 13 tokens · 12.0 tokens/s · first after 0.3 s · request r-1"
         );
     }
 

@@ -7,7 +7,7 @@ use super::conversation::{Conversation, Entry, HELP};
 use super::{Chat, chat_models};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::inference::Body;
-use crate::ui::{Style, clean};
+use crate::ui::{Style, clean, count};
 
 /// What stands before the user's lines.
 const PROMPT: &str = "> ";
@@ -120,7 +120,7 @@ async fn obey(entry: Entry, chat: &mut Chat, conversation: &mut Conversation) ->
                 serde_json::to_vec_pretty(&Body::new(&chat.model, &messages)).map_err(Failure::failed)?;
             daemon::private_file::create_new(path, &text)
                 .map_err(|error| Failure::usage(format_args!("{}: {error}", path.display())))?;
-            ui.say(format_args!("wrote {} messages to {}", messages.len(), path.display()));
+            ui.say(format_args!("wrote {} to {}", count(messages.len() as u64, "message"), path.display()));
         }
     }
     Ok(())
