@@ -53,6 +53,37 @@ impl Host {
 
 /// How often a node that is waited for is mentioned again.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
+/// How long a node may be away before anybody is told: one that was started together with the agent needs a moment.
+const START_PATIENCE: Duration = Duration::from_secs(3);
+
+/// When an operator is told that the node is waited for.
+#[derive(Debug, Default)]
+struct Complaints {
+    away_since: Option<Instant>,
+    /// What was told last, and when.
+    told: Option<(String, Instant)>,
+}
+
+impl Complaints {
+    /// The node answers.
+    fn settle(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether to tell of this problem now.
+    fn is_due(&mut self, problem: &str, now: Instant) -> bool {
+        let away_since = *self.away_since.get_or_insert(now);
+        let is_known = self
+            .told
+            .as_ref()
+            .is_some_and(|(told, at)| told == problem && now.saturating_duration_since(*at) < REMIND_EVERY);
+        if is_known || now.saturating_duration_since(away_since) < START_PATIENCE {
+            return false;
+        }
+        self.told = Some((problem.to_owned(), now));
+        true
+    }
+}
 
 /// Asks the node how it is until `closing`, and publishes what changed.
 pub(crate) async fn watch_node(
@@ -64,7 +95,7 @@ pub(crate) async fn watch_node(
     let Timing { node_poll, retry_base, .. } = config.timing;
     let new_backoff = || link::Backoff::with(retry_base, node_poll, rand::random::<f64>);
     let mut backoff = new_backoff();
-    let mut reminded = Instant::now();
+    let mut complaints = Complaints::default();
     let mut owner_seen: Option<Instant> = None;
     loop {
         let asked = tokio::select! {
@@ -74,6 +105,7 @@ pub(crate) async fn watch_node(
         let delay = match asked {
             Ok(report) => {
                 backoff.reset();
+                complaints.settle();
                 if config.policy.owner.is_seen_in(&report) {
                     owner_seen = Some(Instant::now());
                 }
@@ -88,15 +120,14 @@ pub(crate) async fn watch_node(
             }
             Err(error) => {
                 let problem = error.to_string();
-                let changed = host.send_if_modified(|host| {
+                host.send_if_modified(|host| {
                     let changed = host.problem.as_ref() != Some(&problem) || host.report.is_some();
                     if changed {
                         (host.report, host.problem) = (None, Some(problem.clone()));
                     }
                     changed
                 });
-                if changed || reminded.elapsed() >= REMIND_EVERY {
-                    reminded = Instant::now();
+                if complaints.is_due(&problem, Instant::now()) {
                     let (url, hint) = (&config.compute_url, error.hint());
                     tracing::warn!(%url, %problem, hint, "waiting for the compute node");
                 }
@@ -198,6 +229,21 @@ mod tests {
         assert_eq!(devices(&gpus, &a100), [renamed.clone(), renamed.clone()]);
         assert_eq!(devices(&cpu, &none), cpu);
         assert_eq!(devices(&cpu, &a100), [renamed]);
+    }
+
+    #[test]
+    fn a_node_that_stays_away_is_told_of_again_and_one_that_starts_is_not() {
+        let (mut complaints, start) = (Complaints::default(), Instant::now());
+        let after = |secs| start + Duration::from_secs(secs);
+        assert!(!complaints.is_due("no token", start));
+        assert!(!complaints.is_due("refused", after(2)), "it may be starting");
+        assert!(complaints.is_due("refused", after(3)));
+        assert!(!complaints.is_due("refused", after(62)), "it was told");
+        assert!(complaints.is_due("refused", after(63)));
+        assert!(complaints.is_due("another", after(64)), "it is news");
+        complaints.settle();
+        assert!(!complaints.is_due("refused", after(65)), "it may be starting again");
+        assert!(complaints.is_due("refused", after(68)));
     }
 
     #[test]
