@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use daemon::{Secret, read_secret_file};
+use daemon::{Secret, group, read_secret_file};
 use taskmarket::{Address, ParseError, TaskId, eip55};
 
 use crate::commands;
@@ -197,24 +196,8 @@ pub(crate) fn restore_usage(error: &mut clap::Error, arguments: impl Iterator<It
         return;
     }
     let mut root = Cli::command();
-    error.insert(ContextKind::Usage, ContextValue::StyledStr(meant(&mut root, arguments).render_usage()));
-}
-
-/// The help of the command group that is named without one of its commands. Clap shows it by itself only where no variable sets a flag.
-pub(crate) fn help(arguments: impl Iterator<Item = String>) -> StyledStr {
-    meant(&mut Cli::command(), arguments).render_help()
-}
-
-/// The command that a command line names, as far as it names one.
-fn meant(root: &mut clap::Command, arguments: impl Iterator<Item = String>) -> &mut clap::Command {
-    root.build();
-    let mut command = root;
-    for argument in arguments {
-        if command.find_subcommand(&argument).is_some() {
-            command = command.find_subcommand_mut(&argument).expect("it was found just now");
-        }
-    }
-    command
+    let usage = group::named(&mut root, arguments).render_usage();
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
 }
 
 /// Reads an address from the command line.

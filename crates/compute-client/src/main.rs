@@ -25,8 +25,7 @@ mod ui;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::cli::Cli;
 use crate::commands::dev::child::Program;
@@ -57,8 +56,7 @@ async fn run() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.kind() == ErrorKind::MissingSubcommand => {
-            ui::show_help(&cli::help(std::env::args().skip(1)));
+        Err(error) if daemon::group::help(&error, Cli::command(), std::env::args().skip(1)) => {
             return Exit::Usage.into();
         }
         Err(mut error) => {

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use clap::builder::StyledStr;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -179,12 +178,6 @@ impl Ui {
     pub(crate) fn draws(&self) -> bool {
         !self.bars.is_hidden()
     }
-}
-
-/// A command's help on standard error, for somebody who has to say more.
-pub(crate) fn show_help(help: &StyledStr) {
-    // There is nobody to tell where standard error is closed.
-    let _ = writeln!(io::stderr(), "{help}");
 }
 
 /// Whether standard output is a terminal and this file is nothing to show there.

@@ -1,9 +1,10 @@
 //! What the long-running programs and the command line share: configuration files, logging, an orderly end,
 //! secrets in files, addresses to listen on, whom to trust by TLS, what of others' words and headers goes on, lists in
-//! columns, and where data lies by default.
+//! columns, help of command groups, and where data lies by default.
 
 pub mod config_file;
 pub mod failure;
+pub mod group;
 pub mod hop_by_hop;
 pub mod listen;
 pub mod logging;

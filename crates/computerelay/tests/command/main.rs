@@ -378,6 +378,15 @@ async fn the_help_teaches() {
     for said in ["A relay to try", "keys", "postgres://", "--api-key-file", "--artifacts"] {
         assert!(stdout(&help).contains(said), "{said} is not in\n{}", stdout(&help));
     }
+    // A variable that sets a flag is no reason not to.
+    for (group, command) in [("keys", "revoke"), ("store", "copy")] {
+        let mut line = relay(&[group]);
+        line.env("ZORAI_LOG", "info");
+        let shown = run(line).await;
+        assert_eq!((shown.status.code(), shown.stdout.as_slice()), (Some(2), &b""[..]));
+        let usage = format!("Usage: compute-relay {group} [OPTIONS] <COMMAND>");
+        assert!(stderr(&shown).contains(&usage) && stderr(&shown).contains(command), "{}", stderr(&shown));
+    }
     let help = run(relay(&["keys", "create", "--help"])).await;
     assert!(stdout(&help).contains("shown this once") && stdout(&help).contains("--expires 90d"));
 }
