@@ -158,6 +158,30 @@ async fn requests_pass_to_the_engine_of_their_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_too_long_is_no_failure_of_the_engine() {
+    let (folder, fake) = (tempfile::tempdir().unwrap(), FakeEngine::start().await);
+    let node = Running::start(folder.path(), &["--engine", &fake.flag(1)], FAKE).await;
+    let words = "Requested tokens (20) exceed context window of 8";
+    let error = json!({ "error": { "message": words, "type": "internal_server_error", "code": null } });
+    let failed = node.complete(json!({ "model": FAKE, "behave": "fail", "error": error })).await;
+    assert_eq!(failed.status(), StatusCode::BAD_REQUEST);
+    let body: Value = failed.json().await.unwrap();
+    let told = json!({
+        "message": words, "type": "invalid_request_error", "code": "context_length_exceeded", "param": null,
+    });
+    assert_eq!(body["error"], told);
+
+    // Any other failure passes as it is.
+    let error = json!({ "error": { "message": "out of memory", "odd": [1] } });
+    let failed = node.complete(json!({ "model": FAKE, "behave": "fail", "error": error })).await;
+    assert_eq!(failed.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(failed.json::<Value>().await.unwrap(), error);
+    let answer = node.complete(json!({ "model": FAKE, "prompt": "a" })).await;
+    assert_eq!(answer.status(), StatusCode::OK, "the slot is free again");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slots_are_bounded_and_a_dropped_request_frees_its_own() {
     let (folder, fake) = (tempfile::tempdir().unwrap(), FakeEngine::start().await);
     let node = Running::start(folder.path(), &["--engine", &fake.flag(1)], FAKE).await;

@@ -10,6 +10,7 @@ mod config;
 pub mod embedded;
 mod lease;
 mod managed;
+mod overflow;
 mod probe;
 mod proxy;
 

@@ -3,7 +3,8 @@
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Json, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::response::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response as HttpResponse, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use daemon::chain;
@@ -15,7 +16,7 @@ use rpc::inference::{InferenceKind, MODEL_HEADER};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Content, Engines, Lease, RouteError};
+use super::{Content, Engines, Lease, RouteError, overflow};
 
 /// The largest request, in bytes: images come inside it.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
@@ -25,6 +26,9 @@ const MAX_READ_BYTES: usize = 32 << 20;
 
 /// The largest request that is read before it is sent, in bytes.
 const MAX_WHOLE_BYTES: usize = 1 << 20;
+
+/// The longest answer to a request that failed of which the reason is looked for, in bytes.
+const MAX_ERROR_BYTES: u64 = 64 << 10;
 
 /// When to come again, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -92,18 +96,14 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
         }
     };
     let lease = engines.acquire(&model).map_err(|error| refuse(&engines, error))?;
-    let unreachable = |problem: String| Refusal {
-        status: StatusCode::BAD_GATEWAY,
-        code: "engine_unavailable",
-        message: format!("the engine of {model:?} cannot be reached: {problem}"),
-    };
     let path = head.uri.path();
     let mut headers = HeaderMap::new();
     for name in &TO_ENGINE {
         headers.extend(head.headers.get(name).map(|value| (name.clone(), value.clone())));
     }
-    let url = lease.url(path).map_err(unreachable)?;
+    let url = lease.url(path).map_err(|problem| unreachable(&model, &problem))?;
     match lease.send(url, headers, content).await {
+        Ok(answer) if tells_why(&answer) => explain(answer, lease, &model).await,
         Ok(answer) => Ok(pass_on(answer, lease)),
         Err(error) if is_too_large(&error) => Err(too_large(MAX_REQUEST_BYTES)),
         Err(error) if error.is_body() => Err(malformed("the request's body ended early")),
@@ -111,25 +111,58 @@ async fn infer(State(engines): State<Engines>, request: Request) -> Result<Respo
             if error.is_connect() {
                 lease.lost();
             }
-            Err(unreachable(chain(&error.without_url())))
+            Err(unreachable(&model, &chain(&error.without_url())))
         }
     }
 }
 
 /// The engine's answer, which keeps its slot until its last byte, or until nobody reads it any more.
 fn pass_on(answer: reqwest::Response, lease: Lease) -> Response {
-    let (status, mut headers) = (answer.status(), answer.headers().clone());
-    daemon::hop_by_hop::strip(&mut headers);
-    for name in &NOT_FROM_ENGINE {
-        headers.remove(name);
-    }
+    let head = head(&answer);
     let body = answer.bytes_stream().map(move |chunk| {
         let _held = &lease;
         chunk
     });
-    let mut response = Response::new(Body::from_stream(body));
-    (*response.status_mut(), *response.headers_mut()) = (status, headers);
-    response
+    Response::from_parts(head, Body::from_stream(body))
+}
+
+/// Whether the answer is a failure of which the engine says why.
+fn tells_why(answer: &reqwest::Response) -> bool {
+    let length = answer.content_length();
+    answer.status() == StatusCode::INTERNAL_SERVER_ERROR
+        && length.is_some_and(|length| length <= MAX_ERROR_BYTES)
+}
+
+/// A failure of the engine's as it came, unless the request is to blame: then no other host is to be asked, and nobody has failed.
+async fn explain(answer: reqwest::Response, lease: Lease, model: &str) -> Result<Response, Refusal> {
+    let head = head(&answer);
+    let body = answer.bytes().await.map_err(|error| unreachable(model, &chain(&error.without_url())))?;
+    drop(lease);
+    match overflow::said(&body) {
+        Some(message) => {
+            Err(Refusal { status: StatusCode::BAD_REQUEST, code: "context_length_exceeded", message })
+        }
+        None => Ok(Response::from_parts(head, Body::from(body))),
+    }
+}
+
+/// What is passed on of an answer's head.
+fn head(answer: &reqwest::Response) -> Parts {
+    let mut head = HttpResponse::new(()).into_parts().0;
+    (head.status, head.headers) = (answer.status(), answer.headers().clone());
+    daemon::hop_by_hop::strip(&mut head.headers);
+    for name in &NOT_FROM_ENGINE {
+        head.headers.remove(name);
+    }
+    head
+}
+
+fn unreachable(model: &str, problem: &str) -> Refusal {
+    Refusal {
+        status: StatusCode::BAD_GATEWAY,
+        code: "engine_unavailable",
+        message: format!("the engine of {model:?} cannot be reached: {problem}"),
+    }
 }
 
 /// Reads a body that has so many bytes at most.

@@ -156,6 +156,7 @@ async fn answer(State(seen): State<Seen>, headers: HeaderMap, body: Bytes) -> Re
         Some("refuse") => {
             (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": "no" } }))).into_response()
         }
+        Some("fail") => (StatusCode::INTERNAL_SERVER_ERROR, Json(request["error"].clone())).into_response(),
         Some("garbage") => "no JSON".into_response(),
         Some("short") => {
             ([(header::CONTENT_LENGTH, "1000")], Body::from_stream(stream::iter([ok("only this")])))
