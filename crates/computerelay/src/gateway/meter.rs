@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::breaker::Failure;
 use super::nesting::Nesting;
+use super::words;
 
 /// The longest line of a stream, in bytes.
 pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
@@ -103,6 +104,8 @@ pub(super) struct Meter {
     has_begun: bool,
     is_done: bool,
     error: Option<EngineError>,
+    /// In its own words.
+    said: Option<String>,
     /// Whether what was passed on ends with an event's end.
     at_boundary: bool,
 }
@@ -123,6 +126,7 @@ impl Meter {
             has_begun: false,
             is_done: false,
             error: None,
+            said: None,
             at_boundary: true,
         }
     }
@@ -210,6 +214,11 @@ impl Meter {
         self.error
     }
 
+    /// The engine's words for it.
+    pub(super) fn said(&self) -> Option<&str> {
+        self.said.as_deref()
+    }
+
     /// Whether an event of the relay's own can follow at once.
     pub(super) fn at_boundary(&self) -> bool {
         self.at_boundary
@@ -261,7 +270,8 @@ impl Meter {
         }
         let is_last = self.kind == InferenceKind::Responses && is_last(data);
         if is_last || data.starts_with(b"{\"error\"") {
-            self.error = self.error.or(error_in(data));
+            self.error = self.error.or_else(|| error_in(data));
+            self.said = self.said.take().or_else(|| self.error.and_then(|_| words::said(data)));
         }
         // An engine's own error ends its stream.
         self.is_done |= is_last || self.error.is_some();

@@ -2,7 +2,7 @@
 //!
 //! - [`directory`] knows which host serves what, by the heartbeats; [`choose`] picks one, [`breaker`] and [`affinity`] help it.
 //! - [`ask`] reads of a request what routing needs, and nothing else of it.
-//! - [`route`] brings it to a host that answers, past those that fail before their first byte.
+//! - [`route`] brings it to a host that answers, past those that fail before their first byte; [`words`] reads what they say of it.
 //! - [`answer`] passes the answer on as it comes; [`meter`] counts it, [`nesting`] tells whether it is whole, and [`tally`] draws the line
 //!   below it.
 //! - [`records`] keeps what was served, with the providers' receipts; [`counts`] counts it for Prometheus.
@@ -22,6 +22,7 @@ mod records;
 mod room;
 mod route;
 mod tally;
+mod words;
 
 use std::hash::RandomState;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -25,6 +25,7 @@ use super::directory::{Lease, Suspicion};
 use super::meter::{EngineError, Fault, Form, Meter};
 use super::room::Content;
 use super::tally::{RequestHash, hash};
+use super::words;
 use crate::error::ApiError;
 use crate::idempotency::Whole;
 use crate::keys::Caller;
@@ -130,6 +131,8 @@ struct Failed {
     /// In a word, of which there are few.
     word: &'static str,
     why: String,
+    /// In the engine's own words, which may repeat the request: for the client alone.
+    said: Option<String>,
     blame: Blame,
 }
 
@@ -145,12 +148,21 @@ enum Blame {
 }
 
 impl Failed {
+    fn new(word: &'static str, why: impl Into<String>, blame: Blame) -> Self {
+        Self { word, why: why.into(), said: None, blame }
+    }
+
     fn plain(word: &'static str, why: impl Into<String>) -> Self {
-        Self { word, why: why.into(), blame: Blame::Host(Failure::Plain) }
+        Self::new(word, why, Blame::Host(Failure::Plain))
     }
 
     fn unasked(why: impl Into<String>) -> Self {
-        Self { word: "unreachable", why: why.into(), blame: Blame::Nobody }
+        Self::new("unreachable", why, Blame::Nobody)
+    }
+
+    /// For the client.
+    fn told(&self) -> String {
+        self.said.as_ref().map_or_else(|| self.why.clone(), |said| format!("{}: {said}", self.why))
     }
 }
 
@@ -191,10 +203,11 @@ impl Gateway {
                         first_byte,
                     });
                 }
-                Err(Failed { word, why, blame }) => {
+                Err(failed) => {
+                    let Failed { word, why, blame, .. } = &failed;
                     self.counts.failed(word);
                     tracing::info!(provider = %key.provider, node_id = %key.node_id, model, why, "a host failed an inference request");
-                    match blame {
+                    match *blame {
                         Blame::Host(failure) => lease.failed(failure),
                         Blame::Unclear => way.suspicions.push((model, lease.suspected())),
                         Blame::Nobody => {}
@@ -202,11 +215,11 @@ impl Gateway {
                     if Instant::now() >= call.deadline() {
                         return Err(too_late());
                     }
-                    if word == BUSY {
+                    if *word == BUSY {
                         lease.refused();
                         way.full.push(key);
                     } else {
-                        way.last = Some(format!("{} {why}", key.provider));
+                        way.last = Some(format!("{} {}", key.provider, failed.told()));
                         way.tried.push(key);
                     }
                 }
@@ -353,7 +366,7 @@ impl Gateway {
                 let is_fair = patience >= self.fair_patience(call, own);
                 let blame = if is_fair { Blame::Host(Failure::Plain) } else { Blame::Nobody };
                 let why = format!("sent nothing for {} ms", patience.as_millis());
-                Err(Failed { word: "silent", why, blame })
+                Err(Failed::new("silent", why, blame))
             }
         }
     }
@@ -380,7 +393,7 @@ struct Answer {
 fn unsent(error: RequestError) -> Failed {
     let was_sent = error.may_have_been_sent();
     let blame = if was_sent { Blame::Host(Failure::Plain) } else { Blame::Nobody };
-    Failed { word: "unreachable", why: format!("could not be asked: {error}"), blame }
+    Failed::new("unreachable", format!("could not be asked: {error}"), blame)
 }
 
 /// Reads an answer's beginning: of a stream its first whole lines, of anything else all of it, or as much as is held back.
@@ -388,7 +401,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
     let (head, mut body) = response.into_parts();
     let status = head.status;
     if status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(Failed { word: BUSY, why: "is busy".into(), blame: Blame::Nobody });
+        return Err(Failed::new(BUSY, "is busy", Blame::Nobody));
     }
     // Of what a client can be told to have done wrong, these are the host's own.
     let is_own = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408);
@@ -400,7 +413,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
             401 | 403 | 408 | 500 => Blame::Unclear,
             _ => Blame::Host(Failure::Plain),
         };
-        return Err(Failed { word: "refused", why, blame });
+        return Err(Failed { said: words::read(body).await, ..Failed::new("refused", why, blame) });
     }
     let content_type = head.headers.get(CONTENT_TYPE).cloned();
     let is = |form: &[u8]| {
@@ -417,7 +430,7 @@ async fn begin(response: http::Response<ResponseBody>, call: &Call, max: u64) ->
         Fault::Unfinished => broken(&fault),
         Fault::TooLong(_) | Fault::LongLine | Fault::NoEvent | Fault::Malformed => {
             let why = format!("was cut off: {fault}");
-            Failed { word: "cut_off", why, blame: Blame::Host(fault.failure()) }
+            Failed::new("cut_off", why, Blame::Host(fault.failure()))
         }
     };
     let mut receipt = None;
@@ -471,8 +484,9 @@ fn is_served(meter: &Meter) -> Result<(), Failed> {
     match meter.error() {
         None | Some(EngineError::Request) => Ok(()),
         Some(EngineError::Own) => {
-            let why = "said in its stream that it failed".to_owned();
-            Err(Failed { word: "refused", why, blame: Blame::Unclear })
+            let why = "said in its stream that it failed";
+            let said = meter.said().map(str::to_owned);
+            Err(Failed { said, ..Failed::new("refused", why, Blame::Unclear) })
         }
     }
 }

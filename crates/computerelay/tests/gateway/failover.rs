@@ -117,6 +117,28 @@ async fn where_everybody_fails_the_reason_is_told_and_their_breakers_open() {
 }
 
 #[tokio::test]
+async fn where_every_engine_fails_the_last_one_is_quoted() {
+    let rig = start(Duration::from_secs(60)).await;
+    let error = json!({ "error": { "message": "out of\nmemory", "type": "server_error", "code": 500 } });
+    let host = Engine::start(&rig, Script::new(Play::Json(500, error.to_string()))).await;
+    for play in [Play::Json(500, error.to_string()), Play::Stream(vec![format!("data: {error}\n\n").into()])]
+    {
+        host.play.send(play).unwrap();
+        let failed = answer(ask(&rig)).await;
+        assert_error(&failed, 503, "no_provider_available");
+        let message = failed.1["error"]["message"].as_str().unwrap();
+        assert!(message.ends_with(": out of memory"), "{message}");
+    }
+    // What is no error in JSON, or never ends, is not.
+    for play in [Play::Json(500, "<html>secret</html>".to_owned()), Play::Json(500, "x".repeat(1 << 20))] {
+        host.play.send(play).unwrap();
+        let failed = answer(ask(&rig)).await;
+        assert!(failed.1["error"]["message"].as_str().unwrap().ends_with("answered 500"), "{}", failed.1);
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn another_model_takes_over_under_its_own_name() {
     let rig = start(Duration::from_secs(60)).await;
     let mut script = Script::new(Play::Json(200, COMPLETION.to_owned()));
