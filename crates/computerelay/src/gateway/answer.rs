@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::response::IntoResponse as _;
@@ -15,11 +15,13 @@ use futures_util::future::BoxFuture;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body, Frame};
+use http_body_util::BodyExt as _;
 use rpc::error::{ErrorBody, ErrorCode};
 use rpc::inference::{
     ATTEMPTS_HEADER, COST_HEADER, MODEL_HEADER, Outcome, PROVIDER_HEADER, QUEUE_HEADER, UsageSource,
 };
-use tokio::time::{Interval, Sleep, interval_at, sleep_until};
+use tokio::runtime::Handle;
+use tokio::time::{Interval, Sleep, interval_at, sleep_until, timeout};
 
 use super::Gateway;
 use super::breaker::Failure;
@@ -33,6 +35,9 @@ pub(super) type Opening = BoxFuture<'static, Result<Opened, ApiError>>;
 
 /// Keeps a stream alive while nothing came; clients ignore it.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+
+/// How long a receipt is waited for whose client has all of the answer and left.
+const RECEIPT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a body ends before its time: where there is no way to say more, its connection ends with it.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +107,19 @@ enum Phase {
     Waiting(Box<Waiting>),
     Passing(Box<Passing>),
     Over,
+}
+
+impl Drop for Stream {
+    /// A client may leave with the last event, ahead of the receipt: then it has not given up, and nothing was cancelled.
+    fn drop(&mut self) {
+        if let Phase::Passing(passing) = std::mem::replace(&mut self.phase, Phase::Over)
+            && passing.is_delivered()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let settling = passing.tally.settling().clone();
+            settling.spawn_on(passing.settle(), &runtime);
+        }
+    }
 }
 
 /// A stream without a host.
@@ -263,6 +281,31 @@ impl Passing {
             let until = (self.last + patience).min(self.tally.deadline());
             self.timer.as_mut().reset(until.into());
         }
+    }
+
+    /// Whether the last event was handed over, and the host has not ended yet.
+    fn is_delivered(&self) -> bool {
+        self.first.is_none() && self.body.is_some() && self.tally.meter.is_done()
+    }
+
+    /// Waits for the receipt of an answer that was delivered.
+    async fn settle(mut self: Box<Self>) {
+        let Some(mut body) = self.body.take() else { return };
+        let rest = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                match frame.into_data() {
+                    Ok(piece) => {
+                        if self.tally.meter.take(piece).is_err() {
+                            return;
+                        }
+                    }
+                    Err(frame) => self.tally.receipt = receipt_in(frame),
+                }
+            }
+        };
+        let _ = timeout(RECEIPT_PATIENCE, rest).await;
+        drop(body);
+        self.tally.completed();
     }
 
     /// The host has sent all.

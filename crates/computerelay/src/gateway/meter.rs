@@ -209,6 +209,11 @@ impl Meter {
         self.has_begun
     }
 
+    /// Whether the event came that ends a stream.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
+    }
+
     /// What the engine says that keeps it from going on, if it said so.
     pub(super) fn error(&self) -> Option<EngineError> {
         self.error

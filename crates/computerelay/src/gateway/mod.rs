@@ -35,6 +35,7 @@ use taskmarket::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use config::{GatewayArgs, GatewayConfig, ModelDeadline};
 pub(crate) use counts::{Counts, GatewayTotals};
@@ -67,6 +68,8 @@ pub(crate) struct Gateway {
     tokens: Buckets<KeyId>,
     records: Records,
     keeper: Mutex<Option<Keeper>>,
+    /// Answers that are delivered and wait for their receipts.
+    settling: TaskTracker,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -111,6 +114,7 @@ impl Gateway {
             tokens: Buckets::default(),
             records,
             keeper: Mutex::new(Some(keeper)),
+            settling: TaskTracker::new(),
             config,
         })
     }
@@ -158,7 +162,14 @@ impl Gateway {
     pub(crate) async fn run(self: Arc<Self>, stopping: CancellationToken) {
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(keeper) = keeper {
-            keeper.run(stopping).await;
+            let settled = CancellationToken::new();
+            let settling = async {
+                stopping.cancelled().await;
+                self.settling.close();
+                self.settling.wait().await;
+                settled.cancel();
+            };
+            tokio::join!(keeper.run(settled.clone()), settling);
         }
     }
 

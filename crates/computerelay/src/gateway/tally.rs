@@ -9,6 +9,7 @@ use rpc::inference::{Outcome, ReceiptView};
 use sha2::{Digest as _, Sha256};
 use taskmarket::{Amount, U256};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::task::TaskTracker;
 
 use super::Gateway;
 use super::breaker::Failure;
@@ -144,6 +145,11 @@ impl Tally {
             request_hash: std::mem::replace(&mut self.request_hash, RequestHash::Taken),
             response_hash: self.meter.hash(),
         });
+    }
+
+    /// Answers that only wait for their receipts.
+    pub(super) fn settling(&self) -> &TaskTracker {
+        &self.gateway.settling
     }
 
     /// How long the relay itself lets a host pause.

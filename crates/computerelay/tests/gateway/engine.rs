@@ -300,10 +300,12 @@ impl Shared {
             Play::Held(pieces, rest) => {
                 let mut play = self.play.clone();
                 play.mark_unchanged();
+                let trailers = receipt(&[pieces.clone(), rest.clone()].concat());
                 let frames = stream::iter(pieces).map(|piece| Ok(Frame::data(piece)));
                 let held = stream::once(async move {
                     let _ = play.changed().await;
-                    stream::iter(rest).map(|piece| Ok(Frame::data(piece)))
+                    let rest = rest.into_iter().map(|piece| Ok(Frame::data(piece)));
+                    stream::iter(rest.chain(trailers.map(|trailers| Ok(Frame::trailers(trailers)))))
                 });
                 events(keep(frames.chain(held.flatten()), under))
             }

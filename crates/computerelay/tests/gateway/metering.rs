@@ -1,5 +1,7 @@
 //! What is counted, what it costs, and what is kept of it.
 
+use std::time::Duration;
+
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use taskmarket::{Bytes32, InferenceReceipt};
@@ -114,6 +116,33 @@ async fn usage_is_told_by_model_and_what_was_cancelled_counts() {
         .collect();
     let used = json!({ "model": "zorai-demo", "requests": 3, "prompt_tokens": 14, "completion_tokens": 20 });
     assert_eq!(models, [used], "{page}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn who_leaves_with_the_last_event_has_cancelled_nothing() {
+    let rig = Rig::start().await;
+    let mut engine = Engine::start(&rig, Script::new(Play::Hang)).await;
+    let all = chat(&["a"], true);
+    for (id, has_receipt) in [("held", true), ("none", false)] {
+        engine.play.send(Play::Held(all.clone(), vec![])).unwrap();
+        let mut response = ask(&rig).header("x-request-id", id).send().await.unwrap();
+        engine.sees().await;
+        let mut read = 0;
+        while read < all.concat().len() {
+            read += response.chunk().await.unwrap().unwrap().len();
+        }
+        drop(response);
+        let gone = tokio::time::timeout(Duration::from_millis(200), engine.is_idle()).await;
+        assert!(gone.is_err(), "the host was cut off before its receipt came");
+        if has_receipt {
+            engine.play.send(Play::Hang).unwrap();
+        }
+        engine.is_idle().await;
+        let kept = record(&rig, id).await;
+        assert_eq!(kept["outcome"], "completed", "{kept}");
+        assert_eq!(kept["receipt"].is_object(), has_receipt, "{kept}");
+    }
     rig.stop().await;
 }
 
