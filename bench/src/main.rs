@@ -1,5 +1,6 @@
 //! The program `market-bench`: what the market's store, scheduler and relay cost, against the floors of the same machine.
 
+mod containers;
 mod floor;
 mod floor_postgres;
 mod inference;

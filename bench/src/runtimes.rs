@@ -12,6 +12,7 @@ use computenode::runtime::wasm::WasmRuntime;
 use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, ModelShape, Output, Runtime};
 use serde_json::json;
 
+use crate::containers::{self, Containers};
 use crate::report::{Cell, Table};
 use crate::timing::{Times, median};
 
@@ -44,6 +45,8 @@ pub(crate) struct Runtimes {
     /// Threads for embeddings. [default: one for each processor]
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 /// Measures the runtimes of this process.
@@ -52,6 +55,7 @@ pub(crate) async fn measure(dir: &Path, plan: &Runtimes) -> anyhow::Result<Vec<T
     if let Some(weights) = &plan.weights {
         tables.push(embed(dir, plan, weights).await?);
     }
+    tables.extend(containers::measure(dir, &plan.containers).await?);
     Ok(tables)
 }
 
