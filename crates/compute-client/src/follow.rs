@@ -33,7 +33,8 @@ pub(crate) struct Follower<'a> {
     status: Option<Status>,
     phase: Option<(u32, Phase)>,
     explained: String,
-    failure: Option<String>,
+    /// Why the last attempt failed, and what helps.
+    failure: Option<(String, Option<&'static str>)>,
 }
 
 impl<'a> Follower<'a> {
@@ -63,9 +64,11 @@ impl<'a> Follower<'a> {
         if has_result(status) {
             return Ok(status);
         }
-        let why = self.failure.take().map(|why| format!(": {why}")).unwrap_or_default();
-        Err(Failure::failed(format_args!("the task is {status}{why}"))
-            .hint(format_args!("its history: zorai-compute events {}", self.id)))
+        let (why, hint) = self.failure.take().unwrap_or_default();
+        let why = if why.is_empty() { why } else { format!(": {why}") };
+        let failure = Failure::failed(format_args!("the task is {status}{why}"));
+        let failure = hint.into_iter().fold(failure, Failure::hint);
+        Err(failure.hint(format_args!("its history: zorai-compute events {}", self.id)))
     }
 
     /// Shows what happens until nothing can happen any more.
@@ -147,7 +150,8 @@ impl<'a> Follower<'a> {
                 self.explained.clear();
                 if let Event::AttemptFailed(fail) = &recorded.event {
                     let (code, message) = (&fail.message.code, &fail.message.message);
-                    self.failure = Some(format!("{}: {}", clean(code), clean(message)));
+                    let why = format!("{}: {}", clean(code), clean(message));
+                    self.failure = Some((why, rpc::failure::hint(code)));
                 }
                 self.bar.set_message(event.status.to_string());
                 self.line(&describe(recorded, event.status));

@@ -196,6 +196,7 @@ async fn a_failed_task_is_1_with_the_providers_reason_made_harmless() {
         "{}",
         said(&out)
     );
+    assert!(stderr(&out).contains("hint: raise the fuel"), "{}", said(&out));
     assert!(!stderr(&out).contains('\u{1b}'));
 }
 
