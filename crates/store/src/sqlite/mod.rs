@@ -1,12 +1,13 @@
 //! The store in one SQLite file.
 //!
 //! The file is `relay.db` in the store's folder, with a write-ahead log beside it. One thread writes: it takes the requests that wait,
-//! carries them out in one transaction, and answers when that is on disk, so that many callers share one flush. Reads go to a few
-//! connections of their own and never wait for writes.
+//! carries them out in one transaction, and answers when that is on disk, so that many callers share one flush. Another
+//! takes the log into the file meanwhile. Reads go to a few connections of their own and never wait for writes.
 
 mod artifacts;
 mod attempts;
 mod chain;
+mod checkpoints;
 mod folder;
 mod idempotency;
 mod keys;
@@ -59,10 +60,11 @@ impl Sqlite {
         let opening = tokio::task::spawn_blocking(move || {
             let lock = folder::lock(&dir)?;
             let path = folder::database(&dir)?;
-            let connection = schema::open_writer(&path)?;
+            let mut connection = schema::open_writer(&path)?;
+            let log = checkpoints::start(&mut connection, &path)?;
             folder::sync(&dir)?;
             let readers = Arc::new(Readers::open(&path, &options)?);
-            Ok(Self { readers, writer: Writer::start(connection, lock, &options)? })
+            Ok(Self { readers, writer: Writer::start(connection, log, lock, &options)? })
         });
         opening.await.map_err(|error| StoreError::Backend(Arc::new(error)))?
     }

@@ -39,10 +39,16 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "foreign_keys", true)?;
     // In KiB where negative. Inserts touch a few pages of each index again and again.
     connection.pragma_update(None, "cache_size", -64 * 1024)?;
-    // In pages of 4 KiB: fewer, larger checkpoints write a page that changed often only once.
-    connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
     connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
     migrate(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// Opens a connection that takes in the log.
+pub(super) fn open_checkpoints(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = open(path, flags)?;
+    connection.pragma_update(None, "synchronous", "full")?;
     Ok(connection)
 }
 

@@ -39,8 +39,13 @@ enum Message {
 }
 
 impl Writer {
-    /// Starts the thread. It keeps the folder locked until it ends.
-    pub(super) fn start(connection: Connection, lock: File, options: &Options) -> Result<Self, StoreError> {
+    /// Starts the thread. It keeps the folder locked until it ends, and the thread that takes in the log with it.
+    pub(super) fn start(
+        connection: Connection,
+        log: JoinHandle<()>,
+        lock: File,
+        options: &Options,
+    ) -> Result<Self, StoreError> {
         let (requests, queue) = mpsc::channel(options.queue.max(1));
         let counters = Arc::new(Counters::default());
         let committed = watch::Sender::new(());
@@ -52,6 +57,9 @@ impl Writer {
                 move || {
                     serve(&connection, queue, batch, &counters, &committed);
                     drop(connection);
+                    if log.join().is_err() {
+                        tracing::error!("the thread of the store's log panicked");
+                    }
                     drop(lock);
                 }
             })
