@@ -57,4 +57,31 @@ async fn a_container_runs_from_an_archive_on_a_folder() {
     let status = market.cli(&["status", &task]).await;
     let told = said(&status);
     assert!(told.contains("exit_nonzero") && told.contains("it broke"), "{told}");
+
+    let foreign = market.path("foreign.tar");
+    let config = images::config("s390x", &[&layer]);
+    std::fs::write(&foreign, images::docker_archive(&config, &[&layer], "example.org/busybox:1")).unwrap();
+    let (foreign, file) = (foreign.to_str().unwrap(), file.to_str().unwrap());
+    let run = [
+        "run",
+        "--runtime",
+        "container",
+        "--model",
+        foreign,
+        "--input",
+        file,
+        "--max-attempts",
+        "1",
+        "--poll",
+    ];
+    let out = market.cli(&run).await;
+    let (told, code) = (said(&out), "image_without_platform");
+    assert_eq!(out.status.code(), Some(1), "{told}");
+    let help = rpc::failure::hint(code).unwrap();
+    assert!(told.contains(&format!("the task is failed: {code}: ")) && told.contains(help), "{told}");
+    let task = told.split_ascii_whitespace().find(|word| word.starts_with("0x") && word.len() == 66).unwrap();
+    for command in ["status", "explain"] {
+        let told = said(&market.cli(&[command, task]).await);
+        assert!(told.contains(code) && told.contains(help), "{command}: {told}");
+    }
 }
