@@ -43,9 +43,14 @@ pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<JoinHandle<(
 }
 
 fn serve(connection: &Connection, asked: &Receiver<()>) {
-    while asked.recv().is_ok() {
+    let take_in = || {
         let _ = connection
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
             .inspect_err(|error| tracing::warn!(%error, "the store's log could not be taken in; it grows"));
+    };
+    while asked.recv().is_ok() {
+        take_in();
     }
+    // Of a store that is closed the file has everything: its last connection removes the log, if it ever used it.
+    take_in();
 }
