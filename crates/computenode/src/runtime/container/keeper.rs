@@ -262,8 +262,18 @@ async fn create(
         drop(created.send(Ok(container)));
         return None;
     }
-    // Whatever came back, or did not: the engine may have made it.
     container.gone = true;
+    let made = match made {
+        Err(error) if is_unconnected(&error) => {
+            let name = std::mem::take(&mut container.name);
+            // Nothing was made, so others can have the place before anybody hears of it.
+            drop(container);
+            drop(created.send(Err(error)));
+            return Some(name);
+        }
+        made => made,
+    };
+    // Whatever else came back, or did not: the engine may have made it.
     let refused = matches!(made, Err(Error::DockerResponseServerError { .. }));
     let late = made.is_err() && !refused;
     drop(made.map_or_else(|error| created.send(Err(error)), |_| Ok(())));
@@ -273,6 +283,11 @@ async fn create(
         remove(&docker, &container.name, &ending).await;
     }
     Some(container.name.clone())
+}
+
+/// Whether a request found no engine to connect to, and so had no effect.
+fn is_unconnected(error: &Error) -> bool {
+    matches!(error, Error::HyperLegacyError { err } if err.is_connect())
 }
 
 /// Kills a container and removes it, with its volumes, however often that has to be tried. Once the node ends it is tried a number of
@@ -310,6 +325,8 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::task::{Context, Wake, Waker};
+
+    use tokio::io::AsyncReadExt;
 
     use super::super::fake::FakeEngine;
     use super::*;
@@ -373,6 +390,41 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), freed).await.expect("the place is free");
+    }
+
+    #[tokio::test]
+    async fn a_place_is_free_at_once_where_there_is_no_engine_to_make_anything() {
+        let engine = FakeEngine::start(|_| (500, "")).await;
+        let docker = engine.docker.clone();
+        // The socket goes with it.
+        drop(engine);
+        let keeper = Keeper::start(docker).unwrap();
+        let slot = Arc::new(());
+        let place = Place::new(Arc::clone(&slot));
+        let creating = keeper.create("name".to_owned(), ContainerCreateBody::default(), place);
+        assert!(creating.await.is_err());
+        assert_eq!(Arc::strong_count(&slot), 1, "nothing was made that could hold it");
+    }
+
+    #[tokio::test]
+    async fn a_place_is_taken_where_the_engine_went_without_an_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let docker =
+            Docker::connect_with_unix(socket.to_str().unwrap(), 60, bollard::API_DEFAULT_VERSION).unwrap();
+        let keeper = Keeper::start(docker).unwrap();
+        let slot = Arc::new(());
+        let place = Place::new(Arc::clone(&slot));
+        let creating = keeper.create("name".to_owned(), ContainerCreateBody::default(), place);
+        let going = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            drop((stream, listener));
+        };
+        let (created, ()) = tokio::join!(creating, going);
+        assert!(created.is_err());
+        assert_eq!(Arc::strong_count(&slot), 2, "the container may be there");
     }
 
     /// Tells that a future can go on.
