@@ -40,6 +40,7 @@ struct Stored {
 pub(super) struct Attempt {
     task: StoredTask,
     attempt: u32,
+    provider: Address,
     /// It is on offer to its host, which has not accepted it yet.
     is_offer: bool,
 }
@@ -52,7 +53,7 @@ impl Attempt {
     /// Whose its uploads are: its own, for the API key that published the task.
     pub(super) fn uploader(&self) -> Uploader {
         let (task_id, attempt) = self.key();
-        Uploader::Attempt { task_id, attempt, owner: self.task.owner.clone() }
+        Uploader::Attempt { task_id, attempt, provider: self.provider, owner: self.task.owner.clone() }
     }
 }
 
@@ -79,8 +80,8 @@ impl Attempts {
         let task = market.task(task_id).await?.ok_or_else(unknown)?;
         let status = task.record.status();
         match standing(&task, &grant) {
-            Standing::Holder => Ok(Attempt { task, attempt, is_offer: false }),
-            Standing::Next if is_on_offer => Ok(Attempt { task, attempt, is_offer: true }),
+            Standing::Holder => Ok(Attempt { task, attempt, provider, is_offer: false }),
+            Standing::Next if is_on_offer => Ok(Attempt { task, attempt, provider, is_offer: true }),
             Standing::Next => Err(not_accepted(task_id, attempt).with_status(status)),
             Standing::Over => {
                 let message = format!("attempt {attempt} of task {task_id} is over, or another host's");

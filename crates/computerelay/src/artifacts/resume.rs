@@ -9,7 +9,7 @@ use artifact::Digest;
 use bytes::Bytes;
 use futures_util::Stream;
 use store::KeyId;
-use taskmarket::TaskId;
+use taskmarket::{Address, TaskId};
 use tokio::time::Instant;
 
 use super::objects::Partial;
@@ -17,10 +17,12 @@ use super::{Artifacts, PutError};
 
 /// How long a client has to come back.
 const KEPT_FOR: Duration = Duration::from_secs(10 * 60);
-/// How many are kept in all, of one key and of one attempt, which has one result. Each holds up to three parts in memory.
+/// How many are kept of all keys, and as many of all attempts, so that neither take the other's. Each holds up to three parts in memory.
 const MAX_KEPT: usize = 16;
 const MAX_KEPT_OF_KEY: usize = 4;
+/// An attempt has one result.
 const MAX_KEPT_OF_ATTEMPT: usize = 1;
+const MAX_KEPT_OF_PROVIDER: usize = 4;
 
 /// Whose an upload is: what broke off is theirs alone to take up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +35,8 @@ pub(crate) enum Uploader {
         task_id: TaskId,
         /// Its number.
         attempt: u32,
+        /// Whose host makes it.
+        provider: Address,
         /// The key that published the task.
         owner: KeyId,
     },
@@ -49,6 +53,17 @@ impl Uploader {
     /// Whether the owner's quota holds.
     pub(super) fn is_bounded(&self) -> bool {
         matches!(self, Self::Key(_))
+    }
+
+    fn is_attempt(&self) -> bool {
+        matches!(self, Self::Attempt { .. })
+    }
+
+    fn provider(&self) -> Option<Address> {
+        match self {
+            Self::Key(_) => None,
+            Self::Attempt { provider, .. } => Some(*provider),
+        }
     }
 
     fn most_kept(&self) -> usize {
@@ -97,20 +112,22 @@ struct Kept {
 
 /// The uploads that broke off, by whose they are and what they are of.
 #[derive(Debug, Default)]
-pub(super) struct BrokenOff(Mutex<HashMap<(Uploader, Digest), Kept>>);
+pub(super) struct BrokenOff(Mutex<AllKept>);
+
+type AllKept = HashMap<(Uploader, Digest), Kept>;
 
 impl BrokenOff {
-    /// Keeps one, where there is room for it: an uploader's oldest goes for its newest, but none for another's.
+    /// Keeps one, where there is room for it: an uploader's oldest goes for its newest, and a provider's, but none for another's.
     fn keep(&self, digest: Digest, upload: Upload) {
         let mut kept = self.lock();
         let uploader = upload.uploader.clone();
         kept.remove(&(uploader.clone(), digest));
-        if kept.keys().filter(|(other, _)| *other == uploader).count() >= uploader.most_kept() {
-            let own = kept.iter().filter(|((other, _), _)| *other == uploader);
-            let oldest = own.min_by_key(|(_, kept)| kept.since).map(|(of, _)| of.clone());
-            oldest.and_then(|oldest| kept.remove(&oldest));
+        make_way(&mut kept, uploader.most_kept(), |other| *other == uploader);
+        if let Some(provider) = uploader.provider() {
+            make_way(&mut kept, MAX_KEPT_OF_PROVIDER, |other| other.provider() == Some(provider));
         }
-        if kept.len() < MAX_KEPT {
+        let alike = kept.keys().filter(|(other, _)| other.is_attempt() == uploader.is_attempt()).count();
+        if alike < MAX_KEPT {
             kept.insert((uploader, digest), Kept { upload, since: Instant::now() });
         }
     }
@@ -124,8 +141,17 @@ impl BrokenOff {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Uploader, Digest), Kept>> {
+    fn lock(&self) -> MutexGuard<'_, AllKept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets go of the oldest of some where they are `most` already.
+fn make_way(all: &mut AllKept, most: usize, are_some: impl Fn(&Uploader) -> bool) {
+    let of_some = || all.iter().filter(|((uploader, _), _)| are_some(uploader));
+    if of_some().count() >= most {
+        let oldest = of_some().min_by_key(|(_, kept)| kept.since).map(|(of, _)| of.clone());
+        oldest.and_then(|oldest| all.remove(&oldest));
     }
 }
 

@@ -57,7 +57,12 @@ impl Artifacts {
 }
 
 fn attempt(attempt: u32, owner: KeyId) -> Uploader {
-    Uploader::Attempt { task_id: TaskId(B256::ZERO), attempt, owner }
+    attempt_of(1, attempt, owner)
+}
+
+fn attempt_of(provider: u8, attempt: u32, owner: KeyId) -> Uploader {
+    let provider = Address::repeat_byte(provider);
+    Uploader::Attempt { task_id: TaskId(B256::ZERO), attempt, provider, owner }
 }
 
 impl Rig {
@@ -236,6 +241,42 @@ async fn an_attempt_goes_on_with_its_own_upload_alone() {
     let upload = artifacts.take_up(&first, digest, 900_000).unwrap();
     artifacts.put_upload(upload, pieces(&bytes[900_000..]), digest, u64::MAX).await.unwrap();
     assert!(read(artifacts, digest, 0, 1_000_000).await == bytes);
+}
+
+#[tokio::test]
+async fn attempts_leave_places_for_keys_and_a_provider_for_others() {
+    let rig = rig(None).await;
+    let artifacts = &rig.artifacts;
+    let bytes = vec![7; 600_000];
+    let digest = Digest::of(b"the whole");
+    let break_off = async |uploader: &Uploader| {
+        let upload = artifacts.begin(digest, uploader.clone(), Arc::new(Mutex::new(Space::unbounded())));
+        let broken = pieces(&bytes).chain(futures_util::stream::iter([Err(std::io::Error::other("gone"))]));
+        assert!(artifacts.put_upload(upload, broken, digest, u64::MAX).await.is_err());
+    };
+    let is_kept = |uploader: &Uploader| artifacts.came(uploader, digest).is_some();
+    let attempts = |provider: u8| (1..=20).map(move |number| attempt_of(provider, number, owner()));
+    for attempt in attempts(1) {
+        break_off(&attempt).await;
+    }
+    // A provider's oldest goes for its newest.
+    let kept: Vec<bool> = attempts(1).map(|attempt| is_kept(&attempt)).collect();
+    assert_eq!(kept.iter().rposition(|kept| !kept), Some(15), "{kept:?}");
+    for provider in 2..=9 {
+        for attempt in attempts(provider) {
+            break_off(&attempt).await;
+        }
+    }
+    let kept = (1..=9).flat_map(attempts).filter(|attempt| is_kept(attempt)).count();
+    assert_eq!(kept, 16, "what all attempts together may keep");
+    assert_eq!(
+        attempts(2).filter(|attempt| is_kept(attempt)).count(),
+        4,
+        "the first provider took its places"
+    );
+    let key = Uploader::Key(owner());
+    break_off(&key).await;
+    assert!(is_kept(&key), "attempts took the places of keys");
 }
 
 #[tokio::test]
