@@ -18,13 +18,14 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use crate::cache::Life;
 use crate::digest::{Digest, Hasher};
-use crate::room::{Promise, Room};
+use crate::room::{ExtendError, Promise, Room};
 
 /// How much of a file is copied at a time.
 const COPY_BYTES: usize = 256 * 1024;
 
-/// How much room is made at a time for a blob whose length nobody told, in bytes.
-const ROOM_BYTES: u64 = 16 << 20;
+/// How much room is made at a time ahead of the bytes that came. What a source announces is its word alone: room for all of it
+/// would let one that sends nothing remove every blob, and keep other blobs out.
+const ROOM_BYTES: u64 = 64 << 20;
 
 /// A store of blobs. Cheap to clone; all clones are the same store.
 #[derive(Debug, Clone)]
@@ -61,6 +62,10 @@ pub enum PutError {
     #[error("larger than the permitted {limit} bytes")]
     #[allow(missing_docs)]
     TooLarge { limit: u64 },
+    /// The store's bound leaves no room beside the blobs that are in use and being written.
+    #[error("no room for {needed} bytes beside the files in use within the store's {limit}")]
+    #[allow(missing_docs)]
+    CacheBusy { needed: u64, limit: u64 },
     /// The source of the bytes failed before its end.
     #[error("the bytes broke off: {0}")]
     Source(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -76,6 +81,7 @@ impl PutError {
         match self {
             Self::HashMismatch { .. } => "hash_mismatch",
             Self::TooLarge { .. } => "too_large",
+            Self::CacheBusy { .. } => "cache_busy",
             Self::Source(_) => "interrupted",
             Self::Io { .. } => "io",
         }
@@ -235,7 +241,7 @@ impl BlobStore {
         };
         let (file, temporary) = blocking(create).await.map_err(|source| PutError::Io { path, source })?;
         let (store, file, promise) = (self.clone(), File::from_std(file), Promise::new(self.clone()));
-        Ok(Partial { store, file, temporary, hasher: Hasher::new(), max_bytes, promise })
+        Ok(Partial { store, file, temporary, hasher: Hasher::new(), max_bytes, announced: None, promise })
     }
 }
 
@@ -247,6 +253,8 @@ pub(crate) struct Partial {
     temporary: Temporary,
     hasher: Hasher,
     max_bytes: u64,
+    /// How many bytes its source says it has.
+    announced: Option<u64>,
     /// Dropped last, once the bytes are gone or count as a blob's.
     promise: Promise,
 }
@@ -276,9 +284,23 @@ impl Partial {
         self.file.flush().await.map_err(|e| self.failed(e))
     }
 
-    /// Sees to it that the store has room for so many bytes of it in all.
-    pub(crate) async fn reserve(&mut self, total: u64) -> Result<(), PutError> {
-        self.promise.extend(total).await.map_err(|e| self.failed(e))
+    /// Takes note of how many bytes of it there are by its source's word, and sees to it that the store has room for the next of them.
+    ///
+    /// # Errors
+    /// [`PutError::CacheBusy`] where so many could not come in now.
+    pub(crate) async fn announce(&mut self, total: u64) -> Result<(), PutError> {
+        self.announced = Some(total);
+        self.make_room(total, self.len()).await
+    }
+
+    /// Makes room ahead of the first `after` bytes, if `needed` could come in.
+    async fn make_room(&mut self, needed: u64, after: u64) -> Result<(), PutError> {
+        let most = self.announced.unwrap_or(self.max_bytes).max(after);
+        let wanted = after.saturating_add(ROOM_BYTES).min(most);
+        self.promise.extend(needed, wanted).await.map_err(|error| match error {
+            ExtendError::Busy { needed, limit } => PutError::CacheBusy { needed, limit },
+            ExtendError::Io(source) => self.failed(source),
+        })
     }
 
     /// Appends a piece.
@@ -288,11 +310,7 @@ impl Partial {
             return Err(PutError::TooLarge { limit: self.max_bytes });
         }
         if !self.promise.covers(after) {
-            let ample = after.saturating_add(ROOM_BYTES).min(self.max_bytes);
-            // Where there is no such room there may be enough.
-            if self.reserve(ample).await.is_err() {
-                self.reserve(after).await?;
-            }
+            self.make_room(after, after).await?;
         }
         self.hasher.update(piece);
         self.file.write_all(piece).await.map_err(|e| self.failed(e))
@@ -301,6 +319,7 @@ impl Partial {
     /// Forgets what was written and begins anew.
     pub(crate) async fn reset(&mut self) -> Result<(), PutError> {
         self.hasher = Hasher::new();
+        self.announced = None;
         let emptied = async {
             self.file.flush().await?;
             self.file.set_len(0).await?;

@@ -81,7 +81,13 @@ impl BlobStore {
     /// A folder of which a file is removed is fetched again when it is needed.
     pub async fn trim(&self, limit: u64) -> io::Result<Trimmed> {
         let root = self.root().to_owned();
-        blocking(move || trim(&root, limit)).await
+        blocking(move || Found::in_store(&root)?.trim(&root, limit)).await
+    }
+
+    /// As [`make_room`].
+    pub(crate) async fn make_room(&self, limit: u64, needed: u64, wanted: u64) -> io::Result<Option<u64>> {
+        let root = self.root().to_owned();
+        blocking(move || make_room(&root, limit, needed, wanted)).await
     }
 
     /// Whether a process that had the store open ended without closing it. Then each blob is read and checked when it is first
@@ -244,47 +250,81 @@ fn digest_at(path: &Path) -> Option<Digest> {
     format!("{shard}{rest}").parse().ok()
 }
 
-fn trim(root: &Path, limit: u64) -> io::Result<Trimmed> {
-    let _turn = turn(root)?;
-    let mut kept = HashSet::new();
-    for item in std::fs::read_dir(root.join(IN_USE))? {
-        let path = item?.path();
-        if is_left(&path)? {
-            continue;
-        }
-        let mut names = String::new();
-        match File::open(&path) {
-            Ok(mut file) => file.read_to_string(&mut names).map(|_| ())?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
-        kept.extend(names.lines().filter_map(|line| line.parse::<Digest>().ok()));
-    }
-    let mut blobs = Vec::new();
-    let mut trimmed = Trimmed::default();
-    for (digest, metadata) in list_blobs(root)? {
-        trimmed.left = trimmed.left.saturating_add(metadata.len());
-        // Where the file system does not tell, the blob counts as oldest.
-        blobs.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), digest, metadata.len()));
-    }
-    blobs.sort_unstable_by_key(|(used, digest, _)| (*used, digest.0));
-    for (_, digest, size) in blobs {
-        if trimmed.left <= limit {
-            break;
-        }
-        if kept.contains(&digest) {
-            continue;
-        }
-        match std::fs::remove_file(crate::blobs::path_in(root, &digest)) {
-            Ok(()) => {
-                tracing::info!(%digest, size, "file removed from the store: no more room");
-                trimmed.blobs += 1;
-                trimmed.bytes += size;
+/// What a store holds, as long as the turn lasts.
+struct Found {
+    _turn: File,
+    /// The blobs that nobody uses and their bytes, what was used longest ago first.
+    unused: Vec<(Digest, u64)>,
+    /// The bytes of the blobs that are in use.
+    used: u64,
+}
+
+impl Found {
+    fn in_store(root: &Path) -> io::Result<Self> {
+        let turn = turn(root)?;
+        let mut kept = HashSet::new();
+        for item in std::fs::read_dir(root.join(IN_USE))? {
+            let path = item?.path();
+            if is_left(&path)? {
+                continue;
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+            let mut names = String::new();
+            match File::open(&path) {
+                Ok(mut file) => file.read_to_string(&mut names).map(|_| ())?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            kept.extend(names.lines().filter_map(|line| line.parse::<Digest>().ok()));
         }
-        trimmed.left -= size;
+        let mut unused = Vec::new();
+        let mut used = 0_u64;
+        for (digest, metadata) in list_blobs(root)? {
+            if kept.contains(&digest) {
+                used = used.saturating_add(metadata.len());
+            } else {
+                // Where the file system does not tell, the blob counts as oldest.
+                let then = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                unused.push((then, digest, metadata.len()));
+            }
+        }
+        unused.sort_unstable_by_key(|(then, digest, _)| (*then, digest.0));
+        let unused = unused.into_iter().map(|(_, digest, size)| (digest, size)).collect();
+        Ok(Self { _turn: turn, unused, used })
     }
-    Ok(trimmed)
+
+    /// Removes the oldest blobs until all take no more than `limit` bytes, as far as nobody uses them.
+    fn trim(self, root: &Path, limit: u64) -> io::Result<Trimmed> {
+        let sizes = self.unused.iter().map(|(_, size)| *size);
+        let left = sizes.fold(self.used, u64::saturating_add);
+        let mut trimmed = Trimmed { left, ..Trimmed::default() };
+        for (digest, size) in self.unused {
+            if trimmed.left <= limit {
+                break;
+            }
+            match std::fs::remove_file(crate::blobs::path_in(root, &digest)) {
+                Ok(()) => {
+                    tracing::info!(%digest, size, "file removed from the store: no more room");
+                    trimmed.blobs += 1;
+                    trimmed.bytes += size;
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            trimmed.left -= size;
+        }
+        Ok(trimmed)
+    }
+}
+
+/// Makes room beside blobs of `limit` bytes at most: for `wanted` bytes, or as many as can be had. Gives how many; `None`, and nothing is
+/// removed, where that is less than `needed`.
+fn make_room(root: &Path, limit: u64, needed: u64, wanted: u64) -> io::Result<Option<u64>> {
+    let found = Found::in_store(root)?;
+    let free = limit.saturating_sub(found.used);
+    if free < needed {
+        return Ok(None);
+    }
+    let made = wanted.min(free);
+    found.trim(root, limit - made)?;
+    Ok(Some(made))
 }

@@ -68,6 +68,12 @@ pub enum FetchError {
     #[error("{reference}: {source}")]
     #[allow(missing_docs)]
     BadManifest { reference: String, source: ContentError },
+    /// The store's bound leaves no room beside files that are in use or being fetched, though the disk may have some.
+    #[error(
+        "{reference}: no room for {needed} bytes beside the files in use, which may take {limit} with it; try again once they are done"
+    )]
+    #[allow(missing_docs)]
+    CacheBusy { reference: String, needed: u64, limit: u64 },
     /// This machine's file system failed.
     #[error("{reference}: {source}; check the disk and the permissions of this machine")]
     #[allow(missing_docs)]
@@ -167,6 +173,7 @@ impl FetchError {
             Self::Unreachable { how: Unreached::Truncated, .. } => "truncated",
             Self::Unreachable { how: Unreached::Gateways, .. } => "no_gateway_served_it",
             Self::BadManifest { source, .. } => source.code(),
+            Self::CacheBusy { .. } => "cache_busy",
             Self::Io { .. } if self.is_disk_full() => "disk_full",
             Self::Io { .. } => "io",
         }
@@ -203,6 +210,7 @@ mod tests {
             (late(Wait::Server), "stalled"),
             (late(Wait::Whole), "timed_out"),
             (bad(ManifestError::TooLong.into()), "bad_manifest"),
+            (FetchError::CacheBusy { reference: reference(), needed: 2, limit: 1 }, "cache_busy"),
             (bad(platform), "image_without_platform"),
             (FetchError::TooManyRedirects { reference: reference(), limit: 1 }, "redirect_loop"),
         ] {

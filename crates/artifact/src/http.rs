@@ -128,7 +128,7 @@ impl Web {
             return Err(Failure::Final(error));
         }
         if let Some(total) = total {
-            partial.reserve(total).await.map_err(|e| Failure::Final(put_error(name, e)))?;
+            partial.announce(total).await.map_err(|e| Failure::Final(put_error(name, e)))?;
         }
         receive(policy, job, response, partial, total).await
     }
@@ -147,6 +147,7 @@ pub(crate) fn put_error(name: &str, error: PutError) -> FetchError {
             FetchError::HashMismatch { reference, expected, actual }
         }
         PutError::TooLarge { limit } => FetchError::TooLarge { reference, limit },
+        PutError::CacheBusy { needed, limit } => FetchError::CacheBusy { reference, needed, limit },
         PutError::Source(source) => {
             FetchError::Unreachable { reference, reason: source.to_string(), how: Unreached::Truncated }
         }

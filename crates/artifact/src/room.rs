@@ -23,6 +23,17 @@ pub(crate) struct Promise {
     bytes: u64,
 }
 
+/// Why there is no room.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExtendError {
+    /// Files in use, and others that are being written, leave too little.
+    #[error("the files in use leave no room for {needed} bytes within the store's {limit}")]
+    Busy { needed: u64, limit: u64 },
+    /// The store's file system failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 impl Room {
     pub(crate) fn bounded(limit: u64) -> Self {
         Self { limit: Some(limit), ..Self::default() }
@@ -40,28 +51,25 @@ impl Promise {
         self.store.room().limit.is_none() || total <= self.bytes
     }
 
-    /// Makes room for so many bytes in all.
+    /// Makes room for `wanted` bytes in all, or for fewer where others leave no more, if `needed` bytes in all could come in.
     ///
     /// # Errors
-    /// `StorageFull` where files in use, and others that are being written, leave too little.
-    pub(crate) async fn extend(&mut self, total: u64) -> io::Result<()> {
+    /// [`ExtendError::Busy`] where files in use, and others that are being written, leave too little. Nothing is removed then.
+    pub(crate) async fn extend(&mut self, needed: u64, wanted: u64) -> Result<(), ExtendError> {
         let room = self.store.room();
-        let (Some(limit), Some(more)) = (room.limit, total.checked_sub(self.bytes).filter(|more| *more > 0))
+        let (Some(limit), Some(more)) = (room.limit, wanted.checked_sub(self.bytes).filter(|more| *more > 0))
         else {
             return Ok(());
         };
         let _turn = room.turn.lock().await;
-        let promised = room.promised.load(Ordering::Relaxed).saturating_add(more);
-        let fits = match limit.checked_sub(promised) {
-            Some(for_blobs) => self.store.trim(for_blobs).await?.left <= for_blobs,
-            None => false,
+        let busy = ExtendError::Busy { needed, limit };
+        let Some(for_others) = limit.checked_sub(room.promised.load(Ordering::Relaxed)) else {
+            return Err(busy);
         };
-        if !fits {
-            let why = format!("the files in use leave no room for {total} bytes within the store's {limit}");
-            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
-        }
-        room.promised.fetch_add(more, Ordering::Relaxed);
-        self.bytes = total;
+        let needed = needed.saturating_sub(self.bytes);
+        let made = self.store.make_room(for_others, needed, more).await?.ok_or(busy)?;
+        room.promised.fetch_add(made, Ordering::Relaxed);
+        self.bytes += made;
         Ok(())
     }
 }

@@ -63,7 +63,7 @@ async fn room_is_made_before_the_bytes_come() {
     // What is promised to the one is not promised to another.
     let kept = fetcher.store().keep(&[fetcher.store().path(&blobs[1])]).await.unwrap().unwrap();
     let other = Server::serving(&[b'c'; 101]).await;
-    assert_eq!(get(&fetcher, &other.reference("/c")).await.unwrap_err().code(), "disk_full");
+    assert_eq!(get(&fetcher, &other.reference("/c")).await.unwrap_err().code(), "cache_busy");
     let other = Server::serving(&[b'c'; 100]).await;
     get(&fetcher, &other.reference("/c")).await.unwrap();
     // Given up, it leaves its room to others.
@@ -83,7 +83,7 @@ async fn files_in_use_are_no_room() {
     // Refused by what it announces: it would be waited for in vain.
     let silent = Server::start(|_, _| Reply::Hang(status("200 OK", "content-length: 201\r\n", b""))).await;
     let refused = get(&fetcher, &silent.reference("/m")).await.unwrap_err();
-    assert_eq!((refused.code(), exist(&fetcher, blobs)), ("disk_full", [true, true]), "{refused}");
+    assert_eq!((refused.code(), exist(&fetcher, blobs)), ("cache_busy", [true, true]), "{refused}");
     let fits = Server::serving(&[b'c'; 200]).await;
     get(&fetcher, &fits.reference("/c")).await.unwrap();
     assert_eq!(taken(dir.path()), LIMIT);
@@ -94,11 +94,57 @@ async fn files_in_use_are_no_room() {
 }
 
 #[tokio::test]
+async fn what_cannot_fit_removes_nothing() {
+    let (_dir, fetcher, blobs) = filled().await;
+    let kept = fetcher.store().keep(&[fetcher.store().path(&blobs[1])]).await.unwrap().unwrap();
+    // The blob that nobody uses is too small to make room for it.
+    let large = Server::serving(&[b'c'; 601]).await;
+    let refused = get(&fetcher, &large.reference("/m")).await.unwrap_err();
+    assert_eq!((refused.code(), refused.is_disk_full()), ("cache_busy", false), "{refused}");
+    assert_eq!(exist(&fetcher, blobs), [true, true]);
+    drop(kept);
+}
+
+#[tokio::test]
+async fn what_only_announces_much_takes_no_room_from_others() {
+    const MUCH: u64 = 1 << 30;
+    let dir = tempfile::tempdir().unwrap();
+    let store = BlobStore::open_bounded(dir.path().join("blobs"), MUCH).unwrap();
+    let cached = store.put_bytes(&[b'a'; 400], None).await.unwrap().0;
+    let policy = FetchPolicy { max_tries: 1, max_bytes: MUCH, ..policy() };
+    let fetcher = Fetcher::new(policy, store).unwrap();
+    // It announces half of what the store may hold, and sends little.
+    let head = format!("content-length: {}\r\n", MUCH / 2);
+    let slow = Server::start(move |_, _| Reply::Hang(status("200 OK", &head, b"little"))).await;
+    let written = || {
+        let parts = std::fs::read_dir(dir.path().join("blobs/tmp")).unwrap();
+        parts.filter(|part| part.as_ref().unwrap().metadata().unwrap().len() > 0).count()
+    };
+    let mut fetching = Vec::new();
+    for number in 1..=4 {
+        let (fetcher, reference) = (fetcher.clone(), slow.reference(&format!("/{number}")));
+        fetching.push(tokio::spawn(async move { get(&fetcher, &reference).await }));
+        let begun = async {
+            while written() < number {
+                assert!(fetching.iter().all(|fetching| !fetching.is_finished()), "{number} found no room");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), begun).await.expect("its bytes come");
+    }
+    assert!(fetcher.store().path(&cached).exists(), "it was removed for bytes that never came");
+    let other = Server::serving(&[b'b'; 100_000]).await;
+    get(&fetcher, &other.reference("/b")).await.unwrap();
+    assert!(fetcher.store().path(&cached).exists());
+    fetching.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn what_announces_nothing_is_bounded_as_it_comes() {
     let (dir, fetcher, blobs) = filled().await;
     let endless = Server::start(|_, _| Reply::Endless(status("200 OK", "", b""))).await;
     let refused = get(&fetcher, &endless.reference("/m")).await.unwrap_err();
-    assert_eq!(refused.code(), "disk_full", "{refused}");
+    assert_eq!(refused.code(), "cache_busy", "{refused}");
     assert_eq!(exist(&fetcher, blobs), [true, true], "a first piece of so many bytes fits nowhere");
     let short = Server::start(|_, _| Reply::Close(status("200 OK", "", &[b'c'; 700]))).await;
     let LocalFile { size, .. } = get(&fetcher, &short.reference("/c")).await.unwrap();

@@ -131,7 +131,7 @@ impl Attempt {
                 }
             }
             Err(Failure::new(
-                "disk_full",
+                RunCode::CacheBusy.as_str(),
                 "there is no room for model and input beside the files of other tasks",
             ))
         };

@@ -215,6 +215,7 @@ fn every_failure_of_a_job_has_its_maker() {
         RunCode::OutOfDisk,
         RunCode::ImageWithoutPlatform,
         RunCode::ImageUnavailable,
+        RunCode::CacheBusy,
         RunCode::EgressRefused,
         RunCode::EgressUnavailable,
         RunCode::SandboxUnavailable,
@@ -233,6 +234,7 @@ fn every_failure_of_a_job_has_its_maker() {
             | RunCode::TimedOut
             | RunCode::OutOfDisk
             | RunCode::ImageUnavailable
+            | RunCode::CacheBusy
             | RunCode::EgressRefused
             | RunCode::EgressUnavailable => Blame::Neither,
             RunCode::BadParams
@@ -283,6 +285,7 @@ fn failures_of_fetches() -> Vec<FetchError> {
         gone(Unreached::Server),
         gone(Unreached::Truncated),
         gone(Unreached::Gateways),
+        FetchError::CacheBusy { reference: reference(), needed: 2, limit: 1 },
         disk(ErrorKind::StorageFull),
         disk(ErrorKind::PermissionDenied),
     ];
@@ -296,7 +299,9 @@ fn every_failure_of_a_fetch_is_known_with_its_maker() {
     for error in failures_of_fetches() {
         assert!(failure::is_known(error.code()), "{} is missing in rpc::failure", error.code());
         let maker = match error {
-            FetchError::TimedOut { .. } | FetchError::Unreachable { .. } => Blame::Neither,
+            FetchError::TimedOut { .. } | FetchError::Unreachable { .. } | FetchError::CacheBusy { .. } => {
+                Blame::Neither
+            }
             FetchError::Io { .. } => Blame::Provider,
             FetchError::BadReference { .. }
             | FetchError::UnsupportedScheme { .. }

@@ -70,6 +70,10 @@ const KNOWN: &[Known] = &[
     neither("truncated", "check that the source serves whole files, or publish the task again"),
     neither("no_gateway_served_it", "check that the content is pinned and provided"),
     neither("stalled", "the source was silent for too long: check it, or publish the task again"),
+    neither(
+        "cache_busy",
+        "other tasks take the host's room for fetched files: publish the task again, or choose other hosts",
+    ),
     provider("disk_full"),
     provider("io"),
     // Running.

@@ -209,6 +209,7 @@ fn reason(error: &FetchError) -> String {
         FetchError::BadReference { .. }
         | FetchError::UnsupportedScheme { .. }
         | FetchError::HashMismatch { .. }
+        | FetchError::CacheBusy { .. }
         | FetchError::Io { .. } => error.to_string(),
     }
 }

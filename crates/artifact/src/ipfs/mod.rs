@@ -244,7 +244,7 @@ impl Call<'_> {
             }
             if expected.is_none() {
                 self.check_size(size)?;
-                target.partial.reserve(size).await.map_err(|e| put_error(self.name, e))?;
+                target.partial.announce(size).await.map_err(|e| put_error(self.name, e))?;
                 if alone {
                     meter.set_total(Some(size));
                 }

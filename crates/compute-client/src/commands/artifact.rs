@@ -112,6 +112,7 @@ pub(crate) fn fetch_failed(error: FetchError) -> Failure {
         | FetchError::NotFound { .. }
         | FetchError::TooLarge { .. }
         | FetchError::TooManyRedirects { .. }
+        | FetchError::CacheBusy { .. }
         | FetchError::Io { .. } => Exit::Failed,
     };
     let is_missing = matches!(error, FetchError::NotFound { .. });

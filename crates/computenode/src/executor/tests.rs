@@ -10,6 +10,9 @@ use taskmarket::{B256, TaskConfig};
 use super::*;
 use crate::runtime::{Context, Job, LogStream, ModelShape, Output, Place, RunCode, RunError};
 
+/// What fetched files may take, in bytes.
+const ROOM: u64 = 1 << 20;
+
 /// Says two lines, waits until it is told to go on, says a third and fails.
 #[derive(Default)]
 struct Talker {
@@ -53,14 +56,18 @@ fn executor(folder: &std::path::Path, talker: &Arc<Talker>) -> Executor {
         min_free_disk: MinFreeDisk::Bytes(0),
         keep: Duration::from_secs(60),
         keep_bytes: 1 << 20,
-        keep_artifacts_bytes: 1 << 20,
+        keep_artifacts_bytes: ROOM,
         gpu_name: None,
         cpu_name: "CPU".to_owned(),
     };
     let runtimes = BTreeMap::from([(RuntimeName::Wasm, Arc::clone(talker) as Arc<dyn Runtime>)]);
     let gpus = Gpus::new(Inventory::declared("Test GPU", 8), false);
-    let store = BlobStore::open(folder.join("artifacts")).unwrap();
-    let policy = FetchPolicy { allowed_dirs: vec![folder.to_owned()], ..FetchPolicy::default() };
+    let store = BlobStore::open_bounded(folder.join("artifacts"), ROOM).unwrap();
+    let policy = FetchPolicy {
+        allowed_dirs: vec![folder.to_owned()],
+        allow_private_addresses: true,
+        ..FetchPolicy::default()
+    };
     let tls = daemon::tls::client_config(None).unwrap();
     let fetcher = Fetcher::with_tls(policy, store, &tls).unwrap();
     let (results, records) = Results::open(folder.join("results")).unwrap();
@@ -110,6 +117,21 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), what).await.expect("in time")
 }
 
+/// The code of a failure, once it is there.
+async fn failed(node: &Executor, task: TaskId) -> String {
+    let failing = async {
+        let mut seen = 0;
+        loop {
+            let status = node.changed_status(task, seen, Duration::from_secs(20)).await.unwrap();
+            if let Some(failure) = status.failure {
+                return failure.code;
+            }
+            seen = status.revision;
+        }
+    };
+    soon(failing).await
+}
+
 async fn read(executor: &Executor, task: TaskId, from: u64) -> String {
     let mut reader = executor.logs(task, from, false).await.unwrap().unwrap();
     let mut text = String::new();
@@ -137,18 +159,7 @@ async fn logs_are_followed_to_the_end_and_outlive_the_node() {
     let third = "{\"n\":2,\"stream\":\"stderr\",\"text\":\"the end\"}\n";
     assert_eq!(soon(follower.next()).await.unwrap(), third);
     assert_eq!(soon(follower.next()).await, None);
-    let failed = soon(async {
-        let mut seen = 0;
-        loop {
-            let status = node.changed_status(task, seen, Duration::from_secs(20)).await.unwrap();
-            if status.failure.is_some() {
-                return status;
-            }
-            seen = status.revision;
-        }
-    })
-    .await;
-    assert_eq!(failed.failure.unwrap().code, "trapped");
+    assert_eq!(failed(&node, task).await, "trapped");
     assert_eq!(read(&node, task, 2).await, third);
     assert!(node.tasks()[&task].logs.is_none(), "what has ended takes no memory");
     drop((node, follower));
@@ -159,6 +170,28 @@ async fn logs_are_followed_to_the_end_and_outlive_the_node() {
     // They go with the record.
     node.0.results.remove(task, 1).unwrap();
     assert_eq!(std::fs::read_dir(folder.path().join("results")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_in_use_fail_a_fetch_and_remove_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = executor(folder.path(), &Arc::default());
+    let store = node.0.fetcher.store();
+    let unused = store.put_bytes(b"unused", None).await.unwrap().0;
+    let used = store.put_bytes(&vec![b'u'; ROOM as usize / 2], None).await.unwrap().0;
+    let kept = store.keep(&[store.path(&used)]).await.unwrap().unwrap();
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut request = request(folder.path());
+    let task = request.task_id;
+    request.task.model_cid = format!("http://{}/model", listener.local_addr().unwrap()).parse().unwrap();
+    let router = axum::Router::new().fallback(|| async { vec![b'm'; ROOM as usize / 2 + 1] });
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    node.take(request).await.unwrap();
+    assert_eq!(failed(&node, task).await, "cache_busy");
+    assert!(store.path(&unused).exists(), "the disk is not full");
+    drop(kept);
+    serving.abort();
 }
 
 #[tokio::test]

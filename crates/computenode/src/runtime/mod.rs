@@ -224,6 +224,8 @@ pub enum RunCode {
     ImageWithoutPlatform,
     /// The image could not be had from its registry.
     ImageUnavailable,
+    /// The files of other tasks leave no room for what the job needs.
+    CacheBusy,
     /// The job asks for domains that this node's policy does not grant.
     EgressRefused,
     /// The job asks for domains, and this node has no way to let it reach them and nothing else.
@@ -257,6 +259,7 @@ impl RunCode {
             Self::OutOfDisk => "out_of_disk",
             Self::ImageWithoutPlatform => "image_without_platform",
             Self::ImageUnavailable => "image_unavailable",
+            Self::CacheBusy => "cache_busy",
             Self::EgressRefused => "egress_refused",
             Self::EgressUnavailable => "egress_unavailable",
             Self::SandboxUnavailable => "sandbox_unavailable",

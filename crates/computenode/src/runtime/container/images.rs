@@ -238,7 +238,8 @@ impl Images {
                 return Ok((image, kept));
             }
         }
-        Err(internal("there is no room for the image's parts"))
+        let reason = "there is no room for the image's parts beside the files of other tasks";
+        Err(RunError::new(RunCode::CacheBusy, reason))
     }
 
     async fn checked(
@@ -451,6 +452,7 @@ fn not_fetched(error: &FetchError) -> RunError {
         | FetchError::TimedOut { .. }
         | FetchError::TooManyRedirects { .. }
         | FetchError::Unreachable { .. } => RunCode::ImageUnavailable,
+        FetchError::CacheBusy { .. } => RunCode::CacheBusy,
         FetchError::Io { .. } => RunCode::Internal,
     };
     RunError::new(code, format!("cannot fetch the image: {error}"))
