@@ -45,7 +45,7 @@ pub(crate) struct Unpublished {
 /// How far the money of a task is that was not published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Paid {
-    /// The contract has it.
+    /// The contract has it, or had it until it was paid out.
     Whole,
     /// A transaction of this account is planned, signed or sent.
     OnItsWay,
@@ -89,13 +89,17 @@ impl Draft {
                 ));
                 Ok(None)
             }
-            Status::Funded | Status::Accepted | Status::Proven => Ok(Some(Paid::Whole)),
+            // With a proof the relay had it, whatever became of its answer.
+            Status::Funded
+            | Status::Accepted
+            | Status::Proven
+            | Status::Disputed
+            | Status::Paid
+            | Status::Split => Ok(Some(Paid::Whole)),
             Status::None if time >= task.deadline => Ok(None),
             Status::None if self.note.handed => Ok(Some(Paid::ByAnother)),
             Status::None => Ok(may_be_paid(purse, id).await?.then_some(Paid::OnItsWay)),
-            Status::Disputed | Status::Paid | Status::Split | Status::Refunded | Status::Cancelled => {
-                Ok(None)
-            }
+            Status::Refunded | Status::Cancelled => Ok(None),
         }
     }
 

@@ -55,11 +55,15 @@ impl Market {
     }
 
     pub(crate) async fn run(&self, more: &[&str]) -> std::process::Output {
+        self.run_on_terms(&[&["--arbiter", &ACCOUNTS[3].to_string()], more].concat()).await
+    }
+
+    /// Runs a task that has an arbiter only where `more` names one.
+    pub(crate) async fn run_on_terms(&self, more: &[&str]) -> std::process::Output {
         let (model, input) = (self.relay.path("program.wasm"), self.relay.path("input.txt"));
-        let (budget, arbiter) = (BUDGET.to_string(), ACCOUNTS[3].to_string());
+        let budget = BUDGET.to_string();
         let mut all =
             vec!["run", "--model", &model, "--input", &input, "--settle", "escrow", "--budget", &budget];
-        all.extend_from_slice(&["--arbiter", &arbiter]);
         all.extend_from_slice(more);
         self.cli(&all).await
     }

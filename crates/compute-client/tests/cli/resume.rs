@@ -109,6 +109,21 @@ async fn a_run_that_is_killed_between_paying_and_publishing_goes_on_with_the_sam
 }
 
 #[tokio::test]
+async fn a_task_that_is_published_and_paid_out_before_its_run_hears_of_it_is_not_paid_twice() {
+    let Some(market) = Market::start(Script::TakesInSilenceOnce).await else { return };
+    let run = ["--yes", "--dispute-window", "0"];
+    let proven = async {
+        let id = market.prove().await;
+        assert_eq!(market.status(id).await, Status::Paid);
+    };
+    market.killed(market.run_on_terms(&run), proven).await;
+    let paid = market.funded().await;
+    assert_eq!(paid.len(), 1);
+    assert_eq!(id_of(&market.run_on_terms(&run).await), paid[0]);
+    assert_eq!(market.funded().await, paid);
+}
+
+#[tokio::test]
 async fn watch_goes_on_with_what_run_began_to_pay() {
     let Some(market) = Market::start(Script::Honest).await else { return };
     market.mines(false).await;

@@ -74,6 +74,8 @@ pub(crate) enum Script {
     Forgets,
     /// It never answers to the first task that it is given.
     StallsOnce,
+    /// It takes the first task that it is given, and never answers to it.
+    TakesInSilenceOnce,
     /// It does not take the first task that it is given.
     RefusesOnce,
 }
@@ -359,15 +361,20 @@ async fn publish(State(app): App, Json(body): Json<PublishTask>) -> Response {
     if first && app.script == Script::RefusesOnce {
         return refuse(ErrorCode::Conflict, "it is not taken");
     }
-    let mut seen = app.seen.lock().unwrap();
-    if app.script == Script::Forgets && first {
-        return (StatusCode::CREATED, Json(TaskView::new(&record, true, None))).into_response();
-    }
-    seen.history = vec![Recorded { version: 1, at: record.created_at, event }];
-    seen.record = Some(record.clone());
     let shown = TaskView::new(&record, true, None);
-    if !matches!(app.script, Script::NobodyThere | Script::StallsOnce | Script::RefusesOnce) {
-        work(&app, &mut seen);
+    if app.script == Script::Forgets && first {
+        return (StatusCode::CREATED, Json(shown)).into_response();
+    }
+    {
+        let mut seen = app.seen.lock().unwrap();
+        seen.history = vec![Recorded { version: 1, at: record.created_at, event }];
+        seen.record = Some(record);
+        if !matches!(app.script, Script::NobodyThere | Script::StallsOnce | Script::RefusesOnce) {
+            work(&app, &mut seen);
+        }
+    }
+    if first && app.script == Script::TakesInSilenceOnce {
+        std::future::pending::<()>().await;
     }
     (StatusCode::CREATED, Json(shown)).into_response()
 }
