@@ -219,8 +219,9 @@ impl Outbox {
         Ok(entry)
     }
 
-    /// Asks the chain again about what is done. Where its transaction is not in the chain any more, as after a reorganisation deeper
-    /// than the confirmations, it is on its way again as it was signed. Gives what is known then; what is not done stays as it is.
+    /// Asks the chain again about what is done. Where its nonce is free again, as after a reorganisation deeper than the confirmations,
+    /// it is on its way again as it was signed. Where the nonce is used it stays done, though no endpoint has a receipt. Gives what is
+    /// known then; what is not done stays as it is.
     ///
     /// # Errors
     /// The chain cannot be reached, nothing was planned for this purpose, or the outbox cannot be used.

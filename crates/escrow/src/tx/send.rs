@@ -98,24 +98,40 @@ impl Sender {
         Ok(nonce.saturating_to())
     }
 
-    /// Sees what became of what was done: as if it had only been sent.
+    /// Sees what became of what was done: where its nonce is free, as if it had only been sent.
     pub(super) async fn recheck(&self, entry: &mut Entry) -> Result<(), OutboxError> {
-        let Some(pending) = entry.done_by.take() else { return Ok(()) };
+        let Some(pending) = entry.done_by.clone() else { return Ok(()) };
         let view = self.view().await?;
+        if view.nonce > pending.nonce {
+            // No receipt tells nothing: nodes forget those of old blocks.
+            return match self.receipt(&pending).await? {
+                Some(receipt) => self.mined(entry, pending, &receipt, &view).await,
+                None => Ok(()),
+            };
+        }
+        entry.done_by = None;
         entry.state = State::Sent(pending);
         self.save(entry).await?;
         self.follow(entry, &view).await
     }
 
-    /// Sees what became of what was signed.
-    async fn follow(&self, entry: &mut Entry, view: &View) -> Result<(), OutboxError> {
-        let Some(mut pending) = entry.pending().cloned() else { return Ok(()) };
+    /// The receipt of what was signed, of which at most one can be mined.
+    async fn receipt(&self, pending: &Pending) -> Result<Option<Receipt>, OutboxError> {
         for signed in &pending.signed {
             let receipt: Option<Receipt> =
                 self.rpc.request("eth_getTransactionReceipt", json!([signed.hash])).await?;
-            if let Some(receipt) = receipt {
-                return self.mined(entry, pending.clone(), &receipt, view).await;
+            if receipt.is_some() {
+                return Ok(receipt);
             }
+        }
+        Ok(None)
+    }
+
+    /// Sees what became of what was signed.
+    async fn follow(&self, entry: &mut Entry, view: &View) -> Result<(), OutboxError> {
+        let Some(mut pending) = entry.pending().cloned() else { return Ok(()) };
+        if let Some(receipt) = self.receipt(&pending).await? {
+            return self.mined(entry, pending, &receipt, view).await;
         }
         if view.nonce > pending.nonce {
             return self.lost(entry, pending, view).await;

@@ -168,6 +168,24 @@ async fn what_was_done_and_is_gone_is_sent_again_as_it_was_signed() {
 }
 
 #[tokio::test]
+async fn what_was_done_is_not_sent_again_where_no_endpoint_has_its_receipt_any_more() {
+    let Some(anvil) = anvil(&[]).await else { return };
+    let proxy = Proxy::start(anvil.url(), Mood::Honest).await;
+    let impatient = escrow::tx::OutboxConfig { stuck_after: std::time::Duration::ZERO, ..config() };
+    let place = Box0::new(rpc_to(vec![proxy.url()]), impatient);
+    let to = stranger();
+    let outbox = place.open().await;
+    let mined = outbox.send("pay", pay(to), LONG).await.unwrap();
+    proxy.set(Mood::KnowsNoReceipt);
+    assert_eq!(outbox.recheck("pay").await.unwrap().state, State::Done(mined));
+    for _ in 0..5 {
+        outbox.step().await.unwrap();
+    }
+    assert_eq!((balance(&place.rpc, to).await, nonce(&place.rpc, outbox.account()).await), (U256::ONE, 1));
+    assert_eq!(outbox.recheck("pay").await.unwrap().state, State::Done(mined));
+}
+
+#[tokio::test]
 async fn what_has_ended_is_planned_anew_on_request_alone() {
     let Some(anvil) = anvil(&[]).await else { return };
     let place = Box0::new(rpc_to(vec![anvil.url()]), config());
