@@ -6,6 +6,7 @@ use std::time::Duration;
 use escrow::Status;
 use escrow::abi::ZORAIComputeEscrowEvents as Event;
 use escrow::anvil::ACCOUNTS;
+use escrow::tx;
 use serde_json::{Value, json};
 use taskmarket::{Address, TaskId, U256};
 
@@ -203,4 +204,19 @@ async fn stake_is_added_once_for_a_command_that_is_repeated_after_it_was_killed(
     let out = market.cli(&stake).await;
     assert!(code(&out) == 0 && stderr(&out).contains("going on with the same command"), "{}", said(&out));
     assert_eq!(market.sent().await, sent, "it was sent a second time");
+}
+
+#[tokio::test]
+async fn stake_of_another_contract_is_another_stake() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    let other = tx::deploy(&market.provider, "deploy another", tx::PERMIT2, PATIENCE).await.unwrap().chain;
+    market.mines(false).await;
+    market.killed(market.cli(&["wallet", "stake", "7"]), market.waits_to_be_mined()).await;
+    market.mines(true).await;
+    let (url, escrow) = (market.anvil.url().to_string(), other.escrow().to_string());
+    let stake = ["wallet", "stake", "7", "--rpc-url", &url, "--escrow", &escrow];
+    let out = market.relay.cli(&stake).await;
+    assert!(code(&out) == 0 && !stderr(&out).contains("going on"), "{}", said(&out));
+    let staked = other.stake(Address::ZERO, ACCOUNTS[1]).await.unwrap().free.0;
+    assert_eq!((market.own_stake().await, staked), (U256::from(7), U256::from(7)));
 }

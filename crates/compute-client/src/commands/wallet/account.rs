@@ -176,7 +176,7 @@ pub(crate) async fn stake(global: &Global, args: &Stake, way: Way, ui: &Ui) -> O
         Way::In => "stake",
         Way::Out => "unstake",
     };
-    let purpose = format!("{word}:{token}:{amount}");
+    let purpose = format!("{word}:{}:{token}:{amount}", purse.chain.escrow());
     let is_done = say_untold(&outbox, &purpose, ui).await?;
     let mined = match way {
         // What is done has used its allowance up.
@@ -195,7 +195,8 @@ pub(crate) async fn stake(global: &Global, args: &Stake, way: Way, ui: &Ui) -> O
 pub(crate) async fn withdraw(global: &Global, args: &Withdraw, ui: &Ui) -> Outcome {
     let (purse, token) = purse(global, &args.account, ui).await?;
     let to = args.to.unwrap_or(purse.account());
-    let (outbox, purpose) = (purse.outbox().await?, format!("withdraw:{token}:{to}"));
+    let outbox = purse.outbox().await?;
+    let purpose = format!("withdraw:{}:{token}:{to}", purse.chain.escrow());
     say_untold(&outbox, &purpose, ui).await?;
     let mined = money::send(&outbox, &purpose, purse.chain.calls().withdraw(token, to), ui).await?;
     let logs = purse.chain.transaction_logs(mined.tx).await.map_err(chain_failure)?.unwrap_or_default();
