@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use taskmarket::{Address, TaskId, U256};
 
 use crate::money::{Market, PATIENCE};
-use crate::support::{Script, code, said, stderr, stdout};
+use crate::support::{Script, code, json as json_of, said, stderr, stdout};
 
 impl Market {
     /// Gives a command and kills it, without a word to it, once `then` is over.
@@ -201,9 +201,12 @@ async fn stake_is_added_once_for_a_command_that_is_repeated_after_it_was_killed(
     let out = market.cli(&["wallet", "unstake", "1"]).await;
     assert_eq!(code(&out), 0, "{}", said(&out));
     let sent = market.sent().await;
-    let out = market.cli(&stake).await;
-    assert!(code(&out) == 0 && stderr(&out).contains("going on with the same command"), "{}", said(&out));
-    assert_eq!(market.sent().await, sent, "it was sent a second time");
+    let again = ["--json", "wallet", "stake", "7"];
+    let out = market.cli(&again).await;
+    assert!(code(&out) == 0 && stderr(&out).contains("nothing was sent: the same command"), "{}", said(&out));
+    assert_eq!((market.sent().await, &json_of(&out)["resumed"]), (sent, &json!(true)), "{}", said(&out));
+    let out = market.cli(&again).await;
+    assert_eq!((market.sent().await, json_of(&out).get("resumed")), (sent + 1, None), "{}", said(&out));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! `wallet balance|stake|unstake|withdraw|history`: an account's money in the escrow contract and outside it.
 
 use escrow::abi::ZORAIComputeEscrowEvents as Event;
-use escrow::tx::{Outbox, State};
+use escrow::tx::{Mined, Outbox, State};
 use escrow::{Call, Chain, Log};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -177,18 +177,19 @@ pub(crate) async fn stake(global: &Global, args: &Stake, way: Way, ui: &Ui) -> O
         Way::Out => "unstake",
     };
     let purpose = format!("{word}:{}:{token}:{amount}", purse.chain.escrow());
-    let is_done = say_untold(&outbox, &purpose, ui).await?;
-    let mined = match way {
-        // What is done has used its allowance up.
-        Way::In if !is_done => {
+    let untold = untold(&outbox, &purpose, ui).await?;
+    let mined = match (&untold, way) {
+        (Untold::Done(mined), _) => *mined,
+        (Untold::Nothing | Untold::OnItsWay, Way::In) => {
             let call = calls.stake(token, amount);
             money::pay_in(&purse, &outbox, &purpose, (token, amount), call, ui).await?
         }
-        Way::In => money::send(&outbox, &purpose, calls.stake(token, amount), ui).await?,
-        Way::Out => money::send(&outbox, &purpose, calls.unstake(token, amount), ui).await?,
+        (Untold::Nothing | Untold::OnItsWay, Way::Out) => {
+            money::send(&outbox, &purpose, calls.unstake(token, amount), ui).await?
+        }
     };
-    print_tx(mined.tx, ui)?;
-    told(&outbox, &purpose).await
+    told(&outbox, &purpose).await?;
+    print_sent(mined.tx, &untold, ui)
 }
 
 /// Withdraws.
@@ -197,8 +198,15 @@ pub(crate) async fn withdraw(global: &Global, args: &Withdraw, ui: &Ui) -> Outco
     let to = args.to.unwrap_or(purse.account());
     let outbox = purse.outbox().await?;
     let purpose = format!("withdraw:{}:{token}:{to}", purse.chain.escrow());
-    say_untold(&outbox, &purpose, ui).await?;
-    let mined = money::send(&outbox, &purpose, purse.chain.calls().withdraw(token, to), ui).await?;
+    let untold = untold(&outbox, &purpose, ui).await?;
+    let mined = match &untold {
+        Untold::Done(mined) => *mined,
+        Untold::Nothing | Untold::OnItsWay => {
+            money::send(&outbox, &purpose, purse.chain.calls().withdraw(token, to), ui).await?
+        }
+    };
+    told(&outbox, &purpose).await?;
+    print_sent(mined.tx, &untold, ui)?;
     let logs = purse.chain.transaction_logs(mined.tx).await.map_err(chain_failure)?.unwrap_or_default();
     let coins = Coins::of(&purse.chain, token).await?;
     for log in logs {
@@ -206,24 +214,42 @@ pub(crate) async fn withdraw(global: &Global, args: &Withdraw, ui: &Ui) -> Outco
             ui.say(format_args!("sent {} to {}", coins.show(Amount(event.amount)), event.to));
         }
     }
-    print_tx(mined.tx, ui)?;
-    told(&outbox, &purpose).await
+    Ok(())
 }
 
-/// Says where an earlier command sent this already, or began to, and ended before it could tell: that one is gone on with. Answers
-/// whether it is done.
-async fn say_untold(outbox: &Outbox, purpose: &str, ui: &Ui) -> Outcome<bool> {
-    let Some(entry) = outbox.get(purpose).await.map_err(outbox_failure)? else { return Ok(false) };
-    if !matches!(entry.state, State::Failed(_)) {
-        let since = Timestamp::from_unix(entry.created_at);
-        ui.say(format_args!(
-            "going on with the same command of {since}, which ended early; to do as much once more, give it again afterwards"
-        ));
+/// What an earlier command of the same words has sent, and ended before it could tell.
+#[derive(Debug, Clone, Copy)]
+enum Untold {
+    /// Nothing: this one sends.
+    Nothing,
+    /// It is gone on with.
+    OnItsWay,
+    /// It is done: this one sends nothing, and does not ask again, since endpoints forget receipts.
+    Done(Mined),
+}
+
+/// Looks for what is untold, and says so.
+async fn untold(outbox: &Outbox, purpose: &str, ui: &Ui) -> Outcome<Untold> {
+    let Some(entry) = outbox.get(purpose).await.map_err(outbox_failure)? else { return Ok(Untold::Nothing) };
+    let since = Timestamp::from_unix(entry.created_at);
+    match entry.state {
+        State::Failed(_) => Ok(Untold::Nothing),
+        State::Done(mined) => {
+            ui.warn(format_args!(
+                "nothing was sent: the same command of {since}, which ended early, had done it; to do as much once more, give it again"
+            ));
+            Ok(Untold::Done(mined))
+        }
+        State::Planned { .. } | State::Signed(_) | State::Sent(_) | State::Mined { .. } => {
+            ui.say(format_args!(
+                "going on with the same command of {since}, which ended early; to do as much once more, give it again afterwards"
+            ));
+            Ok(Untold::OnItsWay)
+        }
     }
-    Ok(matches!(entry.state, State::Done(_)))
 }
 
-/// The user knows what became of it: the same command is another one from now on.
+/// What became of it is about to be printed: the same command is another one from now on.
 async fn told(outbox: &Outbox, purpose: &str) -> Outcome {
     outbox.close(purpose).await.map_err(outbox_failure)
 }
@@ -256,6 +282,14 @@ async fn purse(global: &Global, args: &Account, ui: &Ui) -> Outcome<(Purse, Addr
     let wallet: Wallet = key::load(global, ui, IfMissing::Refuse).await?;
     let purse = args.chain.purse(global, None, &wallet).await?;
     Ok((purse, args.token.unwrap_or(Address::ZERO)))
+}
+
+/// Prints a transaction, and in JSON whether an earlier command began it.
+fn print_sent(tx: B256, untold: &Untold, ui: &Ui) -> Outcome {
+    match untold {
+        Untold::OnItsWay | Untold::Done(_) if ui.json => ui.print_json(&json!({ "tx": tx, "resumed": true })),
+        Untold::Nothing | Untold::OnItsWay | Untold::Done(_) => print_tx(tx, ui),
+    }
 }
 
 fn print_tx(tx: B256, ui: &Ui) -> Outcome {
