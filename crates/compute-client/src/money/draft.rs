@@ -55,24 +55,36 @@ pub(crate) enum Paid {
 
 impl Draft {
     /// Notes that a task is about to be paid; durable on return.
+    ///
+    /// # Errors
+    /// Exit code 1 where another command is at the same task, or the note cannot be written.
     pub(crate) async fn begin(purse: &Purse, id: TaskId, handed: bool) -> Outcome<Self> {
         let folder = folder(&purse.home);
         let shown = folder.display().to_string();
         let begin = move || {
             let _turn = turn(&folder)?;
             let (path, note) = (path(&folder, id), Note { handed });
+            if path.try_exists()? && take(&path)?.is_none() {
+                return Ok(None);
+            }
             private_file::create(&path, &serde_json::to_vec(&note)?)?;
             let lock = take(&path)?.ok_or(io::ErrorKind::WouldBlock)?;
-            Ok::<_, io::Error>(Self { id, note, folder, _lock: lock })
+            Ok::<_, io::Error>(Some(Self { id, note, folder, _lock: lock }))
         };
-        blocking(begin).await?.or_failed(format_args!("{shown} cannot be used"))
+        blocking(begin).await?.or_failed(format_args!("{shown} cannot be used"))?.ok_or_else(|| {
+            Failure::failed(format_args!("another command is paying task {id}"))
+                .hint("a --salt of your own makes another task")
+        })
     }
 
     /// Forgets the task: it is published, or there is nothing to publish.
     pub(crate) async fn end(self) -> Outcome {
         let end = move || {
             let _turn = turn(&self.folder)?;
-            fs::remove_file(path(&self.folder, self.id))
+            match fs::remove_file(path(&self.folder, self.id)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
         };
         blocking(end).await?.or_failed("the note of an unpublished task cannot be removed")
     }

@@ -155,6 +155,24 @@ async fn a_task_that_another_command_is_at_is_left_to_it() {
 }
 
 #[tokio::test]
+async fn of_two_commands_that_make_the_same_task_one_pays_it() {
+    let Some(market) = Market::start(Script::StallsOnce).await else { return };
+    let deadline = market.chain.head().await.unwrap().time.plus(86_400).to_string();
+    let run = ["--yes", "--salt", &format!("0x{:064x}", 7), "--deadline", &deadline];
+    let other = async {
+        market.given(1).await;
+        let out = market.run(&run).await;
+        assert_eq!(code(&out), 1, "{}", said(&out));
+        assert!(stderr(&out).contains("another command is paying task 0x"), "{}", said(&out));
+    };
+    market.killed(market.run(&run), other).await;
+    let paid = market.funded().await;
+    assert_eq!(paid.len(), 1);
+    assert_eq!(id_of(&market.run(&run).await), paid[0]);
+    assert_eq!(market.funded().await, paid);
+}
+
+#[tokio::test]
 async fn a_paid_task_that_the_relay_refuses_is_published_later_or_its_money_taken_back() {
     let Some(market) = Market::start(Script::RefusesOnce).await else { return };
     let out = market.run(&["--yes"]).await;
