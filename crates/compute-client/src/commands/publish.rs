@@ -36,7 +36,7 @@ pub(crate) async fn publish(
         money::fund(purse, task, id, funding, ui).await?;
         hand_in(relay, signed, domain).await
     };
-    finish(work, purse, task, draft, ui).await?;
+    finish(work, purse, task, draft).await?;
     Ok(id)
 }
 
@@ -66,25 +66,19 @@ pub(crate) async fn go_on(
             known => known.map(drop),
         }
     };
-    finish(work, purse, &task, draft, ui).await?;
+    finish(work, purse, &task, draft).await?;
     Ok(id)
 }
 
 /// Pays and publishes; what fails or is broken off says how to go on.
-async fn finish(
-    work: impl Future<Output = Outcome>,
-    purse: &Purse,
-    task: &Task,
-    draft: Draft,
-    ui: &Ui,
-) -> Outcome {
+async fn finish(work: impl Future<Output = Outcome>, purse: &Purse, task: &Task, draft: Draft) -> Outcome {
     let done = tokio::select! {
         done = Box::pin(work) => done,
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "stopped before the task was published")),
     };
     match done {
         Ok(()) => draft.end().await,
-        Err(failure) => Err(draft.advise(purse, task, failure, ui).await),
+        Err(failure) => Err(draft.advise(purse, task, failure).await),
     }
 }
 

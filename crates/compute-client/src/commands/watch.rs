@@ -71,15 +71,11 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
     };
     if let Some(purse) = &purse
         && let Some((signed, draft)) = money::take_up(purse, id).await?
-    {
         // Paying or publishing it broke off.
-        match draft.paid(purse, &task, ui).await? {
-            Some(paid) => {
-                let unpublished = Unpublished { signed, draft, paid };
-                Box::pin(go_on(&relay, &[], purse, unpublished, ui)).await?;
-            }
-            None => draft.end().await?,
-        }
+        && let Some((draft, paid)) = draft.go_on(purse, &task, ui).await?
+    {
+        let unpublished = Unpublished { signed, draft, paid };
+        Box::pin(go_on(&relay, &[], purse, unpublished, ui)).await?;
     }
     if let (Some(purse), Some(signature)) = (&purse, signature) {
         publish_if_unknown(&relay, purse, &task, domain, signature, ui).await?;

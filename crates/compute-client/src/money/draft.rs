@@ -42,7 +42,18 @@ pub(crate) struct Unpublished {
     pub(crate) paid: Paid,
 }
 
-/// How far the money of a task is that was not published.
+/// Where the money of a task is that is noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Money {
+    /// The task can be gone on with.
+    Open(Paid),
+    /// In the contract, and the deadline has passed without a proof.
+    Expired,
+    /// Not in the contract, and nothing brings it there.
+    Nowhere,
+}
+
+/// How far the money is of a task to go on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Paid {
     /// The contract has it, or had it until it was paid out.
@@ -89,44 +100,59 @@ impl Draft {
         blocking(end).await?.or_failed("the note of an unpublished task cannot be removed")
     }
 
-    /// How far the task's money is; nothing where there is none to speak of any more.
-    pub(crate) async fn paid(&self, purse: &Purse, task: &Task, ui: &Ui) -> Outcome<Option<Paid>> {
+    /// How far the task's money is, by the contract and by this account's outbox.
+    async fn money(&self, purse: &Purse, task: &Task) -> Outcome<Money> {
         let id = self.id;
         let read = async { Ok((purse.chain.head().await?.time, purse.chain.record(id).await?.status)) };
         let (time, status) = read.await.map_err(chain_failure)?;
+        let open = |paid| Ok(Money::Open(paid));
         match status {
-            Status::Funded | Status::Accepted if time >= task.deadline => {
-                ui.warn(format_args!(
-                    "task {id} was paid and never published, and its deadline has passed; take the budget back: zorai-compute refund {id}"
-                ));
-                Ok(None)
-            }
+            Status::Funded | Status::Accepted if time >= task.deadline => Ok(Money::Expired),
             // With a proof the relay had it, whatever became of its answer.
             Status::Funded
             | Status::Accepted
             | Status::Proven
             | Status::Disputed
             | Status::Paid
-            | Status::Split => Ok(Some(Paid::Whole)),
-            Status::None if time >= task.deadline => Ok(None),
-            Status::None if self.note.handed => Ok(Some(Paid::ByAnother)),
-            Status::None => Ok(may_be_paid(purse, id).await?.then_some(Paid::OnItsWay)),
-            Status::Refunded | Status::Cancelled => Ok(None),
+            | Status::Split => open(Paid::Whole),
+            Status::None if time >= task.deadline => Ok(Money::Nowhere),
+            Status::None if self.note.handed => open(Paid::ByAnother),
+            Status::None if may_be_paid(purse, id).await? => open(Paid::OnItsWay),
+            Status::None | Status::Refunded | Status::Cancelled => Ok(Money::Nowhere),
         }
     }
 
-    /// Says how to go on where paying or publishing failed. The task is forgotten where no money moves for it.
-    pub(crate) async fn advise(self, purse: &Purse, task: &Task, failure: Failure, ui: &Ui) -> Failure {
+    /// Goes on with the task, where its money lets it: gives how far that is. Else says what is left to do, and forgets the task.
+    pub(crate) async fn go_on(self, purse: &Purse, task: &Task, ui: &Ui) -> Outcome<Option<(Self, Paid)>> {
+        match self.money(purse, task).await? {
+            Money::Open(paid) => return Ok(Some((self, paid))),
+            Money::Expired => ui.warn(format_args!("{}; {}", expired(self.id), refund(self.id))),
+            Money::Nowhere => {}
+        }
+        self.end().await?;
+        Ok(None)
+    }
+
+    /// Says how to go on where paying or publishing failed. The task is forgotten where there is nothing to go on with.
+    pub(crate) async fn advise(self, purse: &Purse, task: &Task, failure: Failure) -> Failure {
         let id = self.id;
         // A chain out of reach tells nothing: the money may have moved.
-        let paid = self.paid(purse, task, ui).await.unwrap_or(Some(Paid::OnItsWay));
-        if paid.is_none() {
-            return match self.end().await {
-                Ok(()) => failure.hint(format_args!("nothing is paid for task {id}, which is not published")),
-                Err(kept) => failure.hint(kept.message()),
-            };
-        }
-        let is = if paid == Some(Paid::Whole) { "is paid" } else { "may be paid" };
+        let money = self.money(purse, task).await.unwrap_or(Money::Open(Paid::OnItsWay));
+        let is = match money {
+            Money::Open(Paid::Whole) => "is paid",
+            Money::Open(Paid::OnItsWay | Paid::ByAnother) => "may be paid",
+            Money::Expired | Money::Nowhere => {
+                let failure = match self.end().await {
+                    Ok(()) => failure,
+                    Err(kept) => failure.hint(kept.message()),
+                };
+                return if money == Money::Expired {
+                    failure.hint(expired(id)).hint(refund(id))
+                } else {
+                    failure.hint(format_args!("nothing is paid for task {id}, which is not published"))
+                };
+            }
+        };
         failure
             .hint(format_args!(
                 "task {id} {is} and not published: the same command goes on with it, and so does `zorai-compute watch {id}`"
@@ -136,6 +162,14 @@ impl Draft {
                 task.deadline
             ))
     }
+}
+
+fn expired(id: TaskId) -> String {
+    format!("task {id} is paid and has no proof, and its deadline has passed")
+}
+
+fn refund(id: TaskId) -> String {
+    format!("get the budget back: zorai-compute refund {id}")
 }
 
 /// A task of these terms that this machine has begun to pay and has not published, if there is one that no other command is at.
@@ -157,10 +191,10 @@ pub(crate) async fn unpublished(
         if !is_same && now() < signed.message.deadline {
             continue;
         }
-        match draft.paid(purse, &signed.message, ui).await? {
-            Some(paid) if is_same => return Ok(Some(Unpublished { signed, draft, paid })),
-            Some(_) => {}
-            None => draft.end().await?,
+        if let Some((draft, paid)) = draft.go_on(purse, &signed.message, ui).await?
+            && is_same
+        {
+            return Ok(Some(Unpublished { signed, draft, paid }));
         }
     }
     Ok(None)

@@ -187,6 +187,23 @@ async fn a_paid_task_that_the_relay_refuses_is_published_later_or_its_money_take
 }
 
 #[tokio::test]
+async fn where_the_deadline_passes_before_publishing_the_refund_is_named_and_nothing_else() {
+    let Some(market) = Market::start(Script::RefusesAtLeisure).await else { return };
+    let passed = async {
+        market.given(1).await;
+        market.pass(3601).await;
+        market.relay.go_ahead();
+    };
+    let (out, ()) = tokio::join!(market.run(&["--yes", "--quiet"]), passed);
+    let paid = market.funded().await;
+    assert_ne!(code(&out), 0, "{}", said(&out));
+    assert!(stderr(&out).contains(&format!("zorai-compute refund {}", paid[0])), "{}", said(&out));
+    for wrong in ["nothing is paid", "zorai-compute cancel"] {
+        assert!(!stderr(&out).contains(wrong), "{wrong}: {}", said(&out));
+    }
+}
+
+#[tokio::test]
 async fn a_payment_that_was_cancelled_is_not_gone_on_with() {
     let Some(market) = Market::start(Script::RefusesOnce).await else { return };
     assert_ne!(code(&market.run(&["--yes"]).await), 0);

@@ -25,6 +25,7 @@ use taskmarket::{
     AcceptTask, ApproveResult, B256, Bytes32, CancelTask, ChainChange, ChainFact, ComputeProof, ContentHash,
     DisputeTask, Domain, Event, Mutation, ReadTask, Recorded, Signed, TaskRecord, Timestamp, apply, decide,
 };
+use tokio::sync::Notify;
 use wallet::Wallet;
 
 /// The one API key that the relay takes.
@@ -78,6 +79,8 @@ pub(crate) enum Script {
     TakesInSilenceOnce,
     /// It does not take the first task that it is given.
     RefusesOnce,
+    /// It does not take the first task that it is given, once it is told to go ahead.
+    RefusesAtLeisure,
 }
 
 #[derive(Default)]
@@ -108,6 +111,7 @@ struct Shared {
     domain: Domain,
     provider: Wallet,
     seen: Mutex<Seen>,
+    ahead: Notify,
 }
 
 impl Drop for Relay {
@@ -123,7 +127,8 @@ impl Relay {
 
     /// A relay of tasks whose money a contract holds.
     pub(crate) async fn start_with(script: Script, domain: Domain, provider: Wallet) -> Self {
-        let shared = Arc::new(Shared { script, domain, provider, seen: Mutex::default() });
+        let shared =
+            Arc::new(Shared { script, domain, provider, seen: Mutex::default(), ahead: Notify::new() });
         let router = Router::new()
             .route("/v1/artifacts/{digest}", put(store).head(has).get(load))
             .route("/v1/tasks", post(publish).get(list))
@@ -151,6 +156,11 @@ impl Relay {
 
     pub(crate) fn seen<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
         look(&self.shared.seen.lock().unwrap())
+    }
+
+    /// Tells it to go ahead.
+    pub(crate) fn go_ahead(&self) {
+        self.shared.ahead.notify_one();
     }
 
     /// Holds this task from now on.
@@ -358,7 +368,10 @@ async fn publish(State(app): App, Json(body): Json<PublishTask>) -> Response {
     if first && app.script == Script::StallsOnce {
         std::future::pending::<()>().await;
     }
-    if first && app.script == Script::RefusesOnce {
+    if first && app.script == Script::RefusesAtLeisure {
+        app.ahead.notified().await;
+    }
+    if first && matches!(app.script, Script::RefusesOnce | Script::RefusesAtLeisure) {
         return refuse(ErrorCode::Conflict, "it is not taken");
     }
     let shown = TaskView::new(&record, true, None);
