@@ -10,7 +10,7 @@ use escrow::Status;
 use serde::{Deserialize, Serialize};
 use taskmarket::{Signed, Task, TaskId};
 
-use crate::failure::{Context as _, Failure, Outcome};
+use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::follow::now;
 use crate::money::fund::{is_done, is_under_way};
 use crate::money::{Purse, chain_failure, kept};
@@ -136,8 +136,14 @@ impl Draft {
     /// Says how to go on where paying or publishing failed. The task is forgotten where there is nothing to go on with.
     pub(crate) async fn advise(self, purse: &Purse, task: &Task, failure: Failure) -> Failure {
         let id = self.id;
-        // A chain out of reach tells nothing: the money may have moved.
-        let money = self.money(purse, task).await.unwrap_or(Money::Open(Paid::OnItsWay));
+        let unsure = Money::Open(Paid::OnItsWay);
+        let money = if failure.exit() == Exit::Interrupted {
+            // Who stops a command does not wait for the chain, or for another command's turn.
+            unsure
+        } else {
+            // A chain out of reach tells nothing: the money may have moved.
+            self.money(purse, task).await.unwrap_or(unsure)
+        };
         let is = match money {
             Money::Open(Paid::Whole) => "is paid",
             Money::Open(Paid::OnItsWay | Paid::ByAnother) => "may be paid",

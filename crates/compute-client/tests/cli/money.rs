@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use taskmarket::{AcceptTask, Address, ComputeProof, ContentHash, Event, Signed, TaskId, TaskRecord, U256};
 use wallet::Wallet;
 
-use crate::support::{RESULT, Relay, Script, code, json as parsed, said, stderr, stdout};
+use crate::support::{RESULT, Relay, Script, code, ended, json as parsed, said, stderr, stdout};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const BUDGET: u64 = 10_000;
@@ -48,10 +48,15 @@ impl Market {
 
     /// Runs the program with the chain's flags.
     pub(crate) async fn cli(&self, arguments: &[&str]) -> std::process::Output {
+        ended(self.start_program(arguments), arguments, b"").await
+    }
+
+    /// Starts the program with the chain's flags.
+    pub(crate) fn start_program(&self, arguments: &[&str]) -> tokio::process::Child {
         let (url, escrow) = (self.anvil.url().to_string(), self.chain.escrow().to_string());
         let mut all = arguments.to_vec();
         all.extend_from_slice(&["--rpc-url", &url, "--escrow", &escrow]);
-        self.relay.cli(&all).await
+        self.relay.start_program(&all)
     }
 
     pub(crate) async fn run(&self, more: &[&str]) -> std::process::Output {
@@ -60,12 +65,17 @@ impl Market {
 
     /// Runs a task that has an arbiter only where `more` names one.
     pub(crate) async fn run_on_terms(&self, more: &[&str]) -> std::process::Output {
+        ended(self.start_run(more), more, b"").await
+    }
+
+    /// Starts it.
+    pub(crate) fn start_run(&self, more: &[&str]) -> tokio::process::Child {
         let (model, input) = (self.relay.path("program.wasm"), self.relay.path("input.txt"));
         let budget = BUDGET.to_string();
         let mut all =
             vec!["run", "--model", &model, "--input", &input, "--settle", "escrow", "--budget", &budget];
         all.extend_from_slice(more);
-        self.cli(&all).await
+        self.start_program(&all)
     }
 
     /// The task that the relay was given, once there is one.

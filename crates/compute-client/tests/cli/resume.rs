@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use taskmarket::{Address, TaskId, U256};
 
 use crate::money::{Market, PATIENCE};
-use crate::support::{Script, code, json as json_of, said, stderr, stdout};
+use crate::support::{Script, code, ended, json as json_of, said, stderr, stdout};
 
 impl Market {
     /// Gives a command and kills it, without a word to it, once `then` is over.
@@ -200,6 +200,28 @@ async fn where_the_deadline_passes_before_publishing_the_refund_is_named_and_not
     assert!(stderr(&out).contains(&format!("zorai-compute refund {}", paid[0])), "{}", said(&out));
     for wrong in ["nothing is paid", "zorai-compute cancel"] {
         assert!(!stderr(&out).contains(wrong), "{wrong}: {}", said(&out));
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn who_stops_a_run_waits_for_no_turn_and_is_told_how_to_go_on() {
+    let Some(market) = Market::start(Script::StallsOnce).await else { return };
+    let before: Value = market.chain.rpc().request("evm_snapshot", json!([])).await.unwrap();
+    let arbiter = ACCOUNTS[3].to_string();
+    let run = market.start_run(&["--yes", "--arbiter", &arbiter]);
+    tokio::time::timeout(PATIENCE, market.given(1)).await.unwrap();
+    // What became of the payment is in the outbox alone, and another command holds that.
+    market.chain.rpc().request::<Value>("evm_revert", json!([before])).await.unwrap();
+    let outbox = format!("home/client/outbox/outbox-31337-{}.lock", ACCOUNTS[1]);
+    let outbox = std::fs::File::open(market.relay.home.path().join(outbox)).unwrap();
+    outbox.lock().unwrap();
+    let id = run.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let out = ended(run, &["run"], b"").await;
+    assert_eq!(code(&out), 130, "{}", said(&out));
+    for words in ["may be paid and not published", "zorai-compute cancel 0x", "zorai-compute refund 0x"] {
+        assert!(stderr(&out).contains(words), "{words}: {}", said(&out));
     }
 }
 

@@ -25,6 +25,7 @@ use taskmarket::{
     AcceptTask, ApproveResult, B256, Bytes32, CancelTask, ChainChange, ChainFact, ComputeProof, ContentHash,
     DisputeTask, Domain, Event, Mutation, ReadTask, Recorded, Signed, TaskRecord, Timestamp, apply, decide,
 };
+use tokio::process::Child;
 use tokio::sync::Notify;
 use wallet::Wallet;
 
@@ -194,13 +195,18 @@ impl Relay {
 
     /// Runs the program with this relay, the API key and the requester's key in its environment.
     pub(crate) async fn cli(&self, arguments: &[&str]) -> Output {
+        ended(self.start_program(arguments), arguments, b"").await
+    }
+
+    /// Starts the program in the same way.
+    pub(crate) fn start_program(&self, arguments: &[&str]) -> Child {
         let key = self.path("key");
         let own = [
             ("ZORAI_RELAY", self.url.as_str()),
             ("ZORAI_AI_API_KEY", API_KEY),
             ("ZORAI_KEY_FILE", key.as_str()),
         ];
-        cli(self.home.path(), arguments, &own, b"").await
+        start_program(self.home.path(), arguments, &own)
     }
 
     /// Publishes a task through the program and waits for nothing.
@@ -227,9 +233,11 @@ pub(crate) async fn cli(
     environment: &[(&str, &str)],
     stdin: &[u8],
 ) -> Output {
-    use tokio::io::AsyncWriteExt as _;
+    ended(start_program(home, arguments, environment), arguments, stdin).await
+}
 
-    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_zorai-compute"))
+fn start_program(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_zorai-compute"))
         .args(arguments)
         .env_clear()
         .env("ZORAI_HOME", home.join("home"))
@@ -239,7 +247,13 @@ pub(crate) async fn cli(
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Waits until the program has ended.
+pub(crate) async fn ended(mut child: Child, arguments: &[&str], stdin: &[u8]) -> Output {
+    use tokio::io::AsyncWriteExt as _;
+
     let mut pipe = child.stdin.take().unwrap();
     // A command that does not read may be gone already.
     let _ = pipe.write_all(stdin).await;
