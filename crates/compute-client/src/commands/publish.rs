@@ -40,12 +40,14 @@ pub(crate) async fn publish(
     Ok(id)
 }
 
-/// Goes on with a task that was signed before, from where that stopped, and publishes it.
+/// Goes on with a task that was signed before, from where that stopped, and publishes it. Where another account was to pay, this call's
+/// way to pay counts, if it has one.
 pub(crate) async fn go_on(
     relay: &Relay,
     contents: &[&Content],
     purse: &Purse,
     unpublished: Unpublished,
+    funding: Option<&Funding>,
     ui: &Ui,
 ) -> Outcome<TaskId> {
     Content::upload(contents, relay, ui).await?;
@@ -57,7 +59,11 @@ pub(crate) async fn go_on(
             Paid::Whole => {}
             // What is kept under its purpose goes on, whichever way it pays.
             Paid::OnItsWay => money::fund(purse, &task, id, &Funding::Own, ui).await?,
-            Paid::ByAnother => money::until_funded(purse, &task, id, ui).await?,
+            // What was handed over may be lost; should both be sent, the contract takes one.
+            Paid::ByAnother => match funding {
+                Some(funding) => money::fund(purse, &task, id, funding, ui).await?,
+                None => money::until_funded(purse, &task, id, ui).await?,
+            },
         }
         match relay.task(id).await {
             Err(failure) if failure.code() == Some(ErrorCode::NotFound.as_str()) => {

@@ -286,16 +286,16 @@ async fn begin(
         return Ok((task, id));
     };
     check_served(relay, purse.chain.domain()).await?;
+    let funding = args.money.funding();
     if let Some(unpublished) = money::unpublished(purse, |noted| args.means(noted, &task), ui).await? {
         let task = unpublished.signed.message.clone();
         ui.say(format_args!(
             "going on with task {}, which was signed before and not published; a --salt of your own makes another",
             task.id(&purse.chain.domain())
         ));
-        let id = go_on(relay, contents, purse, unpublished, ui).await?;
+        let id = go_on(relay, contents, purse, unpublished, Some(&funding), ui).await?;
         return Ok((task, id));
     }
-    let funding = args.money.funding();
     money::say_terms(purse, &task, &funding, args.money.yes, ui).await?;
     let id = publish(relay, wallet, &task, contents, Some((purse, &funding)), ui).await?;
     Ok((task, id))

@@ -75,7 +75,7 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         && let Some((draft, paid)) = draft.go_on(purse, &task, ui).await?
     {
         let unpublished = Unpublished { signed, draft, paid };
-        Box::pin(go_on(&relay, &[], purse, unpublished, ui)).await?;
+        Box::pin(go_on(&relay, &[], purse, unpublished, None, ui)).await?;
     }
     if let (Some(purse), Some(signature)) = (&purse, signature) {
         publish_if_unknown(&relay, purse, &task, domain, signature, ui).await?;

@@ -18,7 +18,7 @@ const TOKEN_CODE: &str = concat!(
     "6024358015603f575f54602d575b5f55605d565b5f546060565b6044356024358054820190555f54035f555b60015b5f5260",
     "205ff35b60043554606056",
 );
-const TOKEN: &str = "0x00000000000000000000000000000000000ca071";
+pub(crate) const TOKEN: &str = "0x00000000000000000000000000000000000ca071";
 
 impl Market {
     async fn ask(&self, method: &'static str, params: Value) -> Value {
@@ -50,7 +50,14 @@ impl Market {
         assert_eq!((self.status(id).await, self.sent().await), (ends, sent + 1), "{command:?}");
     }
 
-    async fn store(&self, slot: U256, value: u64) {
+    /// Puts the token on the chain; the requester has some.
+    pub(crate) async fn make_token(&self) {
+        self.ask("anvil_setCode", json!([TOKEN, TOKEN_CODE])).await;
+        self.store(U256::from_be_slice(ACCOUNTS[1].as_slice()), 100_000).await;
+    }
+
+    /// Sets a word of the token's storage.
+    pub(crate) async fn store(&self, slot: U256, value: u64) {
         let [slot, value] = [slot, U256::from(value)].map(|word| format!("{word:#066x}"));
         self.ask("anvil_setStorageAt", json!([TOKEN, slot, value])).await;
     }
@@ -87,8 +94,7 @@ async fn a_dispute_that_a_reorganisation_took_back_is_sent_again() {
 async fn an_allowance_that_was_used_up_elsewhere_is_given_again() {
     let Some(market) = Market::start(Script::NoResult).await else { return };
     let token: Address = TOKEN.parse().unwrap();
-    market.ask("anvil_setCode", json!([TOKEN, TOKEN_CODE])).await;
-    market.store(U256::from_be_slice(ACCOUNTS[1].as_slice()), 100_000).await;
+    market.make_token().await;
     let stake = "5000".parse().unwrap();
     let allow = Call::allow(token, market.chain.escrow(), stake);
     market.provider.send("allow", allow, PATIENCE).await.unwrap();

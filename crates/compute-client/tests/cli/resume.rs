@@ -10,6 +10,7 @@ use escrow::tx;
 use serde_json::{Value, json};
 use taskmarket::{Address, TaskId, U256};
 
+use crate::again::TOKEN;
 use crate::money::{Market, PATIENCE};
 use crate::support::{Script, code, ended, json as json_of, said, stderr, stdout};
 
@@ -139,6 +140,31 @@ async fn watch_goes_on_with_what_run_began_to_pay() {
     let (out, proven) = tokio::join!(market.cli(&watch), market.prove());
     assert_eq!((code(&out), proven), (0, id), "{}", said(&out));
     assert_eq!((market.funded().await, market.status(id).await), (vec![id], Status::Paid));
+}
+
+#[tokio::test]
+async fn a_payment_that_was_handed_over_and_is_lost_is_handed_over_again_or_made_by_the_account() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    market.make_token().await;
+    // As much may be taken, by Permit2 and by the contract.
+    market.store(U256::ZERO, 10_000).await;
+    for name in ["lost.json", "found.json"] {
+        let file = market.relay.home.path().join(name);
+        let path = file.to_str().unwrap();
+        let run = ["--yes", "--token", TOKEN, "--permit2", "--permit-out", path];
+        let written = async {
+            while !file.exists() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        market.killed(market.run(&run), written).await;
+    }
+    let kept = std::fs::read_dir(market.relay.home.path().join("home/client/tasks")).unwrap();
+    assert_eq!(kept.count(), 1);
+    let id = id_of(&market.run(&["--yes", "--token", TOKEN]).await);
+    assert_eq!((market.funded().await, market.published().await.id), (vec![id], id));
+    let kept = std::fs::read_dir(market.relay.home.path().join("home/client/tasks")).unwrap();
+    assert_eq!(kept.count(), 1);
 }
 
 #[tokio::test]
