@@ -7,30 +7,41 @@ use wallet::Wallet;
 
 use crate::content::Content;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::money::{self, Draft, Funding, Paid, Purse, Unpublished};
+use crate::money::{self, Draft, Funding, Note, Paid, Purse, Unpublished};
 use crate::relay::Relay;
 use crate::ui::Ui;
 
-/// Uploads what the relay has not got, signs the task, pays its budget in where there is a purse, in this way, and publishes it.
+/// How a task is paid.
+pub(crate) struct Payment<'a> {
+    /// By whom.
+    pub(crate) purse: &'a Purse,
+    /// In which way.
+    pub(crate) funding: &'a Funding,
+    /// How many seconds from the command the deadline is, where it was given so.
+    pub(crate) deadline_in: Option<u64>,
+}
+
+/// Uploads what the relay has not got, signs the task, pays its budget in where it is paid, and publishes it.
 pub(crate) async fn publish(
     relay: &Relay,
     wallet: &Wallet,
     task: &Task,
     contents: &[&Content],
-    purse: Option<(&Purse, &Funding)>,
+    payment: Option<Payment<'_>>,
     ui: &Ui,
 ) -> Outcome<TaskId> {
     Content::upload(contents, relay, ui).await?;
-    let domain = purse.map_or(Domain::UNSETTLED, |(purse, _)| purse.chain.domain());
+    let domain = payment.as_ref().map_or(Domain::UNSETTLED, |payment| payment.purse.chain.domain());
     let signed = wallet.sign(task, &domain).map_err(Failure::failed)?;
     let id = signed.message.id(&domain);
-    let Some((purse, funding)) = purse else {
+    let Some(Payment { purse, funding, deadline_in }) = payment else {
         hand_in(relay, signed, domain).await?;
         return Ok(id);
     };
     // Both are kept before any money moves, so that a command that ends in between is made good by the next.
     money::keep(&purse.home, &signed, domain).await?;
-    let draft = Draft::begin(purse, id, matches!(funding, Funding::Handed(_))).await?;
+    let note = Note { handed: matches!(funding, Funding::Handed(_)), deadline_in };
+    let draft = Draft::begin(purse, id, note).await?;
     ui.say(format_args!("paying for task {id}"));
     let work = async {
         money::fund(purse, task, id, funding, ui).await?;

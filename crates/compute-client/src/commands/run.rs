@@ -16,12 +16,12 @@ use wallet::Wallet;
 use crate::cli::{Global, parse_address};
 use crate::commands::params;
 use crate::commands::poll::{Approve, Verdict, Verify, Watched};
-use crate::commands::publish::{go_on, publish};
+use crate::commands::publish::{Payment, go_on, publish};
 use crate::content::{Content, Named};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Funding, Purse};
+use crate::money::{self, ChainArgs, Funding, Note, Paid, Purse};
 use crate::proof;
 use crate::relay::Relay;
 use crate::rerun;
@@ -184,13 +184,27 @@ impl Money {
 impl Args {
     /// Whether these flags, which gave `task` now, may have given `earlier` before: salt and deadline differ as far as they do not name
     /// them.
-    fn means(&self, earlier: &Task, task: &Task) -> bool {
+    fn means(&self, earlier: &Task, note: Note, task: &Task) -> bool {
         let salt = if self.salt.is_some() { task.salt } else { earlier.salt };
         let deadline = match self.deadline {
+            Deadline::In(seconds) if note.deadline_in != Some(seconds) => return false,
             Deadline::In(_) => earlier.deadline,
             Deadline::At(time) => time,
         };
         *earlier == Task { salt, deadline, ..task.clone() }
+    }
+
+    /// Says what the task costs, and asks, unless the flags say yes.
+    async fn agree(
+        &self,
+        purse: &Purse,
+        task: &Task,
+        funding: &Funding,
+        otherwise: &str,
+        ui: &Ui,
+    ) -> Outcome {
+        money::say_terms(purse, task, funding, ui).await?;
+        if self.money.yes { Ok(()) } else { money::ask("pay?", otherwise, ui) }
     }
 }
 
@@ -287,17 +301,36 @@ async fn begin(
     };
     check_served(relay, purse.chain.domain()).await?;
     let funding = args.money.funding();
-    if let Some(unpublished) = money::unpublished(purse, |noted| args.means(noted, &task), ui).await? {
+    if let Some(unpublished) =
+        money::unpublished(purse, |noted, note| args.means(noted, note, &task), ui).await?
+    {
         let task = unpublished.signed.message.clone();
         ui.say(format_args!(
             "going on with task {}, which was signed before and not published; a --salt of your own makes another",
             task.id(&purse.chain.domain())
         ));
+        // What is on its way to be paid may be neither signed nor sent yet.
+        let pays_by = match (unpublished.paid, &funding) {
+            (Paid::Whole, _) => None,
+            (Paid::OnItsWay, Funding::Handed(_)) => Some(&Funding::Own),
+            (Paid::OnItsWay | Paid::ByAnother, funding) => Some(funding),
+        };
+        if let Some(pays_by) = pays_by {
+            let agreed = args.agree(purse, &task, pays_by, "no more was paid, and nothing published", ui);
+            if let Err(failure) = agreed.await {
+                return Err(unpublished.draft.advise(purse, &task, failure).await);
+            }
+        }
         let id = go_on(relay, contents, purse, unpublished, Some(&funding), ui).await?;
         return Ok((task, id));
     }
-    money::say_terms(purse, &task, &funding, args.money.yes, ui).await?;
-    let id = publish(relay, wallet, &task, contents, Some((purse, &funding)), ui).await?;
+    args.agree(purse, &task, &funding, "nothing was paid or published", ui).await?;
+    let deadline_in = match args.deadline {
+        Deadline::In(seconds) => Some(seconds),
+        Deadline::At(_) => None,
+    };
+    let payment = Payment { purse, funding: &funding, deadline_in };
+    let id = publish(relay, wallet, &task, contents, Some(payment), ui).await?;
     Ok((task, id))
 }
 

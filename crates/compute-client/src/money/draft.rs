@@ -25,10 +25,14 @@ pub(crate) struct Draft {
     _lock: File,
 }
 
+/// What is noted beside a task that is about to be paid.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Note {
+pub(crate) struct Note {
     /// Whether another account was given the transaction, and may send it at any time.
-    handed: bool,
+    pub(crate) handed: bool,
+    /// How many seconds after the command the deadline was set, where it was given so.
+    #[serde(default)]
+    pub(crate) deadline_in: Option<u64>,
 }
 
 /// A task to go on with.
@@ -69,12 +73,12 @@ impl Draft {
     ///
     /// # Errors
     /// Exit code 1 where another command is at the same task, or the note cannot be written.
-    pub(crate) async fn begin(purse: &Purse, id: TaskId, handed: bool) -> Outcome<Self> {
+    pub(crate) async fn begin(purse: &Purse, id: TaskId, note: Note) -> Outcome<Self> {
         let folder = folder(&purse.home);
         let shown = folder.display().to_string();
         let begin = move || {
             let _turn = turn(&folder)?;
-            let (path, note) = (path(&folder, id), Note { handed });
+            let path = path(&folder, id);
             if path.try_exists()? && take(&path)?.is_none() {
                 return Ok(None);
             }
@@ -181,7 +185,7 @@ fn refund(id: TaskId) -> String {
 /// A task of these terms that this machine has begun to pay and has not published, if there is one that no other command is at.
 pub(crate) async fn unpublished(
     purse: &Purse,
-    same: impl Fn(&Task) -> bool,
+    same: impl Fn(&Task, Note) -> bool,
     ui: &Ui,
 ) -> Outcome<Option<Unpublished>> {
     for id in noted(&purse.home).await? {
@@ -193,7 +197,7 @@ pub(crate) async fn unpublished(
                 continue;
             }
         };
-        let is_same = same(&signed.message);
+        let is_same = same(&signed.message, draft.note);
         if !is_same && now() < signed.message.deadline {
             continue;
         }

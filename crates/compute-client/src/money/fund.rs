@@ -23,11 +23,11 @@ pub(crate) enum Funding {
     Handed(PathBuf),
 }
 
-/// Says what a task would cost and what is at stake, and asks, unless `yes`.
+/// Says what a task would cost and what is at stake.
 ///
 /// # Errors
-/// Exit code 1 where the account has too little, or the answer is no.
-pub(crate) async fn say_terms(purse: &Purse, task: &Task, funding: &Funding, yes: bool, ui: &Ui) -> Outcome {
+/// Exit code 1 where the account has too little.
+pub(crate) async fn say_terms(purse: &Purse, task: &Task, funding: &Funding, ui: &Ui) -> Outcome {
     let chain = &purse.chain;
     let coins = Coins::of(chain, task.token).await?;
     let balance = chain.balance(task.token, purse.account()).await.map_err(chain_failure)?;
@@ -69,7 +69,7 @@ pub(crate) async fn say_terms(purse: &Purse, task: &Task, funding: &Funding, yes
             coins.show(task.budget.checked_sub(balance).unwrap_or_default())
         )));
     }
-    if yes { Ok(()) } else { ask("pay?", "nothing was paid or published", ui) }
+    Ok(())
 }
 
 /// By what right a token is taken.

@@ -23,7 +23,7 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::ui::Ui;
 
 pub(crate) use coins::Coins;
-pub(crate) use draft::{Draft, Paid, Unpublished, take_up, unpublished};
+pub(crate) use draft::{Draft, Note, Paid, Unpublished, take_up, unpublished};
 pub(crate) use fund::{Funding, ask, fund, pay_in, say_terms};
 pub(crate) use kept::{Found, find, keep, tokens};
 pub(crate) use outcome::{

@@ -11,7 +11,7 @@ use crate::support::{API_KEY, Script, code, said, stdout};
 
 impl Market {
     /// Pays for a task on a terminal, which types what a script says once it has seen what the script waits for.
-    async fn on_a_terminal(&self, more: &[&str], script: Value) -> Output {
+    pub(crate) async fn on_a_terminal(&self, more: &[&str], script: Value) -> Output {
         let mut python = tokio::process::Command::new("python3");
         let relay = &self.relay;
         python

@@ -82,6 +82,12 @@ async fn a_run_that_is_killed_while_it_pays_goes_on_with_the_same_task() {
     market.mines(false).await;
     market.killed(market.run(&["--yes"]), market.waits_to_be_mined()).await;
     assert_eq!(market.relay.seen(|seen| seen.given), 0);
+    let out = market.on_a_terminal(&[], json!([["pay? [y/N]", "n\r"]])).await;
+    assert_eq!(code(&out), 1, "{}", said(&out));
+    for words in ["going on with task 0x", "no more was paid", "may be paid and not published"] {
+        assert!(stdout(&out).contains(words), "{words}: {}", said(&out));
+    }
+    assert_eq!(market.relay.seen(|seen| seen.given), 0);
     market.mines(true).await;
 
     let out = market.run(&["--yes"]).await;
@@ -104,9 +110,10 @@ async fn a_run_that_is_killed_between_paying_and_publishing_goes_on_with_the_sam
 
     // Other terms are another task.
     let other = id_of(&market.run(&["--yes", "--max-duration", "60"]).await);
-    assert_eq!(market.funded().await, [paid[0], other]);
+    let later = id_of(&market.run(&["--yes", "--deadline", "2h"]).await);
+    assert_eq!(market.funded().await, [paid[0], other, later]);
     assert_eq!(id_of(&market.run(&["--yes"]).await), paid[0]);
-    assert_eq!(market.funded().await.len(), 2);
+    assert_eq!(market.funded().await.len(), 3);
     assert_eq!(market.published().await.id, paid[0]);
 }
 

@@ -10,7 +10,7 @@ use super::money::{BUDGET, Money};
 use super::weights::{NAME, Weights};
 use super::{TEXT, WORD_COUNT};
 use crate::commands::poll::{Approve, Verdict, Verify, Watched};
-use crate::commands::publish::publish;
+use crate::commands::publish::{Payment, publish};
 use crate::commands::run::random_salt;
 use crate::content::Content;
 use crate::failure::{Failure, Outcome};
@@ -73,7 +73,7 @@ impl Demo {
         };
         let purse = money.map(Money::purse);
         let started = Instant::now();
-        let paid = purse.map(|purse| (purse, &Funding::Own));
+        let paid = purse.map(|purse| Payment { purse, funding: &Funding::Own, deadline_in: None });
         let id = publish(relay, &wallet, &task, &[&self.model, &self.input], paid, ui).await?;
         ui.say(format_args!("task {id}"));
         let verdict = Verdict { verify: Verify::Proof, approve: Approve::Auto };
