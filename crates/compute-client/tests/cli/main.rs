@@ -12,6 +12,7 @@ mod engine;
 mod lies;
 mod logs;
 mod money;
+mod program;
 mod publish;
 mod resume;
 mod support;
