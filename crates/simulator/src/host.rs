@@ -13,7 +13,7 @@ use crate::coverage::Fault;
 use crate::message::{AttemptKey, Message, Say, Verdict};
 use crate::scenario::Key;
 
-/// The code of a failure of the requester's making.
+/// The code of a failure that would come again anywhere.
 pub(crate) const NEVER_ENDS: &str = "out_of_fuel";
 /// How often a host reports, and looks around.
 const HEARTBEAT: Millis = 10_000;
@@ -318,7 +318,9 @@ impl Host {
         let say = Box::new(match fate {
             Fate::GiveUp => {
                 cx.fault(Fault::HostFailed);
-                let code = if cx.dice.chance(0.5) { NEVER_ENDS } else { "io" };
+                let is_small = cx.dice.chance(0.25);
+                let other = if is_small { "too_large" } else { "io" };
+                let code = if cx.dice.chance(0.5) { NEVER_ENDS } else { other };
                 self.give_up(key, code, cx)
             }
             Fate::Work | Fate::Stall => self.prove(&task, key, cx),

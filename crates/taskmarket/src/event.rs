@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::{self, ChainChange, ChainFact, ChainHead};
 use crate::decide::{self, Mutation, Rejection};
 use crate::eip712::{Domain, SignatureError, Signed, Verified};
-use crate::failure::{self, Blame};
+use crate::failure;
 use crate::messages::{
     AcceptTask, ApproveResult, CancelTask, ComputeProof, DisputeTask, FailTask, ResolveDispute, Task,
 };
@@ -417,7 +417,7 @@ fn note_failure(record: &mut TaskRecord, code: &str, message: &str) {
 /// Keeps the last failure with those that would come again anywhere, if it is one.
 fn note_fault(record: &mut TaskRecord) {
     let Some(fault) = &record.failure else { return };
-    if failure::blame(&fault.code) == Blame::Requester {
+    if failure::fails_anywhere(&fault.code) {
         record.faults.retain(|known| known.provider != fault.provider);
         record.faults.push(fault.clone());
     }

@@ -4,11 +4,26 @@
 //! providers make of the same task. A code that is not in the table counts as the provider's fault, or a provider could
 //! escape blame by making codes up.
 //!
-//! A failure of the requester's making would come again on every host. So a relay need not spend all attempts on it: it may end a task
-//! of which a provider signed such a failure ([`unworkable`]). When it does is its own to say, for a provider may lie.
+//! Some failures of the requester's making would come again on every host ([`fails_anywhere`]): they follow from what the requester
+//! signed. A relay need not spend all attempts on them: it may end a task of which a provider signed such a failure ([`unworkable`]). When
+//! it does is its own to say, for a provider may lie. Others come of what the task asks for together with the host's limits, platform and
+//! models: another host may take it.
 
 use crate::event::Event;
 use crate::record::{Failure, Status, TaskRecord};
+
+/// Codes of the requester's making that depend on the host all the same: its limits, its network, and what it can run and fetch.
+const HOST_DEPENDENT: &[&str] = &[
+    // The schemes that it fetches, the paths and addresses that it opens, and how much it takes.
+    "unsupported_scheme",
+    "not_allowed",
+    "forbidden_address",
+    "too_large",
+    // Its platform, its engines' models, and how large a result it keeps.
+    "image_without_platform",
+    "model_not_found",
+    "output_too_large",
+];
 
 /// By whose making an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -112,6 +127,17 @@ pub fn blame(code: &str) -> Blame {
     known(code).map_or(Blame::Provider, |known| known.blame)
 }
 
+/// Whether an attempt that failed with this code would fail on every host: it follows from what the requester signed, and from nothing of
+/// the host's. What a source serves, such as `hash_mismatch` and `not_found`, counts: the task names the source.
+pub fn fails_anywhere(code: &str) -> bool {
+    blame(code) == Blame::Requester && !HOST_DEPENDENT.contains(&code)
+}
+
+/// Whether an attempt failed by what the task asks of the host that tried: another may have more, and the same one has no more later.
+pub fn is_beyond_host(code: &str) -> bool {
+    HOST_DEPENDENT.contains(&code)
+}
+
 /// Ends an open task by the serving relay's word, as a provider signed that it fails anywhere. It never moves money: what the chain holds a
 /// task's budget for, the requester alone withdraws.
 pub fn unworkable(record: &TaskRecord) -> Option<Event> {
@@ -119,7 +145,7 @@ pub fn unworkable(record: &TaskRecord) -> Option<Event> {
     (is_open && !record.faults.is_empty()).then_some(Event::Unworkable)
 }
 
-/// The last failure whose code two providers signed, each of its own, and which is of the requester's making.
+/// The last failure whose code two providers signed, each of its own, and by which it fails anywhere.
 pub fn agreed(record: &TaskRecord) -> Option<&Failure> {
     let faults = &record.faults;
     faults.iter().rev().find(|fault| faults.iter().filter(|other| other.code == fault.code).count() > 1)
@@ -166,5 +192,19 @@ mod tests {
             (Blame::Requester, Blame::Provider, Blame::Neither)
         );
         assert!(hint("out_of_fuel").is_some());
+    }
+
+    #[test]
+    fn what_a_host_is_too_small_for_does_not_fail_anywhere() {
+        for code in HOST_DEPENDENT {
+            assert_eq!(blame(code), Blame::Requester, "{code}");
+            assert!(!fails_anywhere(code) && is_beyond_host(code), "{code}");
+        }
+        for code in ["out_of_fuel", "bad_input", "bad_model", "hash_mismatch", "trapped"] {
+            assert!(fails_anywhere(code) && !is_beyond_host(code), "{code}");
+        }
+        for code in ["io", "truncated", "unheard_of"] {
+            assert!(!fails_anywhere(code) && !is_beyond_host(code), "{code}");
+        }
     }
 }

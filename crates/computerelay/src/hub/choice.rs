@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::entries::{Kind, Offering, Plan, Waiting};
 use super::floor::Floor;
 use super::scores::Scores;
+use super::tries::Try;
 
 /// The most hosts that are looked at for better ones than those that failed.
 const MAX_GOOD: usize = 256;
@@ -79,8 +80,8 @@ pub(super) fn barred(record: &TaskRecord) -> Vec<Address> {
 
 /// The best host for a task: one that has not been tried with it and did not fail lately, and of those one that has proven itself; or
 /// else one that did fail, or one that may be asked again. While hosts of the first sort are only busy, the task does not go to who failed
-/// again and again. It never goes back to who said that it fails anywhere.
-fn choose<'a>(
+/// again and again, nor to who has too little for it. It never goes back to who said that it fails anywhere.
+pub(super) fn choose<'a>(
     index: &Index,
     proven: &Index,
     scores: &Scores,
@@ -106,7 +107,15 @@ fn choose<'a>(
     });
     let has_better = good.iter().any(|key| !tried(key));
     let held_back = |key: &NodeKey| has_better && scores.is_shunned(&key.provider, now);
-    index
-        .pick(need, |key| tried(key) || held_back(key))
-        .or_else(|| index.pick(need, |key| barred(key) || tries.bar(key, now).is_some() || held_back(key)))
+    let second = index.pick(need, |key| tried(key) || held_back(key));
+    if second.is_some() {
+        return second;
+    }
+    // Who has too little for it has no more later, while others may have enough.
+    let may_do = |key: &NodeKey| !tries.last(key).is_some_and(|tried| tried.is_beyond() || tried.lasts);
+    let others_may =
+        tries.any_beyond() && index.accepting(need).take(MAX_GOOD).any(|key| !barred(&key) && may_do(&key));
+    let is_beyond = |key: &NodeKey| others_may && tries.last(key).is_some_and(Try::is_beyond);
+    let is_out = |key: &NodeKey| barred(key) || tries.bar(key, now).is_some() || held_back(key);
+    index.pick(need, |key| is_out(key) || is_beyond(key))
 }

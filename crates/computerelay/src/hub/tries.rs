@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use scheduler::NodeKey;
-use taskmarket::{Address, Bytes32, Failure, TaskRecord};
+use taskmarket::{Address, Bytes32, Failure, TaskRecord, failure};
 use tokio::time::Instant;
 
 /// The most hosts remembered for one task. Of more, the one that may be asked again first is forgotten.
@@ -106,6 +106,11 @@ impl Tries {
         self.last(key).filter(|tried| tried.until > now)
     }
 
+    /// Whether the task asks for more than some host of these has.
+    pub(super) fn any_beyond(&self) -> bool {
+        self.0.iter().any(Try::is_beyond)
+    }
+
     /// When the next host may be asked again.
     pub(super) fn next_end(&self, now: Instant) -> Option<Instant> {
         self.0.iter().map(|tried| tried.until).filter(|until| *until > now).min()
@@ -113,6 +118,11 @@ impl Tries {
 }
 
 impl Try {
+    /// Whether the task asks for more than the provider's hosts have: others that fit come first, however long ago it was.
+    pub(super) fn is_beyond(&self) -> bool {
+        self.failed.as_ref().is_some_and(|(_, code)| failure::is_beyond_host(code))
+    }
+
     fn is_of(&self, key: &NodeKey) -> bool {
         self.provider == key.provider && self.node_id.is_none_or(|node_id| node_id == key.node_id)
     }

@@ -57,6 +57,11 @@ impl Floor {
                 && !barred(record).contains(&key.provider)
                 && last(key).is_none()
         });
+        let others_may = explained.iter().any(|(key, exclusions)| {
+            exclusions.iter().all(is_busy)
+                && !barred(record).contains(&key.provider)
+                && !last(key).is_some_and(|tried| tried.is_beyond() || tried.lasts)
+        });
         let fit = |(key, exclusions): (NodeKey, Vec<Exclusion>)| {
             let closed = self.node(&key).and_then(Node::closed_for);
             let mut exclusions: Vec<String> = exclusions
@@ -75,6 +80,8 @@ impl Floor {
                 exclusions.push(accusing(fault));
             } else if let Some(barred) = tried.filter(|tried| tried.until > now) {
                 exclusions.push(barring(&key, barred, now));
+            } else if others_may && tried.is_some_and(Try::is_beyond) {
+                exclusions.push("the task asks for more than it has: others that fit come first".to_owned());
             } else if has_better && self.scores.is_shunned(&key.provider, now) {
                 exclusions.push("it failed before: others that fit come first".to_owned());
             }

@@ -210,7 +210,12 @@ impl World {
                 draft.say(AcceptTask { task_id, provider, attempt, lease_until }).map(Mutation::Accept)
             }
             Cause::Fail => {
-                let code = if salt == 1 { "io" } else { "out_of_fuel" }.to_owned();
+                let code = match salt {
+                    1 => "io",
+                    2 => "too_large",
+                    _ => "out_of_fuel",
+                };
+                let code = code.to_owned();
                 let message = format!("for the {salt}. time");
                 let fail = FailTask { task_id, provider, attempt, code, message, issued_at };
                 draft.say(fail).map(Mutation::Fail)
