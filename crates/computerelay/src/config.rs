@@ -19,6 +19,8 @@ const MAX_ID_BYTES: usize = 64;
 const MAX_SECS: i64 = 86_400;
 /// How many bytes of artifacts an API key may keep stored unless said otherwise.
 const ARTIFACT_QUOTA: u64 = 64 << 30;
+/// How long nobody else may be there until one provider's word ends a task that fails anywhere.
+const ALONE: Duration = Duration::from_secs(60);
 /// The longest time that sessions and artifacts can be kept, in days.
 const MAX_KEEP_DAYS: i64 = 36_500;
 /// The longest time between two proofs of a GPU, in hours: a year.
@@ -238,6 +240,8 @@ pub struct Config {
     pub anonymous_requests_per_minute: Option<u32>,
     /// How long a lost session keeps its attempts.
     pub session_grace: Duration,
+    /// How long nobody else may be there until one provider's word ends a task that fails anywhere.
+    pub alone: Duration,
     /// How often providers report at least.
     pub heartbeat: Duration,
     /// How late a sign of life may be.
@@ -295,6 +299,7 @@ impl Config {
             api_keys: vec![api_key],
             anonymous_requests_per_minute: None,
             session_grace: Duration::from_secs(15),
+            alone: ALONE,
             heartbeat: Duration::from_secs(10),
             heartbeat_timeout: Duration::from_secs(5),
             offer_timeout: Duration::from_secs(10),
@@ -348,6 +353,7 @@ impl Config {
             anonymous_requests_per_minute: Some(args.anonymous_requests_per_minute)
                 .filter(|limit| *limit > 0),
             session_grace: Duration::from_secs(args.session_grace_secs),
+            alone: ALONE,
             heartbeat: Duration::from_secs(args.heartbeat_secs),
             heartbeat_timeout: Duration::from_secs(args.heartbeat_timeout_secs),
             offer_timeout: Duration::from_secs(args.offer_timeout_secs),

@@ -237,6 +237,7 @@ fn hub_config(config: &Config, market: &Market) -> HubConfig {
         heartbeat: config.heartbeat,
         heartbeat_timeout: config.heartbeat_timeout,
         grace: config.session_grace,
+        alone: config.alone,
         offer_timeout: config.offer_timeout,
         drain: config.drain,
         max_sessions: config.max_sessions,

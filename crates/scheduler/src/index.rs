@@ -199,6 +199,11 @@ impl Index {
         self.nodes.range(first..=last).filter(|(_, node)| self.fits(node, need)).map(|(key, _)| *key)
     }
 
+    /// The hosts that fit a task, whether or not they take work and are free, in the order of their keys.
+    pub fn able(&self, need: &Need) -> impl Iterator<Item = NodeKey> {
+        self.nodes.iter().filter(|(_, node)| self.fits(node, need)).map(|(key, _)| *key)
+    }
+
     /// The hosts that fit a task and take work, whether or not they are free, in the order of their keys.
     pub fn accepting(&self, need: &Need) -> impl Iterator<Item = NodeKey> {
         self.nodes.iter().filter(|(_, node)| node.accepting && self.fits(node, need)).map(|(key, _)| *key)

@@ -49,8 +49,7 @@ pub(super) async fn say(hub: &Hub) {
         Ok(living) => {
             let are_others = living.iter().any(|relay| relay != own);
             hub.market.set_others(are_others);
-            hub.floor().patience.others =
-                if are_others { hub.config.safety_tick * 2 } else { Duration::ZERO };
+            hub.floor().patience.others_live = are_others;
         }
         Err(error) => tracing::warn!(%error, "whether other relays live cannot be read"),
     }
@@ -61,7 +60,9 @@ fn begin_anew(hub: &Hub) {
     tracing::warn!(
         "this relay was silent for so long that others took it for dead; its hosts are to connect again"
     );
-    for node in hub.floor().nodes(..) {
+    let mut floor = hub.floor();
+    floor.be_patient();
+    for node in floor.nodes(..) {
         node.live.link.close(close_code::GOING_AWAY, "the relay was out of reach of its store");
     }
 }

@@ -54,7 +54,10 @@ impl Floor {
 
     fn begin_offer(&mut self, task_id: TaskId, place: (Timestamp, TaskId), key: NodeKey) -> Option<Plan> {
         let live = Arc::clone(&self.node(&key)?.live);
-        let waiting = self.waiting.remove(&place)?;
+        let mut waiting = self.waiting.remove(&place)?;
+        if let Some(fault) = &mut waiting.fault {
+            fault.alone_since = None;
+        }
         // From here the floor's own count of what each host was given stands for the reservation.
         self.index.release(&key);
         self.proven.release(&key);

@@ -23,6 +23,9 @@ pub(crate) struct HubConfig {
     pub(crate) heartbeat_timeout: Duration,
     /// How long a lost session keeps its attempts (default 15 s).
     pub(crate) grace: Duration,
+    /// How long nobody else may be there, without interruption, until one provider's word ends a task that fails anywhere (default 60 s,
+    /// the grace at least).
+    pub(crate) alone: Duration,
     /// How long an agent may think about an offer (default 10 s).
     pub(crate) offer_timeout: Duration,
     /// How long a host that refused a task is not asked again (default 30 s); doubled each time, up to [`HubConfig::max_backoff`].
@@ -63,6 +66,7 @@ impl HubConfig {
             heartbeat: Duration::from_secs(10),
             heartbeat_timeout: Duration::from_secs(5),
             grace: Duration::from_secs(15),
+            alone: Duration::from_secs(60),
             offer_timeout: Duration::from_secs(10),
             refused_backoff: Duration::from_secs(30),
             failed_backoff: Duration::from_secs(2),

@@ -46,7 +46,7 @@ pub(super) async fn run(hub: &Arc<Hub>) {
     };
     // What had no room at the start is searched for like what has none later.
     dispatcher.resync().await;
-    hub.floor().patience.from = Some(Instant::now() + hub.config.grace);
+    hub.floor().be_patient();
     hub.open.store(true, Ordering::Release);
     let mut tick = interval(hub.config.safety_tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

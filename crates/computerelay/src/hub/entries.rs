@@ -34,8 +34,8 @@ pub(super) struct Waiting {
 pub(super) struct Fault {
     /// Whether two of them agree: then nobody is asked any more.
     pub(super) agreed: bool,
-    /// Since when this relay knows the last of them.
-    pub(super) since: Instant,
+    /// Since when nobody else is there who might say otherwise, as far as this relay looked.
+    pub(super) alone_since: Option<Instant>,
     /// Until when the end of the task is on its way to the store.
     pub(super) ending_until: Option<Instant>,
 }

@@ -20,7 +20,7 @@ use super::node::{Live, Node, Place, Report};
 use super::registration::Refusal;
 use super::scores::Scores;
 use super::tries::{Tried, Tries};
-use super::vain::Patience;
+use super::vain::{Away, Patience};
 
 /// How long hosts are not asked again.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +45,8 @@ pub(super) struct Floor {
     held_by: HashMap<NodeKey, HashSet<TaskId>>,
     /// Hosts without a session, and until when their attempts are kept.
     lost: HashMap<NodeKey, Instant>,
+    /// Hosts that were here lately.
+    pub(super) away: Away,
     pub(super) scores: Scores,
     /// Whether the chain says what it says now: without that, no settled task is offered.
     pub(super) chain_is_well: bool,
@@ -65,9 +67,10 @@ impl Floor {
             held: HashMap::new(),
             held_by: HashMap::new(),
             lost: HashMap::new(),
+            away: Away::new(grace),
             scores: Scores::new(backoff.blamed, backoff.max),
             chain_is_well: false,
-            patience: Patience::default(),
+            patience: Patience::new(grace),
             backoff,
             grace,
         }
@@ -112,7 +115,11 @@ impl Floor {
         let older = self.places.insert(key, Place { generation, node: None });
         self.withdraw(&key);
         self.lost.insert(key, now + self.grace);
-        Ok(older.and_then(|place| place.node).map(|node| node.live))
+        let node = older.and_then(|place| place.node);
+        if let Some(node) = &node {
+            self.away.add(node.offer(&self.scores), now);
+        }
+        Ok(node.map(|node| node.live))
     }
 
     /// Opens a host for tasks. `false` where a newer session of it took the place meanwhile.
@@ -128,6 +135,7 @@ impl Floor {
         place.node = Some(node);
         self.enlist(&key);
         self.lost.remove(&key);
+        self.away.remove(&key);
         true
     }
 
@@ -136,7 +144,9 @@ impl Floor {
         if self.places.get(&key).is_none_or(|place| place.generation != generation) {
             return false;
         }
-        self.places.remove(&key);
+        if let Some(node) = self.places.remove(&key).and_then(|place| place.node) {
+            self.away.add(node.offer(&self.scores), now);
+        }
         self.withdraw(&key);
         if self.held_by.contains_key(&key) {
             self.lost.insert(key, now + self.grace);
@@ -363,7 +373,7 @@ impl Floor {
     /// Puts an open task where it can be placed, with what is known of earlier tries.
     /// `since` is when it became open, where that was seen.
     fn wait(&mut self, record: &TaskRecord, tries: Option<Tries>, since: Option<Instant>, now: Instant) {
-        let (barred, fault) = (barred(record), Fault::of(record, now));
+        let (barred, fault) = (barred(record), Fault::of(record));
         if let Some(offering) = self.offering.get_mut(&record.id) {
             offering.waiting.version = record.version;
             offering.waiting.barred = barred;

@@ -137,9 +137,11 @@ impl Hub {
             blamed: config.refused_backoff,
             max: config.max_backoff,
         };
+        let mut floor = Floor::new(backoff, config.grace);
+        floor.patience.alone = config.alone.max(config.grace);
         Arc::new(Self {
             market,
-            floor: Mutex::new(Floor::new(backoff, config.grace)),
+            floor: Mutex::new(floor),
             models: Arc::default(),
             challenges: challenge::Challenges::new(),
             wake: Notify::new(),

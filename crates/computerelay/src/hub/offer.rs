@@ -24,6 +24,14 @@ use crate::error::MarketError;
 
 /// The longest answer to an offer, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// What hosts say to tasks that their operators do not take.
+const POLICY: &[&str] = &[
+    "budget_too_low",
+    "requester_not_allowed",
+    "duration_too_long",
+    "image_not_allowed",
+    "terms_not_accepted",
+];
 /// As much of a host's reason as is kept, in characters.
 const MAX_REASON_CHARS: usize = 256;
 
@@ -34,8 +42,12 @@ enum Untaken {
     Gone,
     /// The relay failed; the host has nothing to do with it.
     Relay(MarketError),
-    /// The host did not take it, for a reason that will last.
-    Refused(String),
+    /// The host did not take it.
+    Refused {
+        reason: String,
+        /// Whether its operator takes no such tasks, which will last.
+        is_policy: bool,
+    },
     /// The host could not be asked or could not take it now.
     Failed(String),
     /// The host left the offer unanswered, or answered what does not hold.
@@ -66,11 +78,13 @@ pub(super) async fn offer(hub: &Hub, plan: Plan) {
             let backoff = hub.config.failed_backoff;
             Tried { reason: "the relay failed".into(), backoff, lasts: false }
         }
-        Untaken::Refused(reason) => Tried { reason, backoff: hub.config.refused_backoff, lasts: true },
+        Untaken::Refused { reason, is_policy } => {
+            Tried { reason, backoff: hub.config.refused_backoff, lasts: is_policy }
+        }
         Untaken::Failed(reason) => Tried { reason, backoff: hub.config.failed_backoff, lasts: false },
         Untaken::Broken(reason) => {
             hub.floor().blame(live.key.provider, Instant::now());
-            Tried { reason, backoff: hub.config.refused_backoff, lasts: true }
+            Tried { reason, backoff: hub.config.refused_backoff, lasts: false }
         }
     };
     tracing::debug!(%task_id, provider = %live.key.provider, reason = %why.reason, "offer not taken");
@@ -136,9 +150,20 @@ async fn ask(live: &Live, assignment: &Assignment) -> Result<Signed<AcceptTask>,
             .map(Signed::from)
             .map_err(|error| Untaken::Broken(format!("its acceptance cannot be read: {error}"))),
         StatusCode::SERVICE_UNAVAILABLE => Err(Untaken::Failed(format!("busy: {}", reason(&body)))),
-        StatusCode::CONFLICT => Err(Untaken::Refused(format!("refused: {}", reason(&body)))),
-        other => Err(Untaken::Refused(format!("answered {}: {}", other.as_u16(), reason(&body)))),
+        StatusCode::CONFLICT => Err(Untaken::Refused {
+            reason: format!("refused: {}", reason(&body)),
+            is_policy: is_policy(&body),
+        }),
+        other => Err(Untaken::Refused {
+            reason: format!("answered {}: {}", other.as_u16(), reason(&body)),
+            is_policy: false,
+        }),
     }
+}
+
+/// Whether a host refused for what its operator wants.
+fn is_policy(body: &[u8]) -> bool {
+    serde_json::from_slice::<ErrorBody>(body).is_ok_and(|body| POLICY.contains(&body.error.code.as_str()))
 }
 
 /// What a host said, in one bounded line.

@@ -14,7 +14,7 @@ const MAX_TRIES: usize = 256;
 pub(super) struct Tried {
     pub(super) reason: String,
     pub(super) backoff: Duration,
-    /// Whether the host will hardly take it later.
+    /// Whether its operator takes no such tasks, so that it will hardly take this one later.
     pub(super) lasts: bool,
 }
 

@@ -1,11 +1,12 @@
 //! Tasks that wait in vain: providers signed that they fail anywhere, and nobody is there who could say otherwise.
 //!
-//! A provider's word may be a lie, so one word ends nothing while another provider fits, be it busy. Two that agree end the task at once.
+//! A provider's word may be a lie, so one word ends nothing while another provider fits: be it busy, closed or away for a moment, or
+//! connected to another relay of the same store. Two that agree end the task at once.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use scheduler::NodeKey;
+use scheduler::{Index, NodeKey, Offer};
 use taskmarket::{TaskId, TaskRecord, failure};
 use tokio::time::Instant;
 
@@ -14,73 +15,131 @@ use super::floor::Floor;
 
 /// The most hosts of one kind that are looked at for one that may have a task.
 const MAX_OTHERS: usize = 256;
+/// The most hosts that are remembered after they left.
+const MAX_AWAY: usize = 10_000;
 /// How long the end of a task may be on its way to the store before it is sent again.
 const ENDING: Duration = Duration::from_secs(5);
 /// Tasks that only others' absence ends are looked at no more often than this.
 const GAP: Duration = Duration::from_secs(1);
 
 /// How long others are waited for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Since when this relay's hosts have had the time to come back to it. Nobody is given up before.
-    pub(super) from: Option<Instant>,
-    /// For how long hosts of other relays of the same store, if there are such relays, may take a task.
-    pub(super) others: Duration,
+    /// Whether hosts can connect. Nobody is given up before.
+    is_open: bool,
+    /// For how long nobody else may be there until one word ends a task.
+    pub(super) alone: Duration,
+    /// Whether other relays of the same store live, whose hosts may take a task. Until this is known, they do.
+    pub(super) others_live: bool,
     /// When tasks were last looked at.
     looked_at: Option<Instant>,
 }
 
+impl Patience {
+    pub(super) fn new(alone: Duration) -> Self {
+        Self { is_open: false, alone, others_live: true, looked_at: None }
+    }
+}
+
+/// Hosts without a session that had one a moment ago. They count as there.
+#[derive(Debug)]
+pub(super) struct Away {
+    index: Index,
+    until: HashMap<NodeKey, Instant>,
+    /// How long they are remembered: so long that a look at the tasks falls into it.
+    grace: Duration,
+}
+
+impl Away {
+    pub(super) fn new(grace: Duration) -> Self {
+        Self { index: Index::default(), until: HashMap::new(), grace: grace.max(GAP * 2) }
+    }
+
+    /// Notes what a host offered that left.
+    pub(super) fn add(&mut self, offer: Offer, now: Instant) {
+        self.expire(now);
+        if self.until.len() < MAX_AWAY || self.until.contains_key(&offer.key) {
+            self.until.insert(offer.key, now + self.grace);
+            self.index.upsert(offer);
+        }
+    }
+
+    /// Forgets a host that is back.
+    pub(super) fn remove(&mut self, key: &NodeKey) {
+        self.until.remove(key);
+        self.index.remove(key);
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for (key, _) in self.until.extract_if(|_, until| *until <= now) {
+            self.index.remove(&key);
+        }
+    }
+}
+
 impl Fault {
     /// What a record says.
-    pub(super) fn of(record: &TaskRecord, now: Instant) -> Option<Self> {
+    pub(super) fn of(record: &TaskRecord) -> Option<Self> {
         let agreed = failure::agreed(record).is_some();
-        (!record.faults.is_empty()).then_some(Self { agreed, since: now, ending_until: None })
+        (!record.faults.is_empty()).then_some(Self { agreed, alone_since: None, ending_until: None })
     }
 }
 
 impl Floor {
+    /// Hosts may connect from here, and are on their way: however long nobody else was there before, it does not count.
+    pub(super) fn be_patient(&mut self) {
+        self.patience.is_open = true;
+        for fault in self.waiting.values_mut().filter_map(|waiting| waiting.fault.as_mut()) {
+            fault.alone_since = None;
+        }
+    }
+
     /// Tasks to end, as nobody is there any more who may have them; and when to look again.
     pub(super) fn in_vain(&mut self, now: Instant) -> (Vec<TaskId>, Option<Instant>) {
-        let due = |fault: &Fault| fault.ending_until.is_none_or(|until| until <= now);
-        let looks = self.patience.looked_at.is_none_or(|at| at + GAP <= now);
-        let mut others: HashMap<&Kind, Vec<NodeKey>> = HashMap::new();
-        let (mut vain, mut places, mut again) = (Vec::new(), Vec::new(), None);
-        for (place, waiting) in &self.waiting {
-            let Some(fault) = waiting.fault.filter(due) else { continue };
-            // Of a settled task the requester has its budget back by the chain alone.
-            if waiting.settled {
-                continue;
-            }
-            let given_up_at = self.patience.from.map(|from| from.max(fault.since + self.patience.others));
-            let is_late = given_up_at.is_some_and(|at| at <= now);
-            if !(fault.agreed || looks && is_late) {
-                let at = given_up_at.filter(|at| *at > now).unwrap_or(now + GAP);
-                again = Some(again.map_or(at, |before: Instant| before.min(at)));
-                continue;
-            }
-            let may_have = |key: &NodeKey| {
-                let tried = waiting.tries.last(key);
-                !waiting.barred.contains(&key.provider) && !tried.is_some_and(|tried| tried.lasts)
-            };
-            let has_other = !fault.agreed && {
-                let others = others
-                    .entry(&waiting.kind)
-                    .or_insert_with(|| self.index.accepting(&waiting.need).take(MAX_OTHERS).collect());
-                others.len() >= MAX_OTHERS || others.iter().any(may_have)
-            };
-            if !has_other {
-                vain.push(place.1);
-                places.push(*place);
-            }
-        }
+        let Patience { is_open, alone, others_live, looked_at } = self.patience;
+        let looks = looked_at.is_none_or(|at| at + GAP <= now);
+        // Who came and went since the last look is not remembered any more.
+        let was_blind = looked_at.is_none_or(|at| at + self.away.grace < now);
         if looks {
             self.patience.looked_at = Some(now);
+            self.away.expire(now);
         }
-        for place in places {
-            if let Some(fault) = self.waiting.get_mut(&place).and_then(|waiting| waiting.fault.as_mut()) {
-                fault.ending_until = Some(now + ENDING);
-                again = Some(again.map_or(now + ENDING, |before: Instant| before.min(now + ENDING)));
+        let mut others: HashMap<&Kind, Vec<NodeKey>> = HashMap::new();
+        let (mut vain, mut again) = (Vec::new(), None);
+        let mut look_at = |at: Instant| again = Some(again.map_or(at, |before: Instant| before.min(at)));
+        for (place, waiting) in &mut self.waiting {
+            // Of a settled task the requester has its budget back by the chain alone.
+            let Some(fault) = waiting.fault.as_mut().filter(|_| !waiting.settled) else { continue };
+            if let Some(until) = fault.ending_until.filter(|until| *until > now) {
+                look_at(until);
+                continue;
             }
+            if !fault.agreed {
+                if !is_open || others_live {
+                    fault.alone_since = None;
+                    continue;
+                }
+                if looks {
+                    let may_have = |key: &NodeKey| {
+                        let tried = waiting.tries.last(key);
+                        !waiting.barred.contains(&key.provider) && !tried.is_some_and(|tried| tried.lasts)
+                    };
+                    let others = others.entry(&waiting.kind).or_insert_with(|| {
+                        let able = self.index.able(&waiting.need).chain(self.away.index.able(&waiting.need));
+                        able.take(MAX_OTHERS).collect()
+                    });
+                    let has_other = others.len() >= MAX_OTHERS || others.iter().any(may_have);
+                    let since = fault.alone_since.filter(|_| !was_blind).unwrap_or(now);
+                    fault.alone_since = (!has_other).then_some(since);
+                }
+                if !fault.alone_since.is_some_and(|since| since + alone <= now) {
+                    look_at(now + GAP);
+                    continue;
+                }
+            }
+            vain.push(place.1);
+            fault.ending_until = Some(now + ENDING);
+            look_at(now + ENDING);
         }
         (vain, again)
     }

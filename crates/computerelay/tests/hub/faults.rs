@@ -49,8 +49,12 @@ async fn two_providers_that_agree_end_a_task_though_a_third_is_free() {
 }
 
 #[tokio::test]
-async fn a_task_that_no_other_provider_could_have_ends_with_the_first_word() {
-    let relay = Relay::start(Times { grace: Duration::from_millis(100), ..Times::default() }).await;
+async fn a_task_that_no_other_provider_could_have_ends_with_the_one_word() {
+    let relay = Relay::start({
+        let soon = Duration::from_millis(100);
+        Times { grace: soon, alone: soon, ..Times::default() }
+    })
+    .await;
     let requester = Requester::new();
     let only = Script::new().slots(2).connect(&relay.url()).await;
     let task_id = relay.publish(&requester, &requester.task()).await;

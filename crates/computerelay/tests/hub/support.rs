@@ -35,6 +35,8 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
 pub(crate) struct Times {
     pub(crate) heartbeat: Duration,
     pub(crate) grace: Duration,
+    /// How long nobody else may be there until one word ends a task.
+    pub(crate) alone: Duration,
     pub(crate) offer: Duration,
     /// Between two proofs of a GPU.
     pub(crate) challenge: Option<Duration>,
@@ -46,6 +48,7 @@ impl Default for Times {
         Self {
             heartbeat: Duration::from_millis(500),
             grace: PATIENCE * 2,
+            alone: Duration::from_secs(60),
             offer: Duration::from_secs(10),
             challenge: None,
         }
@@ -72,6 +75,7 @@ impl Relay {
         config.heartbeat = times.heartbeat;
         config.heartbeat_timeout = times.heartbeat;
         config.session_grace = times.grace;
+        config.alone = times.alone;
         config.offer_timeout = times.offer;
         config.challenge_gpus = times.challenge;
         let relay = computerelay::build(config).await.unwrap();

@@ -202,7 +202,7 @@ impl Relay {
             }
             // Others may be connected to another relay, or on their way here.
             let is_late = self.clock(cx) >= record.updated_at.plus(PATIENCE_SECS);
-            let has_other = self.floor.index.accepting(need).any(|key| !lapsed(&key) && !faulted(&key));
+            let has_other = self.floor.index.able(need).any(|key| !lapsed(&key) && !faulted(&key));
             let on_a_word =
                 !record.faults.is_empty() || cx.is_sabotaged(Sabotage::HastyEnd) && record.failure.is_some();
             if on_a_word && is_late && !has_other {

@@ -4,6 +4,7 @@ use taskmarket::{
 };
 use wallet::Wallet;
 
+use super::super::choice::choose;
 use super::super::tries::Tried;
 use super::*;
 
@@ -136,7 +137,7 @@ fn failed(held: &TaskRecord, code: &str) -> TaskRecord {
     let provider = held.provider.unwrap().0;
     let attempt = held.attempts;
     let failure = Failure { attempt, provider, code: code.to_owned(), message: String::new() };
-    if failure::blame(code) == Blame::Requester {
+    if failure::fails_anywhere(code) {
         record.faults.push(failure.clone());
     }
     record.failure = Some(failure);
@@ -205,40 +206,103 @@ fn free_host(provider: u8) -> scheduler::Offer {
     }
 }
 
-#[test]
-fn a_task_waits_in_vain_once_nobody_is_left_who_could_say_otherwise() {
-    let (mut floor, now) = (floor(), Instant::now());
+/// A floor whose hosts had the time to come back, with a task that its only host calls impossible.
+fn accused(now: Instant) -> (Floor, TaskId) {
+    let mut floor = floor();
     let record = failed(&held(&open(5)), "out_of_fuel");
     floor.absorb(&record, None, None, now);
     floor.index.upsert(free_host(1));
-    assert_eq!(floor.in_vain(now).0, [], "hosts had no time to come back to the relay");
-    floor.patience.from = Some(now + GRACE);
-    let (vain, again) = floor.in_vain(now);
-    assert_eq!((vain, again), (Vec::new(), Some(now + GRACE)));
+    floor.patience.alone = ALONE;
+    floor.patience.others_live = false;
+    floor.be_patient();
+    (floor, record.id)
+}
 
-    floor.patience.others = GRACE * 3;
-    assert_eq!(floor.in_vain(now + GRACE * 2).0, [], "another relay's hosts may take it");
-    floor.patience.others = Duration::ZERO;
+/// Looks every second from `from` until `to`, in seconds, and says which tasks are to end, and when.
+fn looks(floor: &mut Floor, begun: Instant, from: u64, to: u64) -> Vec<(u64, TaskId)> {
+    let looked = (from..to).map(|secs| (secs, floor.in_vain(begun + Duration::from_secs(secs)).0));
+    looked.flat_map(|(secs, vain)| vain.into_iter().map(move |id| (secs, id))).collect()
+}
 
-    // Another provider fits, and is only busy.
-    let other = free_host(2);
+const ALONE: Duration = Duration::from_secs(60);
+
+#[test]
+fn one_word_ends_a_task_once_nobody_else_was_there_for_a_while() {
+    let begun = Instant::now();
+    let (mut floor, id) = accused(begun);
+    assert_eq!(looks(&mut floor, begun, 0, 60), []);
+    let ended = looks(&mut floor, begun, 60, 70);
+    assert_eq!(ended, [(60, id), (65, id)], "and again where the store did not take it");
+    // Before hosts can connect there is nobody.
+    let mut closed = super::Floor::new(floor.backoff, GRACE);
+    closed.patience.others_live = false;
+    closed.absorb(&failed(&held(&open(5)), "out_of_fuel"), None, None, begun);
+    assert_eq!(looks(&mut closed, begun, 0, 200), []);
+}
+
+#[test]
+fn others_that_fit_count_though_they_are_busy_or_closed_and_begin_the_wait_anew() {
+    let begun = Instant::now();
+    let (mut floor, id) = accused(begun);
+    assert_eq!(looks(&mut floor, begun, 0, 30), []);
+    let other = scheduler::Offer { accepting: false, ..free_host(2) };
     floor.index.upsert(other.clone());
-    assert_eq!(floor.in_vain(now + GRACE * 3).0, []);
-    // It will not have the task.
-    let tries = &mut floor.waiting.values_mut().next().unwrap().tries;
-    let why = Tried { reason: "refused".into(), backoff: GRACE, lasts: true };
-    tries.add(other.key, why, GRACE, now);
-    assert_eq!(floor.in_vain(now + GRACE * 3).0, [], "looked at again after a while only");
-    assert_eq!(floor.in_vain(now + GRACE * 4).0, [record.id]);
-    assert_eq!(floor.in_vain(now + GRACE * 4).0, [], "its end is on its way");
-    assert_eq!(floor.in_vain(now + GRACE * 5).0, [record.id], "the store did not take it");
+    assert_eq!(looks(&mut floor, begun, 30, 200), []);
+    floor.index.remove(&other.key);
+    assert_eq!(looks(&mut floor, begun, 200, 261), [(260, id)]);
+
+    // Its operator takes no such tasks.
+    let (mut floor, id) = accused(begun);
+    floor.index.upsert(other.clone());
+    for (lasts, expected) in [(false, vec![]), (true, vec![(160, id)])] {
+        let tries = &mut floor.waiting.values_mut().next().unwrap().tries;
+        tries.add(other.key, Tried { reason: "refused".into(), backoff: GRACE, lasts }, GRACE, begun);
+        let from = if lasts { 100 } else { 0 };
+        assert_eq!(looks(&mut floor, begun, from, from + 65), expected);
+    }
+}
+
+#[test]
+fn a_host_that_is_away_for_a_moment_counts_as_there() {
+    let begun = Instant::now();
+    let at = |secs| begun + Duration::from_secs(secs);
+    let (mut floor, id) = accused(begun);
+    assert_eq!(looks(&mut floor, begun, 0, 50), []);
+    // It came and went between two looks.
+    floor.away.add(free_host(2), at(50));
+    assert_eq!(looks(&mut floor, begun, 51, 119), []);
+    assert_eq!(looks(&mut floor, begun, 119, 125), [(120, id)]);
+
+    // While nobody looked, who knows who was there.
+    let (mut floor, id) = accused(begun);
+    assert_eq!(looks(&mut floor, begun, 0, 30), []);
+    assert_eq!(looks(&mut floor, begun, 100, 165), [(160, id)]);
+
+    // The relay was out of reach, and its hosts are to connect again.
+    let (mut floor, id) = accused(begun);
+    assert_eq!(looks(&mut floor, begun, 0, 50), []);
+    floor.be_patient();
+    assert_eq!(looks(&mut floor, begun, 50, 111), [(110, id)]);
+}
+
+#[test]
+fn one_word_ends_nothing_while_other_relays_live_or_may() {
+    let begun = Instant::now();
+    assert!(floor().patience.others_live, "until it is known that there are none");
+    let (mut floor, id) = accused(begun);
+    assert_eq!(looks(&mut floor, begun, 0, 30), []);
+    floor.patience.others_live = true;
+    assert_eq!(looks(&mut floor, begun, 30, 500), []);
+    floor.patience.others_live = false;
+    assert_eq!(looks(&mut floor, begun, 500, 561), [(560, id)]);
 }
 
 #[test]
 fn two_that_agree_end_a_task_whoever_else_is_there_and_other_failures_do_not() {
     let (mut floor, now) = (floor(), Instant::now());
     floor.index.upsert(free_host(3));
-    floor.patience.from = Some(now);
+    floor.be_patient();
+    floor.patience.others_live = false;
     let first = failed(&held(&open(5)), "out_of_fuel");
     let mut second = first.clone();
     let (attempt, provider) = (2, Address::repeat_byte(2));
@@ -256,7 +320,29 @@ fn two_that_agree_end_a_task_whoever_else_is_there_and_other_failures_do_not() {
     let other = failed(&held(&open(6)), "io");
     floor.absorb(&other, None, None, now);
     floor.index.remove(&free_host(3).key);
-    assert_eq!(floor.in_vain(now + GRACE).0, [second.id], "what is the provider's making may go better");
+    assert_eq!(floor.in_vain(now + GRACE).0, [second.id], "its end is not stored yet");
+    let later = looks(&mut floor, now, 11, 200);
+    assert!(later.iter().all(|(_, id)| *id == second.id), "what is the provider's making may go better");
+}
+
+#[test]
+fn who_has_too_little_for_a_task_gets_it_again_only_where_no_other_fits() {
+    let (mut floor, now) = (floor(), Instant::now());
+    let record = failed(&held(&open(5)), "too_large");
+    assert!(record.faults.is_empty(), "another host may have more");
+    floor.absorb(&record, None, None, now);
+    floor.index.upsert(scheduler::Offer { busy: 0, ..free_host(1) });
+    floor.index.upsert(free_host(2));
+    let chosen = |floor: &Floor, at| {
+        let waiting = floor.waiting.values().next().unwrap();
+        choose(&floor.index, &floor.proven, &floor.scores, waiting, &mut HashMap::new(), at)
+    };
+    let long_after = now + GRACE * 100;
+    assert_eq!(chosen(&floor, long_after), None, "the other is only busy");
+    assert_eq!(floor.in_vain(long_after).0, [], "nobody said that it fails anywhere");
+    floor.index.remove(&free_host(2).key);
+    assert_eq!(chosen(&floor, now), None, "not at once");
+    assert_eq!(chosen(&floor, long_after), Some(free_host(1).key));
 }
 
 #[test]
