@@ -37,7 +37,11 @@ pub trait Sessions: Send + Sync {
     /// out of reach for a while takes nothing away, for nobody can write to it meanwhile.
     async fn claim_lost(&self);
 
-    /// Keeps that a relay lived at this time.
+    /// The clock by which relays live or are silent: the store's own where relays on several machines share it, for their clocks differ;
+    /// otherwise `own`.
+    async fn relays_clock(&self, own: Timestamp) -> Result<Timestamp, StoreError>;
+
+    /// Keeps that a relay lived at this time of the [relays' clock](Self::relays_clock).
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError>;
 
     /// Ends all sessions at a relay that have not ended, and answers how many: for its start, when none can be alive. They ended at `at`,
@@ -52,6 +56,13 @@ pub trait Sessions: Send + Sync {
         silent_since: Timestamp,
         reason: &str,
     ) -> Result<u64, StoreError>;
+
+    /// Which of these sessions have ended for this reason.
+    async fn sessions_ended_for(
+        &self,
+        session_ids: Vec<String>,
+        reason: &str,
+    ) -> Result<Vec<String>, StoreError>;
 
     /// The relays that lived at this time or later.
     async fn living_relays(&self, since: Timestamp) -> Result<Vec<String>, StoreError>;

@@ -36,7 +36,7 @@ mod vain;
 mod view;
 
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -83,8 +83,6 @@ pub(crate) struct Hub {
     /// Places for handshakes, of all together and of each peer.
     handshakes: Arc<Semaphore>,
     peers: Places,
-    /// When the store was last told that this relay lives, in unix seconds.
-    lived_at: AtomicU64,
     /// Places for calling attempts off.
     calls: Arc<Semaphore>,
     /// The task of each connection, and of each call beside them.
@@ -147,7 +145,6 @@ impl Hub {
             wake: Notify::new(),
             handshakes: Arc::new(Semaphore::new(config.max_handshakes)),
             peers: Places::new(config.max_handshakes_per_ip),
-            lived_at: AtomicU64::new(0),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sessions: TaskTracker::new(),
             open: AtomicBool::new(false),

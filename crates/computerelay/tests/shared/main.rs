@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "../api/agent.rs"]
+#[allow(dead_code, reason = "shared with the tests of the API")]
+mod agent;
 #[path = "../api/rig.rs"]
 #[allow(dead_code, reason = "shared with the tests of the API")]
 mod rig;
@@ -18,6 +21,7 @@ use taskmarket::{Bytes32, CancelTask, TaskId, Timestamp};
 use tempfile::TempDir;
 use wallet::Wallet;
 
+use crate::agent::Agent;
 use crate::rig::{Follower, Rig, now};
 use crate::server::{Durability, Server};
 
@@ -119,6 +123,32 @@ async fn what_a_killed_relay_left_open_is_ended_by_another() {
     let at = tokio::time::timeout(rig::PATIENCE, ended).await.expect("it is ended");
     assert_eq!(at, Timestamp::from_unix(died), "its host was connected for ten minutes, and not for longer");
     other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_connect_again_whose_sessions_another_relay_ended_and_no_others() {
+    let server = Server::start(Durability::None);
+    let url = server.database();
+    let store = Postgres::connect(&url).await.unwrap();
+    let (one, two) = (relay(&url, "one").await, relay(&url, "two").await);
+    let mut host = Agent::connect(&one).await;
+    let newest = async |agent: &Agent| {
+        let node_id = Bytes32(taskmarket::B256::repeat_byte(7));
+        store.newest_session(agent.wallet.address(), node_id).await.unwrap().unwrap()
+    };
+    assert_eq!(newest(&host).await.ended, None);
+    // By no clock is it dead, but so it looked to another.
+    let later = Timestamp::from_unix(now().unix() + 3600);
+    let ended =
+        store.close_sessions_of_silent(later, "the relay fell silent without closing it").await.unwrap();
+    assert_eq!(ended, 1);
+    let mut other = Agent::connect(&one).await;
+    let closed = tokio::time::timeout(rig::PATIENCE, host.taken.recv()).await.expect("it is cut off");
+    assert!(closed.is_none());
+    let still = tokio::time::timeout(Duration::from_secs(1), other.taken.recv()).await;
+    assert!(still.is_err() && newest(&other).await.ended.is_none(), "its session lasts");
+    two.stop().await;
+    one.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -65,9 +65,14 @@ impl Sessions for Postgres {
         }
     }
 
+    async fn relays_clock(&self, _own: Timestamp) -> Result<Timestamp, StoreError> {
+        let rows = self.query("SELECT floor(extract(epoch FROM now()))::bigint", &[]).await?;
+        rows.first().map_or(Err(StoreError::corrupt("the clock answers nothing")), |row| row.time(0))
+    }
+
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {
         let sql = "INSERT INTO relays (relay_id, alive_at) VALUES ($1, $2)
-                   ON CONFLICT (relay_id) DO UPDATE SET alive_at = excluded.alive_at";
+                   ON CONFLICT (relay_id) DO UPDATE SET alive_at = greatest(relays.alive_at, excluded.alive_at)";
         self.execute(sql, &[&relay_id, &to_sql(at.unix())]).await?;
         Ok(())
     }
@@ -92,6 +97,17 @@ impl Sessions for Postgres {
         let sql = "UPDATE sessions SET reason = $2, ended_at = greatest(connected_at, alive_at)
                    FROM relays WHERE relays.relay_id = sessions.relay_id AND alive_at < $1 AND ended_at IS NULL";
         self.execute(sql, &[&to_sql(silent_since.unix()), &reason]).await
+    }
+
+    async fn sessions_ended_for(
+        &self,
+        session_ids: Vec<String>,
+        reason: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT session_id FROM sessions
+                   WHERE session_id = ANY($1) AND ended_at IS NOT NULL AND reason = $2";
+        let rows = self.query(sql, &[&session_ids, &reason]).await?;
+        rows.iter().map(|row| row.column(0)).collect()
     }
 
     async fn living_relays(&self, since: Timestamp) -> Result<Vec<String>, StoreError> {

@@ -54,6 +54,11 @@ impl Sessions for Sqlite {
         std::future::pending().await
     }
 
+    async fn relays_clock(&self, own: Timestamp) -> Result<Timestamp, StoreError> {
+        // The folder is one machine's.
+        Ok(own)
+    }
+
     async fn relay_lives(&self, relay_id: &str, at: Timestamp) -> Result<(), StoreError> {
         let relay_id = relay_id.to_owned();
         self.write(move |connection| {
@@ -102,6 +107,27 @@ impl Sessions for Sqlite {
                 )?
                 .execute((to_sql(silent_since.unix()), reason))?;
             Ok(changed as u64)
+        })
+        .await
+    }
+
+    async fn sessions_ended_for(
+        &self,
+        session_ids: Vec<String>,
+        reason: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let reason = reason.to_owned();
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT 1 FROM sessions WHERE session_id = ?1 AND ended_at IS NOT NULL AND reason = ?2",
+            )?;
+            let mut ended = Vec::new();
+            for session_id in session_ids {
+                if statement.exists((&session_id, &reason))? {
+                    ended.push(session_id);
+                }
+            }
+            Ok(ended)
         })
         .await
     }

@@ -44,6 +44,21 @@ async fn client(url: &str) -> tokio_postgres::Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relays_live_by_the_databases_clock_whatever_their_own_say() {
+    let server = Server::start(Durability::None);
+    let store = Postgres::connect(&server.database()).await.unwrap();
+    let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for own in [0, here + 100_000] {
+        let clock = store.relays_clock(taskmarket::Timestamp::from_unix(own)).await.unwrap();
+        assert!(clock.unix().abs_diff(here) < 60, "{clock}");
+    }
+    // What was on its way for long takes nothing back.
+    store.relay_lives("hz-1", at(40)).await.unwrap();
+    store.relay_lives("hz-1", at(10)).await.unwrap();
+    assert_eq!(store.living_relays(at(40)).await.unwrap(), ["hz-1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_follower_misses_nothing_while_a_writer_is_held_open() {
     const OTHERS: u64 = 40;
     let server = Server::start(Durability::None);

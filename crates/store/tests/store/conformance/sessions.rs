@@ -107,6 +107,11 @@ pub(crate) async fn sessions_of_silent_relays_ended_when_they_lived_last(store: 
     assert_eq!(ended(2).await, Some((at(50), "silent".to_owned())), "none ends before it began");
     assert_eq!((ended(3).await, ended(4).await), (None, None));
     assert_eq!(ended(5).await, Some((at(1), "goodbye".to_owned())));
+    let asked = ["silent", "alive", "ended", "late", "unheard-of"].map(str::to_owned);
+    let mut told = store.sessions_ended_for(asked.into(), "silent").await.unwrap();
+    told.sort_unstable();
+    assert_eq!(told, ["late", "silent"], "neither those that last nor those that ended otherwise");
+    assert!(store.sessions_ended_for(Vec::new(), "silent").await.unwrap().is_empty());
 }
 
 pub(crate) async fn only_a_newer_host_status_counts(store: Arc<dyn Store>) {
