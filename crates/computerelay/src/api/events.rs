@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use super::extract::{Key, Query, TaskPath};
 use super::lasting::{Seat, Seats, lost_if};
-use super::reader::Reader;
+use super::reader::{By, Reader};
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::market::{Change, Market, Report, event_view};
@@ -57,10 +57,11 @@ pub(super) async fn events(
     TaskPath(id): TaskPath,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let task = reader.find_whole(&app, id).await?;
+    let task = reader.find_whole(&app, id, By::Parties).await?;
     if wants_stream(&headers) {
         let after = last_event_id(&headers)?.unwrap_or(0);
-        return follow_task(&app, &task, after, (reader.key_needed(&task), reader.whose())).await;
+        return follow_task(&app, &task, after, (reader.key_needed(&task, By::Parties), reader.whose()))
+            .await;
     }
     let history = app.market.store().history(id).await?;
     let events = history.into_iter().map(event_view).collect();

@@ -9,7 +9,7 @@ use taskmarket::{Address, Event, TaskId, Timestamp};
 
 use super::App;
 use super::extract::TaskPath;
-use super::reader::Reader;
+use super::reader::{By, Reader};
 use crate::error::{ApiError, MarketError};
 
 /// Sessions and attempts of one provider that are looked through for those that belong to the task.
@@ -23,7 +23,7 @@ pub(super) async fn evidence(
     reader: Reader,
     TaskPath(id): TaskPath,
 ) -> Result<axum::Json<Evidence>, ApiError> {
-    reader.find_whole(&app, id).await?;
+    reader.find_whole(&app, id, By::Parties).await?;
     let store = app.market.store();
     // All that follows comes from the history, so that it agrees with it.
     let history = store.history(id).await?;

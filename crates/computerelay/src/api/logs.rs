@@ -19,7 +19,7 @@ use super::App;
 use super::events::Whose;
 use super::extract::{Query, TaskPath};
 use super::lasting::{Seats, lost_if};
-use super::reader::Reader;
+use super::reader::{By, Reader};
 use crate::error::ApiError;
 
 /// How long the answer may be silent. Then comes an empty line, as a sign of life.
@@ -43,7 +43,7 @@ pub(super) async fn logs(
     TaskPath(id): TaskPath,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, ApiError> {
-    let task = reader.find_whole(&app, id).await?;
+    let task = reader.find_whole(&app, id, By::Requester).await?;
     let full = |whose| {
         ApiError::new(ErrorCode::RateLimited, format!("too many read the logs of this {whose} at once"))
     };
@@ -55,7 +55,7 @@ pub(super) async fn logs(
     // The seats last as long as the answer, and the answer no longer than the key that it needs.
     let lines = with_signs_of_life(lines)
         .take_until(stopping.cancelled_owned())
-        .take_until(Box::pin(lost_if(app.clone(), reader.key_needed(&task))))
+        .take_until(Box::pin(lost_if(app.clone(), reader.key_needed(&task, By::Requester))))
         .inspect(move |_| {
             let _ = (&of_task, &of_reader);
         });

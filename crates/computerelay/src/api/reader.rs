@@ -1,5 +1,6 @@
 //! Who may read a task and what belongs to it: the API key that published it, an admin's, and by their signature its requester, the
-//! provider that holds it or made its result, and the arbiter once it is disputed.
+//! provider that holds it or made its result, and the arbiter once it is disputed. What its hosts write, and why others did not take it, the
+//! provider reads not.
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -39,24 +40,47 @@ impl FromRequestParts<App> for Reader {
     }
 }
 
+/// Whose signature opens what belongs to a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// All parties': the requester's, the provider's, and the arbiter's once it is disputed.
+    Parties,
+    /// These but the provider's.
+    Requester,
+}
+
 impl Reader {
     /// The task, if there is one, and whether this reader may see it whole. Strangers with an API key may see a part.
     ///
     /// # Errors
     /// There is no such task; the signature is for another, or of somebody else, and there is no API key.
-    pub(super) async fn find(&self, app: &App, id: TaskId) -> Result<(StoredTask, bool), ApiError> {
+    pub(super) async fn find(&self, app: &App, id: TaskId, by: By) -> Result<(StoredTask, bool), ApiError> {
         if let Some(signed) = self.signed.as_ref().filter(|signed| signed.task_id != id) {
             let message = format!("the signature is for task {}, but the path names {id}", signed.task_id);
             return Err(ApiError::new(ErrorCode::InvalidField, message).with_param(READ_HEADER));
         }
         let task = find(app, id).await?;
         let by_key = self.key.as_ref().is_some_and(|key| key.may_read(&task.owner));
-        let by_signature = self.signed.as_ref().is_some_and(|signed| is_party(&task.record, signed));
-        let is_whole = by_key || by_signature;
+        let is_whole = by_key || self.signs(&task.record, by);
         if !is_whole && self.key.is_none() {
-            return Err(stranger());
+            return Err(match by {
+                By::Parties => stranger(),
+                By::Requester => {
+                    let message =
+                        "of signatures only its requester's, and the arbiter's of a dispute, can read this";
+                    ApiError::new(ErrorCode::WrongParty, message).with_param(READ_HEADER)
+                }
+            });
         }
         Ok((task, is_whole))
+    }
+
+    /// Whether this reader's signature is one of those.
+    fn signs(&self, record: &TaskRecord, by: By) -> bool {
+        self.signed.as_ref().is_some_and(|signed| match by {
+            By::Parties => is_party(record, signed),
+            By::Requester => is_requesters(record, signed),
+        })
     }
 
     /// Whose reading it counts as.
@@ -68,21 +92,20 @@ impl Reader {
     }
 
     /// The API key without which this reader could not see the task whole.
-    pub(super) fn key_needed(&self, task: &StoredTask) -> Option<KeyId> {
-        let by_signature = self.signed.as_ref().is_some_and(|signed| is_party(&task.record, signed));
-        self.key.as_ref().filter(|_| !by_signature).map(|key| key.id.clone())
+    pub(super) fn key_needed(&self, task: &StoredTask, by: By) -> Option<KeyId> {
+        self.key.as_ref().filter(|_| !self.signs(&task.record, by)).map(|key| key.id.clone())
     }
 
     /// The task, if there is one and this reader may see it whole.
     ///
     /// # Errors
     /// As of [`Self::find`]; 403 where the reader may see a part only.
-    pub(super) async fn find_whole(&self, app: &App, id: TaskId) -> Result<StoredTask, ApiError> {
-        match self.find(app, id).await? {
+    pub(super) async fn find_whole(&self, app: &App, id: TaskId, by: By) -> Result<StoredTask, ApiError> {
+        match self.find(app, id, by).await? {
             (task, true) => Ok(task),
             (_, false) => Err(ApiError::new(
                 ErrorCode::Forbidden,
-                "only the API key that published the task, its requester's or its provider's signature, or an admin's key can \
+                "only the API key that published the task, a signature of its parties that opens this, or an admin's key can \
                  read this",
             )),
         }
@@ -123,10 +146,15 @@ fn check(value: &HeaderValue, now: Timestamp) -> Result<ReadTask, ApiError> {
 pub(super) fn is_party(record: &TaskRecord, read: &ReadTask) -> bool {
     let holder = record.lease().map(|lease| lease.provider);
     let prover = record.submission().map(|submission| submission.proof.message.provider);
+    let is_providers = record.id == read.task_id && [holder, prover].contains(&Some(read.reader));
+    is_providers || is_requesters(record, read)
+}
+
+/// Whether the reader is a task's requester, or the arbiter of its dispute.
+fn is_requesters(record: &TaskRecord, read: &ReadTask) -> bool {
     let is_disputed = matches!(record.state, State::Disputed { .. } | State::Resolved { .. });
-    let arbiter = is_disputed.then_some(record.task.arbiter);
-    let parties = [Some(record.task.requester), holder, prover, arbiter];
-    record.id == read.task_id && parties.contains(&Some(read.reader))
+    let is_arbiter = is_disputed && read.reader == record.task.arbiter;
+    record.id == read.task_id && (is_arbiter || read.reader == record.task.requester)
 }
 
 /// What a signature of somebody else is told.

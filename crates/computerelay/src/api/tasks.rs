@@ -9,7 +9,7 @@ use store::{StoredTask, TaskFilter};
 use taskmarket::{Address, Domain, MAX_GPU_NAME_BYTES, Signed, Status, TaskId};
 
 use super::extract::{Json, Key, Query, TaskPath};
-use super::reader::Reader;
+use super::reader::{By, Reader};
 use super::{App, MAX_PAGE, blob};
 use crate::error::{ApiError, MarketError};
 use crate::keys::Caller;
@@ -125,7 +125,7 @@ pub(super) async fn show(
     reader: Reader,
     TaskPath(id): TaskPath,
 ) -> Result<axum::Json<TaskView>, ApiError> {
-    let (task, is_whole) = reader.find(&app, id).await?;
+    let (task, is_whole) = reader.find(&app, id, By::Parties).await?;
     Ok(axum::Json(shown(&app, &task, is_whole)))
 }
 
@@ -135,7 +135,7 @@ pub(super) async fn explain(
     reader: Reader,
     TaskPath(id): TaskPath,
 ) -> Result<axum::Json<Explanation>, ApiError> {
-    let task = reader.find_whole(&app, id).await?;
+    let task = reader.find_whole(&app, id, By::Requester).await?;
     Ok(axum::Json(app.hub.explain(&task)))
 }
 
@@ -146,7 +146,7 @@ pub(super) async fn result(
     TaskPath(id): TaskPath,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let task = reader.find_whole(&app, id).await?;
+    let task = reader.find_whole(&app, id, By::Parties).await?;
     let Some(submission) = task.record.submission() else {
         let status = task.record.status();
         let message = format!("task {id} is {status}: it has no result");

@@ -62,12 +62,6 @@ async fn the_parties_of_a_task_read_it_by_their_signatures() {
             assert_eq!(got.status(), StatusCode::OK, "{path}");
             assert_eq!(got.bytes().await.unwrap(), &result[..], "{path}");
         }
-        let (status, told) = read(&rig, &format!("/v1/tasks/{id}/explain"), party).await;
-        let summary = told["summary"].as_str().unwrap_or_default();
-        assert!(status == StatusCode::OK && summary.starts_with("result submitted by"), "{told}");
-        // The logs are asked for at the host, which ran nothing here.
-        let (status, told) = read(&rig, &format!("/v1/tasks/{id}/logs"), party).await;
-        assert!(![401, 403].contains(&status.as_u16()), "{told}");
         for part in ["events", "evidence"] {
             let (status, told) = read(&rig, &format!("/v1/tasks/{id}/{part}"), party).await;
             assert_eq!(status, StatusCode::OK, "{part}: {told}");
@@ -77,6 +71,20 @@ async fn the_parties_of_a_task_read_it_by_their_signatures() {
         let live =
             live.header("x-zorai-read", party).header("accept", "text/event-stream").send().await.unwrap();
         assert_eq!(live.headers()["content-type"], "text/event-stream");
+    }
+    let [explain, logs] = ["explain", "logs"].map(|part| format!("/v1/tasks/{id}/{part}"));
+    let (status, told) = read(&rig, &explain, &requester).await;
+    let summary = told["summary"].as_str().unwrap_or_default();
+    assert!(status == StatusCode::OK && summary.starts_with("result submitted by"), "{told}");
+    // The logs are asked for at the host, which ran nothing here.
+    let (status, told) = read(&rig, &logs, &requester).await;
+    assert!(![401, 403].contains(&status.as_u16()), "{told}");
+    // What other hosts said is not the provider's to read, nor are the places of those who follow the logs its to take.
+    let key = rig.other_key().await;
+    for path in [&explain, &logs] {
+        assert_error(&read(&rig, path, &provider).await, 403, "wrong_party");
+        let with_key = rig.bare(Method::GET, path).bearer_auth(&key).header("x-zorai-read", &provider);
+        assert_error(&answer(with_key).await, 403, "forbidden");
     }
     rig.stop().await;
 }
