@@ -28,6 +28,8 @@ const MAX_ROUNDS: usize = 16;
 
 /// Changes and reports that a slow follower may be behind by before it has to read the store again.
 const FOLLOW_CAPACITY: usize = 4096;
+/// Own events that [`crate::elsewhere`] may have yet to come across: of more, the oldest are told twice.
+const TOLD_CAPACITY: usize = 16 * FOLLOW_CAPACITY;
 
 /// One committed event, as it is told to followers.
 #[derive(Debug, Clone)]
@@ -70,10 +72,12 @@ pub(crate) struct Market {
     commits: Commits,
     /// Whether other relays of the same store live.
     others: watch::Sender<bool>,
-    /// While they do, the places of events that were told here and that [`crate::elsewhere`] will come across.
+    /// The places of events that were told here and that [`crate::elsewhere`] may come across.
     told: Mutex<BTreeSet<u64>>,
     /// The last place of an event that was told here.
     last_told: AtomicU64,
+    /// All events up to this place were told here, or lie before this relay's time or that of the last other one.
+    alone_until: AtomicU64,
     /// The domains that are served, unsettled first.
     domains: Vec<Domain>,
     /// The chain of settled tasks, where they are taken.
@@ -102,6 +106,7 @@ impl Market {
             others: watch::Sender::new(false),
             told: Mutex::default(),
             last_told: AtomicU64::new(0),
+            alone_until: AtomicU64::new(0),
         })
     }
 
@@ -407,25 +412,33 @@ impl Market {
         }
         self.commits.count(recorded.event.name());
         self.last_told.fetch_max(seq, Ordering::Relaxed);
-        if *self.others.borrow() {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.insert(seq);
-            if told.len() > FOLLOW_CAPACITY {
-                told.pop_first();
-            }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.insert(seq);
+        if told.len() > TOLD_CAPACITY {
+            told.pop_first();
         }
+        drop(told);
         // Without followers there is nobody to tell.
         let _ = self.changes.send(Arc::new(Change { seq, record, node, recorded }));
     }
 
-    /// Heeds whether other relays of the same store live.
-    pub(crate) fn set_others(&self, are_there: bool) {
-        self.others.send_if_modified(|before| std::mem::replace(before, are_there) != are_there);
+    /// Heeds whether other relays of the same store live. Where none does, all that is in the store was committed here up to `told`, which
+    /// is what was [told last](Self::last_told) before one looked for them.
+    pub(crate) fn heed_others(&self, are_there: bool, told: u64) {
+        if !are_there {
+            self.alone_until.fetch_max(told, Ordering::Relaxed);
+        }
+        self.others.send_replace(are_there);
     }
 
-    /// Whether other relays of the same store live.
+    /// Whether other relays of the same store live; it is told each time that one looked for them.
     pub(crate) fn others(&self) -> watch::Receiver<bool> {
         self.others.subscribe()
+    }
+
+    /// The place of an event up to which no other relay committed anything that was not come across.
+    pub(crate) fn alone_until(&self) -> u64 {
+        self.alone_until.load(Ordering::Relaxed)
     }
 
     /// The last place of an event that was told here; zero before the first.
@@ -433,30 +446,27 @@ impl Market {
         self.last_told.load(Ordering::Relaxed)
     }
 
-    /// Tells of an event that was found in the store, unless it was told when it was committed here. `task` is as it is now.
-    pub(crate) fn tell_found(&self, event: StoredEvent, task: StoredTask) {
-        let was_told = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those before it were come across.
-            let later = told.split_off(&event.seq);
-            *told = later;
-            told.remove(&event.seq)
-        };
-        if was_told {
+    /// Whether an event was told when it was committed here. Those up to it are not asked for again.
+    pub(crate) fn was_told(&self, seq: u64) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let later = told.split_off(&seq);
+        *told = later;
+        told.remove(&seq)
+    }
+
+    /// Tells of an event that was found in the store, unless it was told when it was committed here. `record` is as it is now.
+    pub(crate) fn tell_found(&self, event: StoredEvent, record: Arc<TaskRecord>, node: Option<Bytes32>) {
+        // It may have been told since one looked.
+        if self.was_told(event.seq) {
             return;
         }
-        if task.record.lease().is_none() {
-            self.lock_progress().remove(&task.record.id);
+        if record.lease().is_none() {
+            self.lock_progress().remove(&record.id);
         }
         if let Some(chain) = &self.chain {
-            chain.follow_due(&task.record);
+            chain.follow_due(&record);
         }
-        let change = Change {
-            seq: event.seq,
-            record: Arc::new(task.record),
-            node: task.node,
-            recorded: event.recorded,
-        };
+        let change = Change { seq: event.seq, record, node, recorded: event.recorded };
         let _ = self.changes.send(Arc::new(change));
     }
 

@@ -48,6 +48,8 @@ pub(super) async fn say(hub: &Hub) {
         Ok(ended) => begin_anew(hub, &ended),
         Err(error) => tracing::warn!(%error, "whether others ended this relay's sessions cannot be read"),
     }
+    // Whoever lives now said so before it committed anything.
+    let told = hub.market.last_told();
     let silent_since = Timestamp::from_unix(now.unix().saturating_sub(SILENT.as_secs()));
     match store.close_sessions_of_silent(silent_since, FELL_SILENT).await {
         Ok(0) => {}
@@ -57,7 +59,7 @@ pub(super) async fn say(hub: &Hub) {
     match store.living_relays(silent_since).await {
         Ok(living) => {
             let are_others = living.iter().any(|relay| relay != own);
-            hub.market.set_others(are_others);
+            hub.market.heed_others(are_others, told);
             hub.floor().patience.others_live = are_others;
         }
         Err(error) => tracing::warn!(%error, "whether other relays live cannot be read"),
