@@ -9,6 +9,7 @@
 //! it does is its own to say, for a provider may lie. Others come of what the task asks for together with the host's limits, platform and
 //! models: another host may take it.
 
+use crate::Address;
 use crate::event::Event;
 use crate::record::{Failure, Status, TaskRecord};
 
@@ -147,8 +148,14 @@ pub fn unworkable(record: &TaskRecord) -> Option<Event> {
 
 /// The last failure whose code two providers signed, each of its own, and by which it fails anywhere.
 pub fn agreed(record: &TaskRecord) -> Option<&Failure> {
-    let faults = &record.faults;
-    faults.iter().rev().find(|fault| faults.iter().filter(|other| other.code == fault.code).count() > 1)
+    agreed_among(record, |_| true)
+}
+
+/// The last failure of which this is so, where the words of these providers alone count.
+pub fn agreed_among(record: &TaskRecord, counts: impl Fn(&Address) -> bool) -> Option<&Failure> {
+    let faults: Vec<_> = record.faults.iter().filter(|fault| counts(&fault.provider)).collect();
+    let agree = |fault: &Failure| faults.iter().filter(|other| other.code == fault.code).count() > 1;
+    faults.iter().rev().find(|fault| agree(fault)).copied()
 }
 
 /// What the requester can do about it, where there is something.

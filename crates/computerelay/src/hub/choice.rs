@@ -29,8 +29,10 @@ impl Floor {
             if chosen.len() >= limit.min(free) {
                 break;
             }
-            let is_vain = waiting.fault.is_some_and(|fault| fault.agreed);
-            if is_vain || unfit.contains(&waiting.kind) || waiting.settled && !self.chain_is_well {
+            if waiting.is_agreed(&self.proven)
+                || unfit.contains(&waiting.kind)
+                || waiting.settled && !self.chain_is_well
+            {
                 continue;
             }
             match choose(&self.index, &self.proven, &self.scores, waiting, &mut good, now) {

@@ -32,8 +32,10 @@ pub(super) struct Waiting {
 /// That providers gave a task up for what is of its requester's making.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fault {
-    /// Whether two of them agree: then nobody is asked any more.
+    /// Whether two of them agree: then nobody is asked any more, but for what is said of the next.
     pub(super) agreed: bool,
+    /// Whether two agree that had proven themselves. Others' words do not keep the task from who has.
+    pub(super) by_proven: bool,
     /// Since when nobody else is there who might say otherwise, as far as this relay looked.
     pub(super) alone_since: Option<Instant>,
     /// Until when the end of the task is on its way to the store.

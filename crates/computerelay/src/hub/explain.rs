@@ -19,10 +19,10 @@ impl Hub {
     pub(crate) fn explain(&self, stored: &StoredTask) -> Explanation {
         let record = &stored.record;
         let status = record.status();
-        let (offered_to, providers) = match status {
+        let (offered_to, is_agreed, providers) = match status {
             Status::Open => {
                 let floor = self.floor();
-                (floor.offered_to(record.id), floor.fits(record, Instant::now()))
+                (floor.offered_to(record.id), floor.is_agreed(record), floor.fits(record, Instant::now()))
             }
             Status::Accepted
             | Status::Submitted
@@ -31,13 +31,13 @@ impl Hub {
             | Status::Resolved
             | Status::Cancelled
             | Status::Expired
-            | Status::Failed => (None, Vec::new()),
+            | Status::Failed => (None, false, Vec::new()),
         };
         let summary = match offered_to {
             Some(key) => format!("on offer to {} as attempt {}", key.provider, record.next_attempt()),
             None => match self.money_awaited(record) {
                 Some(awaited) => awaited,
-                None => summary(record, &providers, self.totals().providers_online),
+                None => summary(record, is_agreed, &providers, self.totals().providers_online),
             },
         };
         Explanation { task_id: record.id, status, summary, providers }
@@ -75,11 +75,11 @@ impl Hub {
 }
 
 /// `online` may be more hosts than are named.
-fn summary(record: &TaskRecord, providers: &[ProviderFit], online: u64) -> String {
+fn summary(record: &TaskRecord, is_agreed: bool, providers: &[ProviderFit], online: u64) -> String {
     let attempt = record.attempts;
     let by = || record.provider.map_or_else(String::new, |provider| format!(" by {}", provider.0));
     match record.status() {
-        Status::Open => match failure::agreed(record) {
+        Status::Open => match failure::agreed(record).filter(|_| is_agreed) {
             Some(fault) => format!(
                 "two providers say that it fails anywhere ({}): nobody is asked any more{}",
                 fault.code,

@@ -373,7 +373,7 @@ impl Floor {
     /// Puts an open task where it can be placed, with what is known of earlier tries.
     /// `since` is when it became open, where that was seen.
     fn wait(&mut self, record: &TaskRecord, tries: Option<Tries>, since: Option<Instant>, now: Instant) {
-        let (barred, fault) = (barred(record), Fault::of(record));
+        let (barred, fault) = (barred(record), Fault::of(record, &self.scores));
         if let Some(offering) = self.offering.get_mut(&record.id) {
             offering.waiting.version = record.version;
             offering.waiting.barred = barred;

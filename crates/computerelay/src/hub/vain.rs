@@ -1,7 +1,8 @@
 //! Tasks that wait in vain: providers signed that they fail anywhere, and nobody is there who could say otherwise.
 //!
 //! A provider's word may be a lie, so one word ends nothing while another provider fits: be it busy, closed or away for a moment, or
-//! connected to another relay of the same store. Two that agree end the task at once.
+//! connected to another relay of the same store. Two that agree end the task at once. Identities cost nothing, so the words of two that have
+//! proven nothing count only where nobody fits who has.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use scheduler::{Index, NodeKey, Offer};
 use taskmarket::{TaskId, TaskRecord, failure};
 use tokio::time::Instant;
 
-use super::entries::{Fault, Kind};
+use super::entries::{Fault, Kind, Waiting};
 use super::floor::Floor;
+use super::scores::Scores;
 
 /// The most hosts of one kind that are looked at for one that may have a task.
 const MAX_OTHERS: usize = 256;
@@ -79,13 +81,34 @@ impl Away {
 
 impl Fault {
     /// What a record says.
-    pub(super) fn of(record: &TaskRecord) -> Option<Self> {
+    pub(super) fn of(record: &TaskRecord, scores: &Scores) -> Option<Self> {
         let agreed = failure::agreed(record).is_some();
-        (!record.faults.is_empty()).then_some(Self { agreed, alone_since: None, ending_until: None })
+        let by_proven = failure::agreed_among(record, |provider| scores.is_proven(provider)).is_some();
+        let fault = Self { agreed, by_proven, alone_since: None, ending_until: None };
+        (!record.faults.is_empty()).then_some(fault)
+    }
+}
+
+impl Waiting {
+    /// Whether a host that fits may have the task: nobody of its provider's said that it fails anywhere, or will hardly take it.
+    fn may_go_to(&self, key: &NodeKey) -> bool {
+        !self.barred.contains(&key.provider) && !self.tries.last(key).is_some_and(|tried| tried.lasts)
+    }
+
+    /// Whether two providers agree whose words count, by the hosts that have proven themselves: nobody is asked any more.
+    pub(super) fn is_agreed(&self, proven: &Index) -> bool {
+        let others_may = || proven.able(&self.need).any(|key| self.may_go_to(&key));
+        self.fault.is_some_and(|fault| fault.agreed && (fault.by_proven || !others_may()))
     }
 }
 
 impl Floor {
+    /// Whether two providers agree that a task fails anywhere, so that nobody is asked any more.
+    pub(super) fn is_agreed(&self, record: &TaskRecord) -> bool {
+        let waiting = self.waiting.get(&(record.created_at, record.id));
+        waiting.is_some_and(|waiting| waiting.is_agreed(&self.proven))
+    }
+
     /// Hosts may connect from here, and are on their way: however long nobody else was there before, it does not count.
     pub(super) fn be_patient(&mut self) {
         self.patience.is_open = true;
@@ -109,36 +132,36 @@ impl Floor {
         let mut look_at = |at: Instant| again = Some(again.map_or(at, |before: Instant| before.min(at)));
         for (place, waiting) in &mut self.waiting {
             // Of a settled task the requester has its budget back by the chain alone.
-            let Some(fault) = waiting.fault.as_mut().filter(|_| !waiting.settled) else { continue };
+            let Some(mut fault) = waiting.fault.filter(|_| !waiting.settled) else { continue };
             if let Some(until) = fault.ending_until.filter(|until| *until > now) {
                 look_at(until);
                 continue;
             }
-            if !fault.agreed {
+            if !waiting.is_agreed(&self.proven) {
                 if !is_open || others_live {
                     fault.alone_since = None;
+                    waiting.fault = Some(fault);
                     continue;
                 }
                 if looks {
-                    let may_have = |key: &NodeKey| {
-                        let tried = waiting.tries.last(key);
-                        !waiting.barred.contains(&key.provider) && !tried.is_some_and(|tried| tried.lasts)
-                    };
                     let others = others.entry(&waiting.kind).or_insert_with(|| {
                         let able = self.index.able(&waiting.need).chain(self.away.index.able(&waiting.need));
                         able.take(MAX_OTHERS).collect()
                     });
-                    let has_other = others.len() >= MAX_OTHERS || others.iter().any(may_have);
+                    let has_other =
+                        others.len() >= MAX_OTHERS || others.iter().any(|key| waiting.may_go_to(key));
                     let since = fault.alone_since.filter(|_| !was_blind).unwrap_or(now);
                     fault.alone_since = (!has_other).then_some(since);
+                    waiting.fault = Some(fault);
                 }
-                if !fault.alone_since.is_some_and(|since| since + alone <= now) {
+                // Who joined since the last look is seen by the next.
+                if !looks || fault.alone_since.is_none_or(|since| since + alone > now) {
                     look_at(now + GAP);
                     continue;
                 }
             }
             vain.push(place.1);
-            fault.ending_until = Some(now + ENDING);
+            waiting.fault = Some(Fault { ending_until: Some(now + ENDING), ..fault });
             look_at(now + ENDING);
         }
         (vain, again)

@@ -273,6 +273,15 @@ fn a_host_that_is_away_for_a_moment_counts_as_there() {
     assert_eq!(looks(&mut floor, begun, 51, 119), []);
     assert_eq!(looks(&mut floor, begun, 119, 125), [(120, id)]);
 
+    // Nor is a task ended by an older look than that who came.
+    let (mut floor, _) = accused(begun);
+    let between = Duration::from_millis(500);
+    assert_eq!(looks(&mut floor, begun, 0, 59), []);
+    assert_eq!(floor.in_vain(at(59) + between).0, []);
+    floor.index.upsert(free_host(2));
+    assert_eq!(floor.in_vain(at(60)).0, []);
+    assert_eq!(looks(&mut floor, begun, 61, 200), []);
+
     // While nobody looked, who knows who was there.
     let (mut floor, id) = accused(begun);
     assert_eq!(looks(&mut floor, begun, 0, 30), []);
@@ -323,6 +332,44 @@ fn two_that_agree_end_a_task_whoever_else_is_there_and_other_failures_do_not() {
     assert_eq!(floor.in_vain(now + GRACE).0, [second.id], "its end is not stored yet");
     let later = looks(&mut floor, now, 11, 200);
     assert!(later.iter().all(|(_, id)| *id == second.id), "what is the provider's making may go better");
+}
+
+#[test]
+fn words_of_identities_that_proved_nothing_do_not_keep_a_task_from_who_did() {
+    let (mut floor, now) = (floor(), Instant::now());
+    floor.be_patient();
+    floor.patience.others_live = false;
+    let mut record = failed(&held(&open(5)), "out_of_fuel");
+    let word = |provider: u8| Failure {
+        attempt: 2,
+        provider: Address::repeat_byte(provider),
+        code: "out_of_fuel".to_owned(),
+        message: String::new(),
+    };
+    record.faults.push(word(2));
+    floor.index.upsert(free_host(3));
+    floor.index.upsert(free_host(4));
+    floor.proven.upsert(free_host(3));
+    floor.absorb(&record, None, None, now);
+    assert_eq!(floor.in_vain(now).0, []);
+    assert!(!floor.is_agreed(&record));
+    // It says the same: now the words of the two others are all that there is, though a newcomer is free.
+    record.faults.push(word(3));
+    record.version += 1;
+    floor.absorb(&record, None, None, now);
+    assert!(floor.is_agreed(&record));
+    assert_eq!(floor.in_vain(now).0, [record.id]);
+
+    // Of two that proved themselves the words count, whoever else did.
+    let mut other = failed(&held(&open(6)), "out_of_fuel");
+    other.faults = vec![word(3), word(4)];
+    for provider in [3, 4] {
+        let node_id = Bytes32::default();
+        floor.scores.praise(NodeKey { provider: Address::repeat_byte(provider), node_id }, None, now);
+    }
+    floor.proven.upsert(free_host(5));
+    floor.absorb(&other, None, None, now);
+    assert_eq!(floor.in_vain(now).0, [other.id]);
 }
 
 #[test]
