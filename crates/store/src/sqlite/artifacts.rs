@@ -40,7 +40,7 @@ impl Artifacts for Sqlite {
             let mut statement = connection.prepare_cached(
                 "UPDATE artifacts SET used_at = ?2 WHERE digest = ?1 AND used_at < ?2 AND doomed_at IS NULL",
             )?;
-            for digest in digests {
+            for digest in &digests {
                 statement.execute((digest.0.as_slice(), to_sql(at.unix())))?;
             }
             Ok(())

@@ -13,9 +13,9 @@ use super::schema;
 use crate::StoreError;
 
 /// After so many more pages of 4 KiB the log is taken in: fewer, larger checkpoints write a page that changed often only once.
-const STEP: c_int = 4_000;
+const STEP: c_int = 1_500;
 /// With so many pages the writer waits for it: under load that never ends, the log would never be all taken in, and so never begin anew.
-const MOST: c_int = 16_000;
+const MOST: c_int = 6_000;
 
 /// Starts the thread for the connection that writes. It ends after that connection.
 pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<JoinHandle<()>, StoreError> {

@@ -29,7 +29,7 @@ impl Idempotency for Sqlite {
                 .prepare_cached(
                     "INSERT OR REPLACE INTO idempotency (owner, key, request, began_at) VALUES (?1, ?2, ?3, ?4)",
                 )?
-                .execute((owner.as_str(), key, request, to_sql(now.unix())))?;
+                .execute((owner.as_str(), &key, request, to_sql(now.unix())))?;
             Ok(Begun::New)
         })
         .await
@@ -49,7 +49,7 @@ impl Idempotency for Sqlite {
                     "UPDATE idempotency SET began_at = ?4
                      WHERE owner = ?1 AND key = ?2 AND began_at = ?3 AND status IS NULL",
                 )?
-                .execute((owner.as_str(), key, to_sql(before.unix()), to_sql(now.unix())))?;
+                .execute((owner.as_str(), &key, to_sql(before.unix()), to_sql(now.unix())))?;
             Ok(renewed > 0)
         })
         .await
@@ -76,7 +76,7 @@ impl Idempotency for Sqlite {
         self.write(move |connection| {
             connection
                 .prepare_cached("DELETE FROM idempotency WHERE owner = ?1 AND key = ?2 AND status IS NULL")?
-                .execute((owner.as_str(), key))?;
+                .execute((owner.as_str(), &key))?;
             Ok(())
         })
         .await

@@ -25,7 +25,7 @@ impl Sessions for Sqlite {
                 .prepare_cached(
                     "UPDATE sessions SET metadata = ?2 WHERE session_id = ?1 AND ended_at IS NULL",
                 )?
-                .execute((session_id, metadata))?;
+                .execute((&session_id, &metadata))?;
             Ok(changed > 0)
         })
         .await
@@ -38,7 +38,7 @@ impl Sessions for Sqlite {
                 .prepare_cached(
                     "UPDATE sessions SET ended_at = ?2, reason = ?3 WHERE session_id = ?1 AND ended_at IS NULL",
                 )?
-                .execute((session_id, to_sql(at.unix()), reason))?;
+                .execute((&session_id, to_sql(at.unix()), &reason))?;
             Ok(changed > 0)
         })
         .await
@@ -67,7 +67,7 @@ impl Sessions for Sqlite {
                     "INSERT INTO relays (relay_id, alive_at) VALUES (?1, ?2)
                      ON CONFLICT DO UPDATE SET alive_at = excluded.alive_at",
                 )?
-                .execute((relay_id, to_sql(at.unix())))?;
+                .execute((&relay_id, to_sql(at.unix())))?;
             Ok(())
         })
         .await
@@ -87,7 +87,7 @@ impl Sessions for Sqlite {
                          coalesce((SELECT alive_at FROM relays WHERE relay_id = ?1), ?2)))
                      WHERE relay_id = ?1 AND ended_at IS NULL",
                 )?
-                .execute((relay_id, to_sql(at.unix()), reason))?;
+                .execute((&relay_id, to_sql(at.unix()), &reason))?;
             Ok(changed as u64)
         })
         .await
@@ -105,7 +105,7 @@ impl Sessions for Sqlite {
                     "UPDATE sessions SET reason = ?2, ended_at = max(connected_at, alive_at)
                      FROM relays WHERE relays.relay_id = sessions.relay_id AND alive_at < ?1 AND ended_at IS NULL",
                 )?
-                .execute((to_sql(silent_since.unix()), reason))?;
+                .execute((to_sql(silent_since.unix()), &reason))?;
             Ok(changed as u64)
         })
         .await

@@ -28,7 +28,7 @@ impl Transfer for Sqlite {
     async fn add_rows(&self, table: &'static Table, rows: Vec<Vec<Value>>) -> Result<(), StoreError> {
         self.write(move |connection| {
             let mut statement = connection.prepare_cached(&insert(table, parameter))?;
-            for row in rows {
+            for row in &rows {
                 statement.execute(params_from_iter(row))?;
             }
             Ok(())

@@ -13,7 +13,7 @@ impl Usages for Sqlite {
                 "INSERT INTO usage (day, owner, requests) VALUES (?1, ?2, ?3)
                  ON CONFLICT (day, owner) DO UPDATE SET requests = requests + excluded.requests",
             )?;
-            for usage in usage {
+            for usage in &usage {
                 statement.execute((to_sql(usage.day), usage.owner.as_str(), to_sql(usage.requests)))?;
             }
             Ok(())

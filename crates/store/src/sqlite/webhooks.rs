@@ -106,7 +106,7 @@ impl Webhooks for Sqlite {
                     to_sql(webhook),
                     to_sql(retry.at.unix()),
                     to_sql(retry.next_try.unix()),
-                    retry.error,
+                    &retry.error,
                 ))?;
             Ok(changed > 0)
         })
@@ -131,7 +131,7 @@ impl Webhooks for Sqlite {
                          next_try = NULL, dead_at = ?2, error = ?3
                      WHERE id = ?1 AND dead_at IS NULL",
                 )?
-                .execute((to_sql(webhook), to_sql(at.unix()), error))?;
+                .execute((to_sql(webhook), to_sql(at.unix()), &error))?;
             Ok(changed > 0)
         })
         .await

@@ -74,13 +74,14 @@ impl Writer {
         })
     }
 
-    /// Has `work` done in a transaction, and answers when that is durable. What `work` did before it failed is undone.
+    /// Has `work` done in a transaction, and answers when that is durable. What `work` did before it failed is undone. It is done
+    /// again where a write that shares the transaction fails.
     pub(super) async fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+        work: impl Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let request = Pending { work: Some(work), result: None, answer };
+        let request = Pending { work, result: None, answer };
         self.send(Message::Request(Box::new(request))).await?;
         let answered = timeout(self.answer, answered).await.map_err(|_| StoreError::TimedOut)?;
         answered.map_err(|_| StoreError::Closed)?
@@ -179,7 +180,7 @@ trait Request: Send {
 }
 
 struct Pending<T, F> {
-    work: Option<F>,
+    work: F,
     result: Option<Result<T, StoreError>>,
     answer: oneshot::Sender<Result<T, StoreError>>,
 }
@@ -187,15 +188,15 @@ struct Pending<T, F> {
 impl<T, F> Request for Pending<T, F>
 where
     T: Send,
-    F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send,
+    F: Fn(&Transaction<'_>) -> Result<T, StoreError> + Send,
 {
     fn is_abandoned(&self) -> bool {
         self.answer.is_closed()
     }
 
     fn run(&mut self, transaction: &Transaction<'_>) -> bool {
-        self.result = self.work.take().map(|work| work(transaction));
-        matches!(self.result, Some(Ok(_)))
+        let result = (self.work)(transaction);
+        self.result.insert(result).is_ok()
     }
 
     fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
@@ -248,30 +249,60 @@ fn serve(
 }
 
 /// Carries requests out in one transaction, and undoes those that fail, each by itself.
+///
+/// SQLite copies each page that is changed within a savepoint, which takes as long as the writes themselves. So there is none as long as
+/// no request fails; where one does, everything is undone and done again with savepoints.
 fn run_together(connection: &Connection, requests: &mut [Box<dyn Request>]) -> Result<(), StoreError> {
-    let done = try_run_together(connection, requests);
-    if done.is_err() && !connection.is_autocommit() {
+    let none_failed =
+        transact(connection, |transaction| Ok(requests.iter_mut().all(|request| request.run(transaction))))?;
+    if !none_failed {
+        transact(connection, |transaction| run_apart(transaction, requests).map(|()| true))?;
+    }
+    Ok(())
+}
+
+fn run_apart(transaction: &Transaction<'_>, requests: &mut [Box<dyn Request>]) -> rusqlite::Result<()> {
+    for request in requests {
+        execute(transaction, "SAVEPOINT request")?;
+        let counted = transaction.counted.borrow().len();
+        if !request.run(transaction) {
+            execute(transaction, "ROLLBACK TO request")?;
+            transaction.counted.borrow_mut().truncate(counted);
+        }
+        execute(transaction, "RELEASE request")?;
+    }
+    Ok(())
+}
+
+/// Commits what `work` does if it says so, and undoes it otherwise.
+fn transact(
+    connection: &Connection,
+    work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<bool>,
+) -> Result<bool, StoreError> {
+    let done = try_transact(connection, work);
+    // SQLite itself rolls back after some errors.
+    if !connection.is_autocommit() {
         let _ = connection
             .execute_batch("ROLLBACK")
             .inspect_err(|error| tracing::error!(%error, "the store could not roll back"));
     }
-    done
+    Ok(done?)
 }
 
-fn try_run_together(connection: &Connection, requests: &mut [Box<dyn Request>]) -> Result<(), StoreError> {
-    let run = |sql| connection.prepare_cached(sql)?.execute([]);
-    run("BEGIN IMMEDIATE")?;
+fn try_transact(
+    connection: &Connection,
+    work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<bool>,
+) -> rusqlite::Result<bool> {
+    execute(connection, "BEGIN IMMEDIATE")?;
     let transaction = Transaction { connection, counted: RefCell::default() };
-    for request in requests {
-        run("SAVEPOINT request")?;
-        let counted = transaction.counted.borrow().len();
-        if !request.run(&transaction) {
-            run("ROLLBACK TO request")?;
-            transaction.counted.borrow_mut().truncate(counted);
-        }
-        run("RELEASE request")?;
+    let is_wanted = work(&transaction)?;
+    if is_wanted {
+        transaction.write_counts()?;
+        execute(connection, "COMMIT")?;
     }
-    transaction.write_counts()?;
-    run("COMMIT")?;
-    Ok(())
+    Ok(is_wanted)
+}
+
+fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<usize> {
+    connection.prepare_cached(sql)?.execute([])
 }
