@@ -26,6 +26,7 @@ use taskmarket::{
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -379,14 +380,17 @@ impl Shared {
 
     /// Computes what the relay asks, as slowly as a GPU for which the smallest challenge is enough.
     async fn challenged(&self, path: &str, challenge: Challenge) -> Response<Body> {
-        let mut backend = Cpu::default();
         let Some(index) = path.strip_prefix("/challenge/products/") else {
             let begun = Instant::now();
-            let commitment = commit(&mut backend, &challenge, Duration::MAX).unwrap();
+            let committing =
+                spawn_blocking(move || commit(&mut Cpu::default(), &challenge, Duration::MAX).unwrap());
+            let commitment = committing.await.unwrap();
             sleep_until(begun + Duration::from_secs(1)).await;
             return respond(StatusCode::OK, serde_json::to_vec(&commitment).unwrap());
         };
-        let product = open(&mut backend, &challenge, index.parse().unwrap()).unwrap();
+        let index = index.parse().unwrap();
+        let opening = spawn_blocking(move || open(&mut Cpu::default(), &challenge, index).unwrap());
+        let product = opening.await.unwrap();
         let wrong = vec![7; product.len()];
         respond(StatusCode::OK, if self.script.miscalculates { wrong } else { product })
     }
