@@ -9,6 +9,7 @@ mod challenge;
 mod check;
 mod client;
 mod config;
+mod device;
 mod disk;
 pub mod engines;
 mod executor;

@@ -66,7 +66,7 @@ impl Model {
     /// What is wrong with it, for people.
     pub(super) fn load(path: &Path) -> Result<Self, String> {
         let loading = || {
-            let device = Device::cuda_if_available(0).map_err(told)?;
+            let device = crate::device::best().map_err(told)?;
             let model = if path.is_dir() { load_folder(path, device)? } else { load_gguf(path, device)? };
             // What does not fit together shows at the first token.
             model.session().forward(&[0], 0).map_err(|error| format!("the model fails: {error}"))?;

@@ -58,7 +58,7 @@ impl EmbedRuntime {
     /// # Errors
     /// As those of [`Self::new`].
     pub fn with_threads(threads: NonZero<usize>) -> candle_core::Result<Self> {
-        let device = Device::cuda_if_available(0)?;
+        let device = crate::device::best()?;
         // One stream of work keeps a GPU busy.
         let threads = if device.is_cpu() { threads.get() } else { 1 };
         let workers = Workers::new(threads).map_err(candle_core::Error::wrap)?;
