@@ -13,6 +13,7 @@ mod lies;
 mod logs;
 mod money;
 mod program;
+mod providers;
 mod publish;
 mod resume;
 mod support;
