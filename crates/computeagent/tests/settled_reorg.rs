@@ -6,6 +6,7 @@ mod support;
 
 use escrow::Status;
 use rpc::link::Assignment;
+use serde_json::json;
 use support::chain::{BUDGET, STAKE, Settled, WINDOW};
 use support::*;
 use taskmarket::{ApproveResult, TaskId};
@@ -113,4 +114,24 @@ async fn a_payment_by_the_requester_that_is_taken_back_is_taken_after_the_window
     agent.stop().await.unwrap();
     // Stake, accept, prove, and settle.
     assert_eq!(settled.sent().await, 4);
+}
+
+#[tokio::test]
+async fn stake_in_a_token_that_is_taken_back_after_it_was_final_is_put_in_again_with_its_allowance() {
+    let Some(mut settled) = Settled::new().await else { return };
+    let token = settled.make_token().await;
+    settled.escrow().stake = Some((token, STAKE.to_string().parse().unwrap()));
+    let before = settled.tell("evm_snapshot", json!([])).await;
+    let agent = settled.world.start();
+    let (_, _session) = settled.world.connected().await;
+    settled.stake_in_is(token, STAKE).await;
+    // The looks at the chain after which it counts as done.
+    settled.endpoint.has_looked().await;
+    settled.tell("evm_revert", json!([before])).await;
+    assert_eq!(settled.sent().await, 0);
+    settled.stake_in_is(token, STAKE).await;
+    agent.stop().await.unwrap();
+    assert_eq!(settled.sent().await, 2);
+    let allowed = settled.chain.allowance(token, settled.provider(), settled.chain.escrow()).await.unwrap();
+    assert_eq!(allowed, taskmarket::Amount::ZERO);
 }

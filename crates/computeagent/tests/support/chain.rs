@@ -175,10 +175,32 @@ impl Settled {
         .await
     }
 
+    /// Puts a token on the chain of which the provider has some, in so few words that it knows one allowance alone: the first word of its
+    /// storage. An account's balance is the word that its address numbers.
+    pub(crate) async fn make_token(&self) -> Address {
+        let token = Address::repeat_byte(0xca);
+        let code = concat!(
+            "0x",
+            "5f3560e01c8063095ea7b3146031578063dd62ed3e14604557806323b872dd14604b57806370a0823114606e575b5f5ffd5b",
+            "6024358015603f575f54602d575b5f556064565b5f546067565b604435805f5410602d576024358054820190555f54035f55",
+            "5b60015b5f5260205ff35b60043554606756",
+        );
+        self.tell("anvil_setCode", json!([token, code])).await;
+        let slot = format!("{:#066x}", U256::from_be_slice(self.provider().as_slice()));
+        self.tell("anvil_setStorageAt", json!([token, slot, format!("{:#066x}", U256::from(10 * STAKE))]))
+            .await;
+        token
+    }
+
     /// Waits until the provider's free stake is this.
     pub(crate) async fn stake_is(&self, units: u64) {
+        self.stake_in_is(Address::ZERO, units).await;
+    }
+
+    /// Waits until the provider's free stake in a token is this.
+    pub(crate) async fn stake_in_is(&self, token: Address, units: u64) {
         soon("the stake", async {
-            while self.chain.stake(Address::ZERO, self.provider()).await.unwrap().free != amount(units) {
+            while self.chain.stake(token, self.provider()).await.unwrap().free != amount(units) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })

@@ -1,5 +1,7 @@
 //! The provider's own money at the contract: the stake that goes in, the payments that come out, and what transactions cost.
 
+use std::time::Instant;
+
 use escrow::tx::State;
 use escrow::{Block, Status};
 use taskmarket::{Address, Amount, U256};
@@ -16,9 +18,19 @@ const ALLOW: &str = "allow:";
 /// The number under which the book keeps when withdrawals were looked at last.
 const WITHDRAWN_AT: &str = "withdrawn_at";
 
-/// How far the stake is that is put in at the start. What is lost later is for the operator to replace.
+/// The stake that is put in at the start. What is lost later is for the operator to replace.
 #[derive(Debug, Default)]
-pub(super) enum Staking {
+pub(super) struct Staking {
+    stage: Stage,
+    /// What was sent for it, the first first.
+    sent: Vec<String>,
+    /// When the chain was asked last whether it still has that.
+    rechecked: Option<Instant>,
+}
+
+/// How far it is.
+#[derive(Debug, Default)]
+enum Stage {
     /// It is to be looked at.
     #[default]
     Begun,
@@ -31,32 +43,49 @@ pub(super) enum Staking {
 impl Keeper<'_> {
     /// Brings the stake up to what was asked for, by one transaction after the other, each looked at again later.
     pub(super) async fn stake(&self, staking: &mut Staking) -> Result<(), Trouble> {
-        let Some((token, wanted)) = self.money.config.stake else {
-            *staking = Staking::Done;
-            return Ok(());
-        };
-        if let Staking::Sent(purpose) = staking {
+        let Some((token, wanted)) = self.money.config.stake else { return Ok(()) };
+        if let Stage::Sent(purpose) = &staking.stage {
             match self.outbox.get(purpose).await?.map(|entry| entry.state) {
-                Some(State::Done(_)) if purpose.starts_with(STAKE) => *staking = Staking::Done,
-                Some(State::Done(_)) | None => *staking = Staking::Begun,
+                Some(State::Done(_)) if purpose.starts_with(STAKE) => staking.stage = Stage::Done,
+                Some(State::Done(_)) | None => staking.stage = Stage::Begun,
                 Some(State::Failed(reason)) => {
                     tracing::error!(%purpose, %reason, "no stake was put in; it is tried again at the next start");
-                    *staking = Staking::Done;
+                    staking.stage = Stage::Done;
                 }
                 Some(State::Planned { .. } | State::Signed(_) | State::Sent(_) | State::Mined { .. }) => {}
             }
         }
-        if !matches!(staking, Staking::Begun) {
-            return Ok(());
+        match staking.stage {
+            Stage::Begun => {}
+            Stage::Sent(_) => return Ok(()),
+            Stage::Done => return self.restake(staking).await,
         }
         // What was begun before a crash counts first.
         let mut unfinished = self.outbox.unfinished().await?.into_iter().map(|entry| entry.purpose);
         let begun = |purpose: &String| purpose.starts_with(STAKE) || purpose.starts_with(ALLOW);
-        if let Some(purpose) = unfinished.find(begun) {
-            *staking = Staking::Sent(purpose);
+        let next = match unfinished.find(begun) {
+            Some(purpose) => Some(purpose),
+            None => self.send_stake(token, wanted).await?,
+        };
+        staking.sent.extend(next.clone());
+        staking.stage = next.map_or(Stage::Done, Stage::Sent);
+        Ok(())
+    }
+
+    /// Sends again, as it was signed, what a reorganisation took back after it was final; now and then it is looked for.
+    async fn restake(&self, staking: &mut Staking) -> Result<(), Trouble> {
+        let every = self.money.config.timing.slow_poll;
+        if staking.rechecked.get_or_insert_with(Instant::now).elapsed() < every {
             return Ok(());
         }
-        *staking = self.send_stake(token, wanted).await?.map_or(Staking::Done, Staking::Sent);
+        // What lets the contract take a token has the lower nonce.
+        for purpose in &staking.sent {
+            if !self.outbox.recheck(purpose).await?.is_final() {
+                tracing::warn!(%purpose, "a reorganisation took it back; it is sent again");
+                staking.stage = Stage::Sent(purpose.clone());
+            }
+        }
+        staking.rechecked = Some(Instant::now());
         Ok(())
     }
 
