@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use escrow::{At, Calls};
+use escrow::{At, Calls, Status};
 use rpc::evidence::{self, Evidence, EvidenceEvent};
 use serde_json::{Value, json};
 use taskmarket::{
@@ -14,7 +14,7 @@ use crate::cli::Global;
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Coins, Handed, Purse, chain_failure};
+use crate::money::{self, ChainArgs, Coins, Handed, Move, NOTHING, Purse, chain_failure};
 use crate::proof;
 use crate::rerun::{Agreement, check_runtime, rerun};
 use crate::ui::{Style, Ui, clean};
@@ -383,8 +383,12 @@ async fn carry(
     let (record, chain) = (&case.record, &purse.chain);
     let task = &record.task;
     let call = chain.calls().resolve(task, verdict);
-    // Refused here is refused before anything is asked: a dispute that was ended, another attempt, a time that is over.
-    chain.simulate(&call, purse.account(), At::Latest).await.map_err(chain_failure)?;
+    let purpose = format!("resolve:{}", record.id);
+    let is_begun = money::is_under_way(&purse.outbox().await?, &purpose).await?;
+    if !is_begun {
+        // Refused here is refused before anything is asked: a dispute that was ended, another attempt, a time that is over.
+        chain.simulate(&call, purse.account(), At::Latest).await.map_err(chain_failure)?;
+    }
     let coins = Coins::of(chain, task.token).await?;
     let (pot, provider) = (case.pot(), share(case.pot(), verdict.message.provider_bps));
     let requester = pot.checked_sub(provider).unwrap_or(Amount::ZERO);
@@ -397,11 +401,15 @@ async fn carry(
     ] {
         ui.say(format_args!("  {} {value}", ui.paint(Style::Dim, format!("{name:<9}"))));
     }
-    if !yes {
+    if !yes && !is_begun {
         money::ask("send it?", "nothing was decided", ui)?;
     }
-    let mined = purse.send(&format!("resolve:{}", record.id), call, ui).await?;
-    ui.say(format_args!("{} in transaction {}", ui.paint(Style::Good, "resolved:"), mined.tx));
+    let there = |status| status == Status::Split;
+    let step = Move { id: record.id, purpose: &purpose, call, takes: NOTHING, there };
+    let mined = money::bring_about(purse, &purse.outbox().await?, step, ui).await?;
+    let tx = mined.map(|mined| mined.tx);
+    let how = tx.map_or("it was divided before".to_owned(), |tx| format!("in transaction {tx}"));
+    ui.say(format_args!("{} {how}", ui.paint(Style::Good, "resolved:")));
     // The chain has decided, and the relay sees that by itself: what it misses is the arbiter's own words.
     let handed_in = hand_in(global, record, verdict, ui).await.unwrap_or_else(|failure| {
         ui.detail(format_args!("the relay was not told: {}", failure.message()));
@@ -409,11 +417,14 @@ async fn carry(
     });
     if ui.json {
         return ui.print_json(&json!({
-            "task_id": record.id, "settlement": "split", "tx": mined.tx, "mutation": verdict.message,
+            "task_id": record.id, "settlement": "split", "tx": tx, "mutation": verdict.message,
             "signature": verdict.signature, "handed_in": handed_in, "to_provider": provider, "to_requester": requester,
         }));
     }
-    ui.print(mined.tx)
+    match tx {
+        Some(tx) => ui.print(tx),
+        None => ui.print("resolved"),
+    }
 }
 
 async fn run_again(global: &Global, case: &Case, ui: &Ui) -> Outcome {

@@ -8,7 +8,7 @@ use crate::cli::{Global, MoneyArgs};
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, Found, chain_failure};
+use crate::money::{self, Found, Move, NOTHING};
 use crate::ui::Ui;
 
 /// Cancels a task; a settled one on the chain, which gives its budget back.
@@ -26,13 +26,15 @@ pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
         return if ui.json { ui.print_json(&view) } else { ui.print(view.status) };
     }
     let purse = args.chain.purse(global, Some(domain), &wallet).await?;
-    let record = purse.chain.record(id).await.map_err(chain_failure)?;
-    let tx = if record.status == Status::Cancelled {
-        None
-    } else {
-        let call = purse.chain.calls().cancel(&task, &signed);
-        Some(purse.send(&format!("cancel:{id}"), call, ui).await?.tx)
+    let step = Move {
+        id,
+        purpose: &format!("cancel:{id}"),
+        call: purse.chain.calls().cancel(&task, &signed),
+        takes: NOTHING,
+        there: |status| status == Status::Cancelled,
     };
+    let mined = money::bring_about(&purse, &purse.outbox().await?, step, ui).await?;
+    let tx = mined.map(|mined| mined.tx);
     ui.say("the budget is yours to withdraw: zorai-compute wallet withdraw");
     if ui.json {
         ui.print_json(&json!({ "task_id": id, "settlement": "cancelled", "tx": tx }))

@@ -44,8 +44,9 @@ pub(crate) async fn run(global: &Global, args: Args, ui: &Ui) -> Outcome {
         }
         let purse = args.chain.purse(global, Some(domain), &wallet).await?;
         let mined = money::dispute(&purse, Some(&relay), &task, args.id, &args.reason, &evidence, ui).await?;
+        let tx = mined.map(|mined| mined.tx);
         return if ui.json {
-            ui.print_json(&json!({ "task_id": args.id, "settlement": "disputed", "tx": mined.tx }))
+            ui.print_json(&json!({ "task_id": args.id, "settlement": "disputed", "tx": tx }))
         } else {
             ui.print("disputed")
         };

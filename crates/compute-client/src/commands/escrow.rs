@@ -11,9 +11,10 @@ use taskmarket::Address;
 
 use crate::cli::{Global, parse_address};
 use crate::failure::{Failure, Outcome};
-use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Coins, Handed, chain_failure, open, outbox_failure};
+use crate::money::{
+    self, ChainArgs, Coins, Handed, Move, NOTHING, Untold, chain_failure, open, outbox_failure, told, untold,
+};
 use crate::ui::{Style, Ui};
 
 /// How long a deployment is waited for.
@@ -92,8 +93,9 @@ async fn deploy(global: &Global, args: &Deploy, ui: &Ui) -> Outcome {
     let outbox = open(&default_data_dir("client"), rpc, &wallet, &args.chain.outbox_config())
         .await
         .map_err(outbox_failure)?;
-    let again = if args.again { format!(":{}", now().unix()) } else { String::new() };
+    let again = if args.again { ":again" } else { "" };
     let purpose = format!("deploy:{}{again}", args.permit2);
+    let untold = if args.again { untold(&outbox, &purpose, ui).await? } else { Untold::Nothing };
     let waits = format!("deploying from {}, and waiting until the chain has it", wallet.address());
     let deployed = ui.during(waits, tx::deploy(&outbox, &purpose, args.permit2, PATIENCE)).await;
     let Deployed { address, chain_id, tx, block, gas_used, permit2, .. } =
@@ -114,11 +116,18 @@ async fn deploy(global: &Global, args: &Deploy, ui: &Ui) -> Outcome {
         ui.say(format_args!("  {who:<9}{flags}"));
     }
     if ui.json {
-        return ui.print_json(&json!({
+        let mut shown = json!({
             "address": address, "chain_id": chain_id, "tx": tx, "block": block, "gas_used": gas_used, "permit2": permit2,
-        }));
+        });
+        if !matches!(untold, Untold::Nothing) {
+            shown["resumed"] = json!(true);
+        }
+        ui.print_json(&shown)?;
+    } else {
+        ui.print(address)?;
     }
-    ui.print(address)
+    // The next --again is another one; without it, it is this one for ever.
+    if args.again { told(&outbox, &purpose).await } else { Ok(()) }
 }
 
 async fn show(global: &Global, args: &Show, ui: &Ui) -> Outcome {
@@ -151,8 +160,12 @@ async fn fund(global: &Global, args: &Fund, ui: &Ui) -> Outcome {
     let purse = args.chain.purse(global, Some(handed.domain()?), &wallet).await?;
     let chain = &purse.chain;
     let funding = chain.read_permit_funding(&handed.call.data).await.map_err(chain_failure)?;
-    // Refused here is refused before anything is asked or kept.
-    chain.simulate(&funding.call, purse.account(), At::Latest).await.map_err(chain_failure)?;
+    let purpose = money::fund_purpose(funding.id);
+    let is_begun = money::is_under_way(&purse.outbox().await?, &purpose).await?;
+    if !is_begun {
+        // Refused here is refused before anything is asked or kept.
+        chain.simulate(&funding.call, purse.account(), At::Latest).await.map_err(chain_failure)?;
+    }
     let PermitFunding { id, requester, payer, token, budget, deadline, call } = funding;
     let coins = Coins::of(chain, token).await?;
     ui.say(format_args!("this pays the budget of task {id} in:"));
@@ -164,12 +177,17 @@ async fn fund(global: &Global, args: &Fund, ui: &Ui) -> Outcome {
     ] {
         ui.say(format_args!("  {} {value}", ui.paint(Style::Dim, format!("{name:<9}"))));
     }
-    if !args.yes {
+    if !args.yes && !is_begun {
         money::ask("send?", "nothing was sent", ui)?;
     }
-    let mined = purse.send(&format!("fund:{id}"), call, ui).await?;
+    let step = Move { id, purpose: &purpose, call, takes: NOTHING, there: money::is_paid };
+    let mined = money::bring_about(&purse, &purse.outbox().await?, step, ui).await?;
+    let tx = mined.map(|mined| mined.tx);
     if ui.json {
-        return ui.print_json(&json!({ "task_id": id, "settlement": "funded", "tx": mined.tx }));
+        return ui.print_json(&json!({ "task_id": id, "settlement": "funded", "tx": tx }));
     }
-    ui.print(mined.tx)
+    match tx {
+        Some(tx) => ui.print(tx),
+        None => ui.print("funded"),
+    }
 }

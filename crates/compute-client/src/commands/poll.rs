@@ -207,7 +207,10 @@ impl Watched<'_> {
         let mined =
             money::dispute(purse, Some(self.relay), self.task, self.id, WITHHELD, "", self.ui).await?;
         Err(Failure::unverified("no bytes that match the proof can be had")
-            .hint(format_args!("it was disputed in transaction {}; the arbiter decides", mined.tx))
+            .hint(match mined {
+                Some(mined) => format!("it was disputed in transaction {}; the arbiter decides", mined.tx),
+                None => "it was disputed; the arbiter decides".to_owned(),
+            })
             .hint(format_args!("follow it: zorai-compute status {}", self.id)))
     }
 

@@ -67,7 +67,7 @@ pub(crate) async fn go_on(
     let id = task.id(&domain);
     let work = async {
         match paid {
-            Paid::Whole => {}
+            Paid::Whole => money::until_paid_for_good(purse, id, ui).await?,
             // What is kept under its purpose goes on, whichever way it pays.
             Paid::OnItsWay => money::fund(purse, &task, id, &Funding::Own, ui).await?,
             // What was handed over may be lost; should both be sent, the contract takes one.

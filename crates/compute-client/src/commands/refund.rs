@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::cli::{Global, MoneyArgs};
 use crate::failure::{Failure, Outcome};
 use crate::key::{self, IfMissing};
-use crate::money::{self, Found, chain_failure};
+use crate::money::{self, Found, Move, NOTHING, chain_failure};
 use crate::ui::Ui;
 
 /// Refunds a task, from its deadline on.
@@ -25,9 +25,7 @@ pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
     let time = purse.chain.head().await.map_err(chain_failure)?.time;
     match record.status {
         Status::Refunded => {}
-        Status::Funded | Status::Accepted if time >= task.deadline => {
-            purse.send(&format!("refund:{id}"), purse.chain.calls().refund(&task), ui).await?;
-        }
+        Status::Funded | Status::Accepted if time >= task.deadline => {}
         Status::Funded => {
             return Err(Failure::failed(format_args!("the task can be refunded from {} on", task.deadline))
                 .hint(format_args!("nobody holds it: zorai-compute cancel {id} gives the budget back now")));
@@ -48,6 +46,14 @@ pub(crate) async fn run(global: &Global, args: &MoneyArgs, ui: &Ui) -> Outcome {
             )));
         }
     }
+    let step = Move {
+        id,
+        purpose: &format!("refund:{id}"),
+        call: purse.chain.calls().refund(&task),
+        takes: NOTHING,
+        there: |status| status == Status::Refunded,
+    };
+    money::bring_about(&purse, &purse.outbox().await?, step, ui).await?;
     ui.say("the budget is the requester's to withdraw: zorai-compute wallet withdraw");
     if ui.json {
         ui.print_json(&json!({ "task_id": id, "settlement": "refunded" }))

@@ -12,8 +12,8 @@ use taskmarket::{Signed, Task, TaskId};
 
 use crate::failure::{Context as _, Exit, Failure, Outcome};
 use crate::follow::now;
-use crate::money::fund::{is_done, is_under_way};
-use crate::money::{Purse, chain_failure, kept};
+use crate::money::tokens::{allowance, none};
+use crate::money::{Purse, chain_failure, fund_purpose, is_done, is_under_way, kept};
 use crate::ui::Ui;
 
 /// A task that is noted as not published. No other command takes it up while this is held.
@@ -231,8 +231,9 @@ pub(crate) async fn take_up(purse: &Purse, id: TaskId) -> Outcome<Option<(Signed
 /// Whether something that pays this task is planned, signed or sent, or was done.
 async fn may_be_paid(purse: &Purse, id: TaskId) -> Outcome<bool> {
     let outbox = purse.outbox().await?;
-    let funding = format!("fund:{id}");
-    for purpose in [&funding, &format!("allow:{funding}"), &format!("none:allow:{funding}")] {
+    let funding = fund_purpose(id);
+    let allowance = allowance(&funding);
+    for purpose in [&funding, &allowance, &none(&allowance)] {
         if is_under_way(&outbox, purpose).await? {
             return Ok(true);
         }

@@ -4,12 +4,14 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use escrow::Call;
-use escrow::tx::{Mined, Outbox, State};
-use taskmarket::{Address, Amount, Task, TaskId};
+use escrow::Status;
+use escrow::tx::Mined;
+use taskmarket::{Task, TaskId};
 
 use crate::failure::{Failure, Outcome};
-use crate::money::{Coins, Purse, chain_failure, outbox_failure, permit, send};
+use crate::money::effect::{Move, NOTHING, bring_about, holds};
+use crate::money::tokens::allowed;
+use crate::money::{Coins, Purse, chain_failure, is_under_way, outbox_failure, permit, send};
 use crate::ui::{Style, Ui, span};
 
 /// By whose transaction, and by what right of the contract's, a budget is paid in.
@@ -98,104 +100,75 @@ async fn gas(purse: &Purse, funding: &Funding) -> Outcome<String> {
 
 /// Pays the budget in, and lets the contract take it first where it is in a token. Where another account sends it, waits for that.
 pub(crate) async fn fund(purse: &Purse, task: &Task, id: TaskId, funding: &Funding, ui: &Ui) -> Outcome {
-    let purpose = format!("fund:{id}");
-    let mined = match funding {
-        Funding::Own => {
-            // Held for both: another command of this account would use the allowance up.
-            let outbox = purse.outbox().await?;
-            let call = purse.chain.calls().fund(task);
-            match outbox.get(&purpose).await.map_err(outbox_failure)? {
-                // An earlier command pays by a signature.
-                Some(entry) if entry.call != call => send(&outbox, &purpose, entry.call, ui).await?,
-                Some(_) | None => {
-                    pay_in(purse, &outbox, &purpose, (task.token, task.budget), call, ui).await?
-                }
-            }
-        }
-        Funding::Permit => {
-            let call = permit::call(purse, task).await?;
-            purse.send(&purpose, call, ui).await?
-        }
+    let purpose = fund_purpose(id);
+    let status = purse.chain.record(id).await.map_err(chain_failure)?.status;
+    if matches!(status, Status::Refunded | Status::Cancelled) {
+        return Err(Failure::failed(format_args!(
+            "the task's money is {}: it cannot be paid any more",
+            status.as_str()
+        ))
+        .hint("another --salt makes another task"));
+    }
+    let budget = (task.token, task.budget);
+    let (call, takes) = match funding {
+        Funding::Own => (purse.chain.calls().fund(task), budget),
+        Funding::Permit => (permit::call(purse, task).await?, NOTHING),
         Funding::Handed(file) => return permit::hand_over(purse, task, id, file, ui).await,
     };
-    say_funded(&mined, ui);
+    // Held for both: another command of this account would use the allowance up.
+    let outbox = purse.outbox().await?;
+    let mined =
+        bring_about(purse, &outbox, Move { id, purpose: &purpose, call, takes, there: is_paid }, ui).await?;
+    say_funded(mined, ui);
     Ok(())
 }
 
-/// Whether a transaction for this purpose was done.
-pub(super) async fn is_done(outbox: &Outbox, purpose: &str) -> Outcome<bool> {
-    let entry = outbox.get(purpose).await.map_err(outbox_failure)?;
-    Ok(entry.is_some_and(|entry| matches!(entry.state, State::Done(_))))
-}
-
-/// Says that a budget is paid in.
-pub(super) fn say_funded(mined: &Mined, ui: &Ui) {
-    ui.say(format_args!("{} in transaction {}", ui.paint(Style::Good, "funded:"), mined.tx));
-}
-
-/// Sends what takes an amount of a token out of the account, and lets the contract take it before, where it may not yet.
-pub(crate) async fn pay_in(
-    purse: &Purse,
-    outbox: &Outbox,
-    purpose: &str,
-    (token, amount): (Address, Amount),
-    call: Call,
-    ui: &Ui,
-) -> Outcome<Mined> {
-    // What is on its way has its allowance, and may have used it up.
-    if !token.is_zero() && !is_under_way(outbox, purpose).await? {
-        allow(purse, outbox, token, amount, &format!("allow:{purpose}"), ui).await?;
+/// Waits until what is paid is final.
+///
+/// # Errors
+/// A reorganisation takes it back, or it takes too long.
+pub(crate) async fn until_paid_for_good(purse: &Purse, id: TaskId, ui: &Ui) -> Outcome {
+    let (outbox, purpose) = (purse.outbox().await?, fund_purpose(id));
+    // This account's own transaction is looked after meanwhile.
+    if let Some(entry) = outbox.get(&purpose).await.map_err(outbox_failure)?.filter(|entry| !entry.is_final())
+    {
+        ui.say("it is paid; waiting until that is final");
+        if let Err(failure) = send(&outbox, &purpose, entry.call, ui).await
+            && is_under_way(&outbox, &purpose).await?
+        {
+            return Err(failure);
+        }
     }
-    send(outbox, purpose, call, ui).await
+    if !holds(purse, id, is_paid, ui).await? {
+        return Err(Failure::failed("a reorganisation took the payment back"));
+    }
+    say_funded(None, ui);
+    Ok(())
 }
 
-/// Lets the contract take an amount of a token, where it may not yet.
-async fn allow(
-    purse: &Purse,
-    outbox: &Outbox,
-    token: Address,
-    amount: Amount,
-    purpose: &str,
-    ui: &Ui,
-) -> Outcome {
-    let escrow = purse.chain.escrow();
-    let call = Call::allow(token, escrow, amount);
-    if is_under_way(outbox, purpose).await? {
-        send(outbox, purpose, call.clone(), ui).await?;
-    }
-    let now = allowed(purse, token).await?;
-    if now >= amount {
-        return Ok(());
-    }
-    // Some tokens change an allowance only from zero.
-    let refused = purse.chain.simulate(&call, purse.account(), escrow::At::Latest).await;
-    if now != Amount::ZERO && matches!(refused, Err(escrow::ChainError::Reverted(_))) {
-        let none = Call::allow(token, escrow, Amount::ZERO);
-        send_anew(outbox, &format!("none:{purpose}"), none, ui).await?;
-    }
-    send_anew(outbox, purpose, call, ui).await
+/// What the outbox knows a task's payment by.
+pub(crate) fn fund_purpose(id: TaskId) -> String {
+    format!("fund:{id}")
 }
 
-/// Sends what may be used up where it was done before.
-async fn send_anew(outbox: &Outbox, purpose: &str, call: Call, ui: &Ui) -> Outcome {
-    if outbox.get(purpose).await.map_err(outbox_failure)?.is_some() {
-        // What a reorganisation took back is sent again as it was signed.
-        outbox.recheck(purpose).await.map_err(outbox_failure)?;
-        outbox.renew(purpose, call.clone()).await.map_err(outbox_failure)?;
+/// Whether the contract has a task's budget, or paid it to somebody.
+pub(crate) fn is_paid(status: Status) -> bool {
+    match status {
+        Status::Funded
+        | Status::Accepted
+        | Status::Proven
+        | Status::Disputed
+        | Status::Paid
+        | Status::Split => true,
+        Status::None | Status::Refunded | Status::Cancelled => false,
     }
-    send(outbox, purpose, call, ui).await.map(drop)
 }
 
-/// Whether a transaction for this purpose is planned or sent, and not final.
-pub(super) async fn is_under_way(outbox: &Outbox, purpose: &str) -> Outcome<bool> {
-    let entry = outbox.get(purpose).await.map_err(outbox_failure)?;
-    Ok(entry.is_some_and(|entry| !entry.is_final()))
-}
-
-/// How much of the account's token the contract may take.
-async fn allowed(purse: &Purse, token: Address) -> Outcome<Amount> {
-    let (owner, escrow) = (purse.account(), purse.chain.escrow());
-    purse.chain.allowance(token, owner, escrow).await.map_err(chain_failure)
+/// Says that a budget is paid in, in which transaction if that is known.
+pub(super) fn say_funded(mined: Option<Mined>, ui: &Ui) {
+    let how = mined
+        .map_or("the contract has the budget".to_owned(), |mined| format!("in transaction {}", mined.tx));
+    ui.say(format_args!("{} {how}", ui.paint(Style::Good, "funded:")));
 }
 
 /// Asks a question about money on the terminal.

@@ -2,10 +2,13 @@
 
 mod coins;
 mod draft;
+mod effect;
 mod fund;
 mod kept;
 mod outcome;
 mod permit;
+mod tokens;
+mod untold;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -24,12 +27,15 @@ use crate::ui::Ui;
 
 pub(crate) use coins::Coins;
 pub(crate) use draft::{Draft, Note, Paid, Unpublished, take_up, unpublished};
-pub(crate) use fund::{Funding, ask, fund, pay_in, say_terms};
+pub(crate) use effect::{Move, NOTHING, bring_about};
+pub(crate) use fund::{Funding, ask, fund, fund_purpose, is_paid, say_terms, until_paid_for_good};
 pub(crate) use kept::{Found, find, keep, tokens};
 pub(crate) use outcome::{
     Approval, Stands, approve, check_stands, describe, dispute, is_at_stake, until_disputable, until_late,
 };
 pub(crate) use permit::{Handed, permit2, until_funded};
+pub(crate) use tokens::pay_in;
+pub(crate) use untold::{Untold, told, untold};
 
 /// How long a transaction is waited for. It goes on afterwards, and is waited for again by the next command for the same purpose.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -175,11 +181,6 @@ impl Purse {
         self.wallet.address()
     }
 
-    /// Sends a transaction for a purpose, once, and waits until it is final. What failed under this purpose before is tried again.
-    pub(crate) async fn send(&self, purpose: &str, call: Call, ui: &Ui) -> Outcome<Mined> {
-        send(&self.outbox().await?, purpose, call, ui).await
-    }
-
     /// Opens the account's outbox, in turn with other commands, which wait until it is dropped.
     pub(crate) async fn outbox(&self) -> Outcome<Outbox> {
         let rpc = self.chain.rpc().clone();
@@ -230,6 +231,18 @@ pub(crate) async fn send(outbox: &Outbox, purpose: &str, call: Call, ui: &Ui) ->
     };
     ui.detail(format_args!("{purpose}: {} in block {}", mined.tx, mined.block));
     Ok(mined)
+}
+
+/// Whether a transaction for this purpose was done.
+pub(crate) async fn is_done(outbox: &Outbox, purpose: &str) -> Outcome<bool> {
+    let entry = outbox.get(purpose).await.map_err(outbox_failure)?;
+    Ok(entry.is_some_and(|entry| matches!(entry.state, State::Done(_))))
+}
+
+/// Whether a transaction for this purpose is planned or sent, and not final.
+pub(crate) async fn is_under_way(outbox: &Outbox, purpose: &str) -> Outcome<bool> {
+    let entry = outbox.get(purpose).await.map_err(outbox_failure)?;
+    Ok(entry.is_some_and(|entry| !entry.is_final()))
 }
 
 /// Why a transaction was given up. One that is not even signed is withdrawn: no later command may send it beside its own.

@@ -8,8 +8,9 @@ use taskmarket::{ApproveResult, ContentHash, DisputeTask, Signed, Task, TaskId, 
 
 use crate::failure::{Failure, Outcome};
 use crate::follow::now;
-use crate::money::fund::pay_in;
-use crate::money::{Purse, chain_failure};
+use crate::money::effect::{Move, NOTHING, bring_about};
+use crate::money::tokens::forsake;
+use crate::money::{Purse, chain_failure, is_under_way};
 use crate::relay::Relay;
 use crate::ui::{Style, Ui};
 
@@ -51,17 +52,21 @@ pub(crate) async fn approve(
     loop {
         let (time, record) = read(purse, id).await?;
         match record.status {
-            Status::Paid => return Ok(Approval::Paid),
-            Status::Proven => {
-                check_stands(purse, id, approval.message.result_hash).await?;
-                let call = purse.chain.calls().approve(task, approval);
+            Status::Proven | Status::Paid => {
+                if record.status == Status::Proven {
+                    check_stands(purse, id, approval.message.result_hash).await?;
+                }
                 let purpose = format!("approve:{id}:{}", approval.message.attempt);
-                return match purse.send(&purpose, call, ui).await {
-                    Ok(mined) => Ok(Approval::Sent(mined)),
-                    // The provider may have come first.
-                    Err(_) if read(purse, id).await?.1.status == Status::Paid => Ok(Approval::Paid),
-                    Err(failure) => Err(failure),
+                let step = Move {
+                    id,
+                    purpose: &purpose,
+                    call: purse.chain.calls().approve(task, approval),
+                    takes: NOTHING,
+                    there: |status| status == Status::Paid,
                 };
+                let mined = bring_about(purse, &purse.outbox().await?, step, ui).await?;
+                // The provider may have come first.
+                return Ok(mined.map_or(Approval::Paid, Approval::Sent));
             }
             Status::None | Status::Funded | Status::Accepted => {
                 if time >= task.deadline {
@@ -180,7 +185,7 @@ pub(crate) fn describe(record: &Record, time: Timestamp) -> String {
     }
 }
 
-/// Disputes what stands on the chain, with the task's bond, and tells the relay.
+/// Disputes what stands on the chain, with the task's bond, and tells the relay. Gives the transaction, if it is this program's.
 pub(crate) async fn dispute(
     purse: &Purse,
     relay: Option<&Relay>,
@@ -189,14 +194,26 @@ pub(crate) async fn dispute(
     reason: &str,
     evidence: &str,
     ui: &Ui,
-) -> Outcome<Mined> {
-    let (_, record) = read(purse, id).await?;
-    if record.status != Status::Proven {
-        return Err(Failure::failed(format_args!(
-            "the task's money is {}: only a proof on the chain can be disputed",
-            record.status.as_str()
-        )));
+) -> Outcome<Option<Mined>> {
+    let (time, record) = read(purse, id).await?;
+    let purpose = format!("dispute:{id}:{}", record.attempt);
+    let bond = (task.token, task.dispute_bond);
+    let outbox = purse.outbox().await?;
+    let is_over = record.status == Status::Proven && time >= record.until;
+    let is_begun = is_under_way(&outbox, &purpose).await?;
+    if (is_over || record.status != Status::Proven) && !is_begun {
+        forsake(purse, &outbox, bond, &purpose, ui).await?;
+        let why = if is_over {
+            format!("it could be disputed until {}", record.until)
+        } else {
+            format!(
+                "the task's money is {}: only a proof on the chain can be disputed",
+                record.status.as_str()
+            )
+        };
+        return Err(Failure::failed(why));
     }
+    drop(outbox);
     let result_hash = purse.chain.result_of(id).await.map_err(chain_failure)?;
     let message = DisputeTask {
         task_id: id,
@@ -209,15 +226,19 @@ pub(crate) async fn dispute(
     };
     let signed = purse.wallet.sign(&message, &purse.chain.domain()).map_err(Failure::failed)?;
     // The relay first: the arbiter reads the reason there, and the chain has its hash alone.
-    if let Some(relay) = relay
+    if let Some(relay) = relay.filter(|_| !is_begun)
         && let Err(failure) = relay.tell(id, "dispute", signed.clone()).await
     {
         ui.warn(format_args!("the relay was not told the reason: {}", failure.message()));
     }
-    let outbox = purse.outbox().await?;
-    let purpose = format!("dispute:{id}:{}", record.attempt);
-    let call = purse.chain.calls().dispute(task, &signed);
-    pay_in(purse, &outbox, &purpose, (task.token, task.dispute_bond), call, ui).await
+    let step = Move {
+        id,
+        purpose: &purpose,
+        call: purse.chain.calls().dispute(task, &signed),
+        takes: bond,
+        there: |status| matches!(status, Status::Disputed | Status::Split),
+    };
+    bring_about(purse, &purse.outbox().await?, step, ui).await
 }
 
 /// Reads the chain's clock and a record; a chain out of reach is waited for.

@@ -10,8 +10,10 @@ use taskmarket::{Address, Domain, Task, TaskId, U256};
 
 use crate::commands::run::random_salt;
 use crate::failure::{Context as _, Failure, Outcome};
-use crate::money::{Coins, Purse, chain_failure};
-use crate::ui::{Style, Ui};
+use crate::money::effect::holds;
+use crate::money::fund::say_funded;
+use crate::money::{Coins, Purse, chain_failure, is_paid};
+use crate::ui::Ui;
 
 /// How often the chain is asked whether another account has paid.
 const LOOK: Duration = Duration::from_secs(1);
@@ -107,7 +109,12 @@ pub(crate) async fn until_funded(purse: &Purse, task: &Task, id: TaskId, ui: &Ui
             Ok((head.time, purse.chain.record(id).await?.status))
         };
         match read.await {
-            Ok((_, Status::Funded)) => break,
+            // Another account sends it again, should it be taken back.
+            Ok((_, status)) if is_paid(status) => {
+                if holds(purse, id, is_paid, ui).await? {
+                    break;
+                }
+            }
             Ok((time, Status::None)) if time < task.deadline => {}
             Ok((_, Status::None)) => {
                 return Err(Failure::failed("nobody paid before the deadline: nothing was published"));
@@ -120,6 +127,6 @@ pub(crate) async fn until_funded(purse: &Purse, task: &Task, id: TaskId, ui: &Ui
         }
         tokio::time::sleep(LOOK).await;
     }
-    ui.say(format_args!("{} the contract has the budget", ui.paint(Style::Good, "funded:")));
+    say_funded(None, ui);
     Ok(())
 }

@@ -10,18 +10,18 @@ use taskmarket::{Address, Amount, TaskId, U256};
 use crate::money::{Market, PATIENCE};
 use crate::support::{Script, code, said, stderr, stdout};
 
-/// A token that changes an allowance only from or to zero, in so few words that it knows one allowance alone: the first word of its
-/// storage. An account's balance is the word that its address numbers.
+/// A token that changes an allowance only from or to zero and gives no more than that, in so few words that it knows one allowance alone:
+/// the first word of its storage. An account's balance is the word that its address numbers.
 const TOKEN_CODE: &str = concat!(
     "0x",
-    "5f3560e01c8063095ea7b3146031578063dd62ed3e14604557806323b872dd14604b57806370a08231146067575b5f5ffd5b",
-    "6024358015603f575f54602d575b5f55605d565b5f546060565b6044356024358054820190555f54035f555b60015b5f5260",
-    "205ff35b60043554606056",
+    "5f3560e01c8063095ea7b3146031578063dd62ed3e14604557806323b872dd14604b57806370a0823114606e575b5f5ffd5b",
+    "6024358015603f575f54602d575b5f556064565b5f546067565b604435805f5410602d576024358054820190555f54035f55",
+    "5b60015b5f5260205ff35b60043554606756",
 );
 pub(crate) const TOKEN: &str = "0x00000000000000000000000000000000000ca071";
 
 impl Market {
-    async fn ask(&self, method: &'static str, params: Value) -> Value {
+    pub(crate) async fn ask(&self, method: &'static str, params: Value) -> Value {
         self.chain.rpc().request(method, params).await.unwrap()
     }
 
@@ -32,7 +32,7 @@ impl Market {
     }
 
     /// Publishes and pays, and waits for nothing.
-    async fn paid(&self, more: &[&str]) -> TaskId {
+    pub(crate) async fn paid(&self, more: &[&str]) -> TaskId {
         let out = self.run(&[&["--yes"], more].concat()).await;
         assert_eq!(code(&out), 0, "{}", said(&out));
         stdout(&out).trim().parse().unwrap()
@@ -118,4 +118,56 @@ async fn an_allowance_that_was_used_up_elsewhere_is_given_again() {
     let out = market.cli(&command).await;
     assert_eq!(code(&out), 0, "{}", said(&out));
     assert_eq!((market.status(id).await, market.sent().await), (Status::Disputed, sent + 2));
+}
+
+#[tokio::test]
+async fn a_task_in_a_token_that_is_given_again_is_paid_once_and_leaves_no_allowance() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    market.make_token().await;
+    let deadline = market.chain.head().await.unwrap().time.plus(86_400).to_string();
+    let salt = format!("{:#066x}", U256::from(7));
+    let terms = ["--token", TOKEN, "--salt", &salt, "--deadline", &deadline];
+    let id = market.paid(&terms).await;
+    let sent = market.sent().await;
+    assert_eq!(market.paid(&terms).await, id);
+    let token = TOKEN.parse().unwrap();
+    let allowed = market.chain.allowance(token, ACCOUNTS[1], market.chain.escrow()).await.unwrap();
+    assert_eq!((market.sent().await, allowed), (sent, Amount::ZERO));
+
+    // Nor does what cannot be paid any more.
+    assert_eq!(code(&market.cli(&["cancel", &id.to_string()]).await), 0);
+    let out = market.run(&[&["--yes"], &terms[..]].concat()).await;
+    assert!(code(&out) == 1 && stderr(&out).contains("cancelled"), "{}", said(&out));
+    assert_eq!(market.sent().await, sent + 1, "{}", said(&out));
+}
+
+#[tokio::test]
+async fn an_allowance_for_what_cannot_be_done_any_more_is_taken_back() {
+    let Some(market) = Market::start(Script::NoResult).await else { return };
+    let (token, escrow): (Address, _) = (TOKEN.parse().unwrap(), market.chain.escrow());
+    market.make_token().await;
+    market.store(U256::ZERO, 5000).await;
+    let stake = market.chain.calls().stake(token, "5000".parse().unwrap());
+    market.provider.send("stake in a token", stake, PATIENCE).await.unwrap();
+    let id = market.paid(&["--token", TOKEN]).await;
+    market.prove().await;
+    let allowed = async || market.chain.allowance(token, ACCOUNTS[1], escrow).await.unwrap();
+
+    // Enough for the gas of an allowance, and not for that of a dispute.
+    let base = u64::try_from(market.chain.head().await.unwrap().base_fee).unwrap();
+    let (gas, most) = (80_000, 2 * base + 1_000_000_000);
+    market.ask("anvil_setBalance", json!([ACCOUNTS[1], format!("{:#x}", gas * most)])).await;
+    let command = ["dispute", &id.to_string(), "--reason", "no result"];
+    let out = market.cli(&command).await;
+    assert!(code(&out) == 1 && stderr(&out).contains("the contract may take"), "{}", said(&out));
+    assert_eq!(allowed().await, Amount(U256::from(5000)));
+
+    market.ask("anvil_setBalance", json!([ACCOUNTS[1], "0xde0b6b3a7640000"])).await;
+    market.pass(86_401).await;
+    let out = market.cli(&command).await;
+    assert!(code(&out) == 1 && stderr(&out).contains("could be disputed until"), "{}", said(&out));
+    assert_eq!(allowed().await, Amount::ZERO, "{}", said(&out));
+    let sent = market.sent().await;
+    assert_eq!(code(&market.cli(&command).await), 1);
+    assert_eq!(market.sent().await, sent);
 }

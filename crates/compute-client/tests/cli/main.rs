@@ -8,6 +8,7 @@ mod arbiter;
 mod asking;
 mod chat;
 mod data;
+mod deep;
 mod engine;
 mod lies;
 mod logs;

@@ -16,7 +16,7 @@ use crate::support::{Script, code, ended, json as json_of, said, stderr, stdout}
 
 impl Market {
     /// Gives a command and kills it, without a word to it, once `then` is over.
-    async fn killed(&self, command: impl Future<Output = Output>, then: impl Future<Output = ()>) {
+    pub(crate) async fn killed(&self, command: impl Future<Output = Output>, then: impl Future<Output = ()>) {
         let then = tokio::time::timeout(PATIENCE, then);
         tokio::select! {
             out = command => panic!("it ended: {}", said(&out)),
@@ -32,7 +32,7 @@ impl Market {
     }
 
     /// Waits until the requester's next transaction waits to be mined.
-    async fn waits_to_be_mined(&self) {
+    pub(crate) async fn waits_to_be_mined(&self) {
         let count = async |tag: &'static str| -> U256 {
             let params = json!([ACCOUNTS[1], tag]);
             self.chain.rpc().request("eth_getTransactionCount", params).await.unwrap()
@@ -49,7 +49,7 @@ impl Market {
         }
     }
 
-    async fn mines(&self, at_once: bool) {
+    pub(crate) async fn mines(&self, at_once: bool) {
         self.chain.rpc().request::<Value>("evm_setAutomine", json!([at_once])).await.unwrap();
         if at_once {
             self.chain.rpc().request::<Value>("evm_mine", json!([])).await.unwrap();
@@ -312,4 +312,48 @@ async fn stake_of_another_contract_is_another_stake() {
     assert!(code(&out) == 0 && !stderr(&out).contains("going on"), "{}", said(&out));
     let staked = other.stake(Address::ZERO, ACCOUNTS[1]).await.unwrap().free.0;
     assert_eq!((market.own_stake().await, staked), (U256::from(7), U256::from(7)));
+}
+
+#[tokio::test]
+async fn permit2_is_let_take_a_token_once_for_a_command_that_is_repeated_after_it_was_killed() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    market.make_token().await;
+    let permit2 = |amount| ["--json", "wallet", "permit2", amount, "--token", TOKEN];
+    market.mines(false).await;
+    market.killed(market.cli(&permit2("7")), market.waits_to_be_mined()).await;
+    market.mines(true).await;
+    let out = market.cli(&permit2("7")).await;
+    assert_eq!((market.sent().await, &json_of(&out)["resumed"]), (1, &json!(true)), "{}", said(&out));
+    // It was told what became of it. This token changes an allowance only from or to zero.
+    for (amount, sent) in [("0", 2), ("7", 3), ("0", 4)] {
+        let out = market.cli(&permit2(amount)).await;
+        assert_eq!((market.sent().await, json_of(&out).get("resumed")), (sent, None), "{}", said(&out));
+    }
+
+    // One that another command brings to its end, and another amount after it, is not the last word.
+    market.mines(false).await;
+    market.killed(market.cli(&permit2("8")), market.waits_to_be_mined()).await;
+    market.mines(true).await;
+    for (amount, sent) in [("0", 6), ("8", 7)] {
+        let out = market.cli(&permit2(amount)).await;
+        assert_eq!((code(&out), market.sent().await), (0, sent), "{}", said(&out));
+        let allowed = market.chain.allowance(TOKEN.parse().unwrap(), ACCOUNTS[1], tx::PERMIT2).await.unwrap();
+        assert_eq!(allowed.to_string(), amount);
+    }
+}
+
+#[tokio::test]
+async fn another_contract_is_deployed_once_for_a_command_that_is_repeated_after_it_was_killed() {
+    let Some(market) = Market::start(Script::NobodyThere).await else { return };
+    let url = market.anvil.url().to_string();
+    let deploy = ["--json", "escrow", "deploy", "--rpc-url", &url, "--chain-id", "31337", "--again"];
+    market.mines(false).await;
+    market.killed(market.relay.cli(&deploy), market.waits_to_be_mined()).await;
+    market.mines(true).await;
+    let out = market.relay.cli(&deploy).await;
+    let first = json_of(&out);
+    assert_eq!((market.sent().await, &first["resumed"]), (1, &json!(true)), "{}", said(&out));
+    let other = json_of(&market.relay.cli(&deploy).await);
+    assert_eq!((market.sent().await, other.get("resumed")), (2, None));
+    assert_ne!(first["address"], other["address"]);
 }

@@ -1,7 +1,6 @@
 //! `wallet balance|stake|unstake|withdraw|history`: an account's money in the escrow contract and outside it.
 
 use escrow::abi::ZORAIComputeEscrowEvents as Event;
-use escrow::tx::{Mined, Outbox, State};
 use escrow::{Call, Chain, Log};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -10,9 +9,8 @@ use wallet::Wallet;
 
 use crate::cli::{Global, parse_address};
 use crate::failure::{Failure, Outcome};
-use crate::follow::now;
 use crate::key::{self, IfMissing};
-use crate::money::{self, ChainArgs, Coins, Purse, chain_failure, outbox_failure};
+use crate::money::{self, ChainArgs, Coins, Purse, Untold, chain_failure, told, untold};
 use crate::ui::Ui;
 
 /// How far back a history goes unless told otherwise, in blocks: a week of twelve-second blocks.
@@ -160,11 +158,24 @@ pub(crate) async fn permit2(global: &Global, args: &Stake, ui: &Ui) -> Outcome {
         );
     }
     let permit2 = money::permit2(&purse.chain).await?;
-    let purpose = format!("allow:permit2:{token}:{}", now().unix());
-    let mined = purse.send(&purpose, Call::allow(token, permit2, args.amount), ui).await?;
+    let outbox = purse.outbox().await?;
+    let purpose = format!("permit2:{permit2}:{token}:{}", args.amount);
+    let now = purse.chain.allowance(token, purse.account(), permit2).await.map_err(chain_failure)?;
+    if now != args.amount && money::is_done(&outbox, &purpose).await? {
+        // Another amount was set since, or some of it is used up: this one sets it again.
+        told(&outbox, &purpose).await?;
+    }
+    let untold = untold(&outbox, &purpose, ui).await?;
+    let mined = match &untold {
+        Untold::Done(mined) => *mined,
+        Untold::Nothing | Untold::OnItsWay => {
+            money::send(&outbox, &purpose, Call::allow(token, permit2, args.amount), ui).await?
+        }
+    };
+    told(&outbox, &purpose).await?;
     let coins = Coins::of(&purse.chain, token).await?;
     ui.say(format_args!("Permit2 at {permit2} may take {} by your signatures", coins.show(args.amount)));
-    print_tx(mined.tx, ui)
+    print_sent(mined.tx, &untold, ui)
 }
 
 /// Adds stake, or announces that some is to leave.
@@ -215,43 +226,6 @@ pub(crate) async fn withdraw(global: &Global, args: &Withdraw, ui: &Ui) -> Outco
         }
     }
     Ok(())
-}
-
-/// What an earlier command of the same words has sent, and ended before it could tell.
-#[derive(Debug, Clone, Copy)]
-enum Untold {
-    /// Nothing: this one sends.
-    Nothing,
-    /// It is gone on with.
-    OnItsWay,
-    /// It is done: this one sends nothing, and does not ask again, since endpoints forget receipts.
-    Done(Mined),
-}
-
-/// Looks for what is untold, and says so.
-async fn untold(outbox: &Outbox, purpose: &str, ui: &Ui) -> Outcome<Untold> {
-    let Some(entry) = outbox.get(purpose).await.map_err(outbox_failure)? else { return Ok(Untold::Nothing) };
-    let since = Timestamp::from_unix(entry.created_at);
-    match entry.state {
-        State::Failed(_) => Ok(Untold::Nothing),
-        State::Done(mined) => {
-            ui.warn(format_args!(
-                "nothing was sent: the same command of {since}, which ended early, had done it; to do as much once more, give it again"
-            ));
-            Ok(Untold::Done(mined))
-        }
-        State::Planned { .. } | State::Signed(_) | State::Sent(_) | State::Mined { .. } => {
-            ui.say(format_args!(
-                "going on with the same command of {since}, which ended early; to do as much once more, give it again afterwards"
-            ));
-            Ok(Untold::OnItsWay)
-        }
-    }
-}
-
-/// What became of it is about to be printed: the same command is another one from now on.
-async fn told(outbox: &Outbox, purpose: &str) -> Outcome {
-    outbox.close(purpose).await.map_err(outbox_failure)
 }
 
 /// Lists events, the oldest first.
