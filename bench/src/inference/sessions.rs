@@ -163,6 +163,7 @@ fn beat() -> Heartbeat {
         slots: 1,
         busy: 0,
         kinds: vec![InferenceKind::Chat],
+        warm: None,
         prompt_price: Amount(U256::ZERO),
         completion_price: Amount(U256::ZERO),
     };

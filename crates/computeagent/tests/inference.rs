@@ -25,6 +25,7 @@ fn offer_of(id: &str) -> ModelOffer {
         slots: 1,
         busy: 0,
         kinds: InferenceKind::ALL.to_vec(),
+        warm: None,
         prompt_price: Amount::ZERO,
         completion_price: Amount::ZERO,
     }

@@ -11,7 +11,7 @@ use computenode::{Config, Node};
 use futures_util::StreamExt;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use support::engine::{FakeEngine, real_engine};
+use support::engine::{FakeEngine, Keeps, real_engine};
 use support::hangs_up::HangsUp;
 use support::http::{Api, ended, task_id};
 use support::node::args;
@@ -120,6 +120,67 @@ fn line(id: usize, body: &Value) -> String {
         "{}\n",
         json!({ "custom_id": id.to_string(), "method": "POST", "url": "/v1/completions", "body": body })
     )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offers_say_what_is_in_memory_where_engines_tell() {
+    for (owner, name) in [("library", "ollama"), ("organization_owner", "lm-studio")] {
+        let (folder, fake) = (tempfile::tempdir().unwrap(), FakeEngine::start().await);
+        let keeps = |first, second, tells| {
+            let models = vec![("first", first), ("second", second)];
+            *fake.seen.keeps.lock().unwrap() = Some(Keeps { owner, models, tells });
+        };
+        keeps(true, false, true);
+        let node = Running::start(folder.path(), &["--engine", &fake.flag(2)], "second").await;
+        let said = async |first: Value, second: Value| {
+            let waiting = async {
+                loop {
+                    let offers = [node.offers("first", true).await, node.offers("second", true).await];
+                    assert_eq!(offers[0]["engine"], name);
+                    if (&offers[0]["warm"], &offers[1]["warm"]) == (&first, &second) {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let waited = tokio::time::timeout(PATIENCE, waiting).await;
+            waited.unwrap_or_else(|_| panic!("{name}: {first} and {second} never came"));
+        };
+        said(json!(true), json!(false)).await;
+        // What else was learnt is not asked again; this is.
+        keeps(false, true, true);
+        said(json!(false), json!(true)).await;
+        keeps(false, false, false);
+        said(Value::Null, Value::Null).await;
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_two_engines_have_is_asked_where_it_is_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cold, warm) = (FakeEngine::start().await, FakeEngine::start().await);
+    for (fake, loaded) in [(&cold, false), (&warm, true)] {
+        let models = vec![("both", loaded)];
+        *fake.seen.keeps.lock().unwrap() = Some(Keeps { owner: "library", models, tells: true });
+    }
+    // The cold one has more slots, so that it would be asked first.
+    let flags = [format!("a=http://{},slots=4", cold.addr), format!("b=http://{},slots=2", warm.addr)];
+    let node = Running::start(folder.path(), &["--engine", &flags[0], "--engine", &flags[1]], "both").await;
+    let waiting = async {
+        while node.offers("both", true).await["slots"] != 6 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    assert_eq!(node.offers("both", true).await["warm"], true);
+    for prompt in ["one", "two"] {
+        let answer = node.complete(json!({ "model": "both", "prompt": prompt })).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.bytes().await.unwrap();
+    }
+    assert_eq!((cold.seen.prompts.lock().unwrap().len(), warm.seen.prompts.lock().unwrap().len()), (0, 2));
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,9 @@ pub struct ModelOffer {
     pub busy: u32,
     /// What can be asked of it.
     pub kinds: Vec<InferenceKind>,
+    /// Whether the engine has it in memory, where the engine tells; where it does not, it counts as being there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<bool>,
     /// What the provider asks for a million prompt tokens, in the settlement token's smallest unit. Zero from the node: the agent sets it.
     #[serde(default)]
     pub prompt_price: Amount,

@@ -77,6 +77,7 @@ mod tests {
                 slots: 1,
                 busy: 0,
                 kinds: Vec::new(),
+                warm: None,
                 prompt_price: Amount::ZERO,
                 completion_price: Amount::ZERO,
             });

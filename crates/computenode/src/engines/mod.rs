@@ -216,6 +216,11 @@ impl Engines {
                 if let Some(offer) = offers.get_mut(&model.id) {
                     offer.slots = offer.slots.saturating_add(slots);
                     offer.busy = offer.busy.saturating_add(state.busy);
+                    offer.warm = match (offer.warm, model.warm) {
+                        (Some(true), _) | (_, Some(true)) => Some(true),
+                        (Some(false), Some(false)) => Some(false),
+                        (None, _) | (_, None) => None,
+                    };
                 } else if offers.len() < MAX_MODELS {
                     offers.insert(model.id.clone(), engine.offer(served, model, slots, state.busy));
                 }
@@ -236,24 +241,23 @@ impl Engines {
         offers.find(|offer| offer.id == model).map(|offer| offer.kinds).unwrap_or_default()
     }
 
-    /// A slot for a request to a model, at the engine with the most free ones.
+    /// A slot for a request to a model, at the engine with the most free ones; of those that have it in memory, if any has one free.
     pub(crate) fn acquire(&self, model: &str) -> Result<Lease, RouteError> {
-        let (mut best, mut known, mut up): (Option<(u32, &Arc<Engine>)>, bool, bool) = (None, false, false);
-        let mut unheard = false;
+        let mut best: Option<((bool, u32), &Arc<Engine>)> = None;
+        let (mut known, mut up, mut unheard) = (false, false, false);
         for engine in &self.0.engines {
             let state = engine.state();
             let Some(served) = &state.served else {
                 unheard |= engine.expected;
                 continue;
             };
-            if !served.models.iter().any(|served| served.id == model) {
-                continue;
-            }
+            let Some(model) = served.models.iter().find(|served| served.id == model) else { continue };
             known = true;
             up |= state.up;
             let free = engine.slots_of(served).saturating_sub(state.busy);
-            if state.up && free > best.map_or(0, |(most, _)| most) {
-                best = Some((free, engine));
+            let rank = (model.warm != Some(false), free);
+            if state.up && free > 0 && best.is_none_or(|(most, _)| rank > most) {
+                best = Some((rank, engine));
             }
         }
         // Between the look and this, the slot may have gone: then the next best time is the caller's to find.
@@ -309,6 +313,7 @@ impl Engine {
             slots,
             busy,
             kinds: served.endpoints.clone(),
+            warm: model.warm,
             prompt_price: Amount::ZERO,
             completion_price: Amount::ZERO,
         }

@@ -1,6 +1,6 @@
 //! Asks an engine what it serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use reqwest::{Client, StatusCode, Url};
@@ -44,6 +44,8 @@ pub(super) struct ServedModel {
     pub(super) id: String,
     pub(super) quantization: String,
     pub(super) context_tokens: Option<u32>,
+    /// Whether it is in memory, where the engine tells.
+    pub(super) warm: Option<bool>,
 }
 
 /// What kind of engine it is.
@@ -168,12 +170,36 @@ struct TagDetails {
     quantization_level: String,
 }
 
+/// Ollama's `/api/ps`: the models that are in memory.
+#[derive(Deserialize)]
+struct Loaded {
+    models: Vec<LoadedModel>,
+}
+
+#[derive(Deserialize)]
+struct LoadedModel {
+    name: String,
+}
+
+/// LM Studio's `/api/v0/models`.
+#[derive(Deserialize)]
+struct States {
+    data: Vec<ModelState>,
+}
+
+#[derive(Deserialize)]
+struct ModelState {
+    id: String,
+    state: String,
+}
+
 #[derive(Deserialize)]
 struct OpenApi {
     paths: BTreeMap<String, serde::de::IgnoredAny>,
 }
 
-/// Asks an engine what it serves; each question has `deadline`. What was learnt before is not asked again.
+/// Asks an engine what it serves; each question has `deadline`. What was learnt before is not asked again, except for what is in
+/// memory.
 pub(super) async fn probe(
     http: &Client,
     base: &Url,
@@ -185,37 +211,17 @@ pub(super) async fn probe(
     let owner = list.data.iter().find_map(|entry| entry.owned_by.as_deref()).unwrap_or_default();
     let kind = Kind::owner(owner);
     let models = models(list);
-    if let Some(before) = before.filter(|before| {
+    let same = |before: &&Served| {
         before.kind == kind
             && before.models.iter().map(|model| &model.id).eq(models.iter().map(|model| &model.id))
-    }) {
-        return Ok(before.clone());
-    }
-    let mut served = Served { kind, models, slots: kind.slots(), endpoints: kind.endpoints() };
-    match kind {
-        Kind::LlamaCpp => {
-            match ask.get::<Props>("props").await {
-                Ok(props) => add_props(&mut served, &props),
-                // It lists its model before it has loaded it, and answers this to everything else until then.
-                Err(problem) if problem.status == Some(StatusCode::SERVICE_UNAVAILABLE) => {
-                    return Err(problem);
-                }
-                Err(_) => {}
-            }
-        }
-        Kind::Ollama => {
-            if let Ok(tags) = ask.get::<Tags>("api/tags").await {
-                add_tags(&mut served, &tags);
-            }
-        }
-        Kind::Vllm | Kind::Sglang | Kind::LmStudio | Kind::Embedded | Kind::Other => {}
-    }
-    if let Ok(described) = ask.get::<OpenApi>("openapi.json").await {
-        let has = |kind: &InferenceKind| described.paths.contains_key(kind.path());
-        let endpoints: Vec<_> = InferenceKind::ALL.into_iter().filter(has).collect();
-        if !endpoints.is_empty() {
-            served.endpoints = endpoints;
-        }
+    };
+    let mut served = match before.filter(same) {
+        Some(before) => before.clone(),
+        None => ask.all(kind, models).await?,
+    };
+    let loaded = ask.loaded(kind).await;
+    for model in &mut served.models {
+        model.warm = loaded.as_ref().map(|loaded| loaded.contains(&model.id));
     }
     Ok(served)
 }
@@ -232,6 +238,7 @@ fn models(list: ModelList) -> Vec<ServedModel> {
                 quantization: quantization(entry.quantization.as_deref().unwrap_or(&entry.id)),
                 id: entry.id,
                 context_tokens: entry.max_model_len.or(trained),
+                warm: None,
             });
         }
     }
@@ -288,6 +295,53 @@ struct Ask<'a> {
 }
 
 impl Ask<'_> {
+    /// All that an engine tells of its models beside their names.
+    async fn all(&self, kind: Kind, models: Vec<ServedModel>) -> Result<Served, Problem> {
+        let mut served = Served { kind, models, slots: kind.slots(), endpoints: kind.endpoints() };
+        match kind {
+            Kind::LlamaCpp => {
+                match self.get::<Props>("props").await {
+                    Ok(props) => add_props(&mut served, &props),
+                    // It lists its model before it has loaded it, and answers this to everything else until then.
+                    Err(problem) if problem.status == Some(StatusCode::SERVICE_UNAVAILABLE) => {
+                        return Err(problem);
+                    }
+                    Err(_) => {}
+                }
+            }
+            Kind::Ollama => {
+                if let Ok(tags) = self.get::<Tags>("api/tags").await {
+                    add_tags(&mut served, &tags);
+                }
+            }
+            Kind::Vllm | Kind::Sglang | Kind::LmStudio | Kind::Embedded | Kind::Other => {}
+        }
+        if let Ok(described) = self.get::<OpenApi>("openapi.json").await {
+            let has = |kind: &InferenceKind| described.paths.contains_key(kind.path());
+            let endpoints: Vec<_> = InferenceKind::ALL.into_iter().filter(has).collect();
+            if !endpoints.is_empty() {
+                served.endpoints = endpoints;
+            }
+        }
+        Ok(served)
+    }
+
+    /// The models that are in memory, of engines that keep only some there and tell which. Others have theirs there.
+    async fn loaded(&self, kind: Kind) -> Option<HashSet<String>> {
+        match kind {
+            Kind::Ollama => {
+                let loaded: Loaded = self.get("api/ps").await.ok()?;
+                Some(loaded.models.into_iter().map(|model| model.name).collect())
+            }
+            Kind::LmStudio => {
+                let states: States = self.get("api/v0/models").await.ok()?;
+                let loaded = states.data.into_iter().filter(|model| model.state == "loaded");
+                Some(loaded.map(|model| model.id).collect())
+            }
+            Kind::LlamaCpp | Kind::Vllm | Kind::Sglang | Kind::Embedded | Kind::Other => None,
+        }
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
         let problem = |text: String| Problem { refused: false, status: None, text };
         let url = self.base.join(path).map_err(|error| problem(error.to_string()))?;

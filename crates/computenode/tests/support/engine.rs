@@ -38,8 +38,20 @@ pub(crate) struct Seen {
     pub(crate) most: Arc<Mutex<u32>>,
     /// The slots that it says it has, as llama.cpp does: zero while it loads its model.
     pub(crate) slots: Arc<Mutex<Option<u32>>>,
+    /// The models that it says it has, those in memory marked, where it is Ollama or LM Studio.
+    pub(crate) keeps: Arc<Mutex<Option<Keeps>>>,
     /// How often it was asked for its properties.
     pub(crate) asked: Arc<watch::Sender<u32>>,
+}
+
+/// How an engine with several models tells which are in memory.
+#[derive(Clone)]
+pub(crate) struct Keeps {
+    /// What [`models`] names as their owner: `library` for Ollama, `organization_owner` for LM Studio.
+    pub(crate) owner: &'static str,
+    pub(crate) models: Vec<(&'static str, bool)>,
+    /// Whether it tells.
+    pub(crate) tells: bool,
 }
 
 /// Counts a request until it is answered or given up.
@@ -68,11 +80,14 @@ impl FakeEngine {
             open: Arc::new(watch::Sender::new(0)),
             most: Arc::default(),
             slots: Arc::new(Mutex::new(slots)),
+            keeps: Arc::default(),
             asked: Arc::new(watch::Sender::new(0)),
         };
         let router = Router::new()
             .route("/v1/models", get(models))
             .route("/props", get(props))
+            .route("/api/ps", get(loaded))
+            .route("/api/v0/models", get(states))
             .route("/v1/chat/completions", post(answer))
             .route("/v1/completions", post(answer))
             .with_state(seen.clone());
@@ -109,10 +124,41 @@ impl Drop for FakeEngine {
 }
 
 async fn models(State(seen): State<Seen>) -> Json<Value> {
+    if let Some(keeps) = &*seen.keeps.lock().unwrap() {
+        let models = keeps.models.iter();
+        let list: Vec<_> =
+            models.map(|(id, _)| json!({ "id": id, "object": "model", "owned_by": keeps.owner })).collect();
+        return Json(json!({ "object": "list", "data": list }));
+    }
     let owner = if seen.slots.lock().unwrap().is_some() { "llamacpp" } else { "fake" };
     Json(json!({ "object": "list", "data": [
         { "id": "fake-q4_0", "object": "model", "owned_by": owner, "max_model_len": 4096 }
     ]}))
+}
+
+/// Ollama's list of what is in memory.
+async fn loaded(State(seen): State<Seen>) -> Response {
+    let keeps = seen.keeps.lock().unwrap().clone();
+    let Some(keeps) = keeps.filter(|keeps| keeps.tells && keeps.owner == "library") else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let loaded = keeps.models.iter().filter(|(_, loaded)| *loaded);
+    let list: Vec<_> =
+        loaded.map(|(id, _)| json!({ "name": id, "model": id, "size": 1, "size_vram": 1 })).collect();
+    Json(json!({ "models": list })).into_response()
+}
+
+/// LM Studio's list of all models.
+async fn states(State(seen): State<Seen>) -> Response {
+    let keeps = seen.keeps.lock().unwrap().clone();
+    let Some(keeps) = keeps.filter(|keeps| keeps.tells && keeps.owner == "organization_owner") else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let models = keeps.models.iter();
+    let list: Vec<_> = models
+        .map(|(id, loaded)| json!({ "id": id, "state": if *loaded { "loaded" } else { "not-loaded" } }))
+        .collect();
+    Json(json!({ "object": "list", "data": list })).into_response()
 }
 
 async fn props(State(seen): State<Seen>) -> Response {

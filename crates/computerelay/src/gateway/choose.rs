@@ -15,6 +15,8 @@ use super::directory::Listing;
 const GUESS: f64 = 1.0;
 /// What a recent failure weighs, as a wait in seconds: whoever fails the next request too, costs it some time.
 const FAILURE_SECS: f64 = 1.0;
+/// What an engine is taken to need to load a model into memory, in seconds.
+const LOADING_SECS: f64 = 10.0;
 
 /// What a request wants.
 #[derive(Debug)]
@@ -84,7 +86,9 @@ pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> R
             return Ok(first);
         }
     }
-    if let Some(favourite) = favourite(&fit).filter(|_| sort.is_none()) {
+    // What a conversation left there is gone where its model is not in memory any more.
+    let is_kept = |one: &&Listing| one.is_warm() || !fit.iter().any(is_ready);
+    if let Some(favourite) = favourite(&fit).filter(|one| sort.is_none() && is_kept(one)) {
         return Ok(favourite);
     }
     if let Some(most) = preferred_max_latency {
@@ -93,13 +97,16 @@ pub(super) fn pick<'a>(hosts: &'a [Listing], want: &Want<'_>, now: Instant) -> R
             fit.retain(|one| !is_slow(one));
         }
     }
+    if sort.is_none() && fit.iter().any(is_ready) {
+        fit.retain(is_ready);
+    }
     let chosen = match sort {
         None => best(two(&fit), now),
         Some(Sort::Price) => {
             fit.iter().copied().min_by(|a, b| price(a).cmp(&price(b)).then_with(|| by_wait(a, b, now)))
         }
         Some(Sort::Latency) => fit.iter().copied().min_by(|a, b| {
-            let secs = |one: &Listing| one.load.pace().first_byte.unwrap_or_default();
+            let secs = |one: &Listing| one.load.pace().first_byte.unwrap_or_default() + loading(one);
             secs(a).total_cmp(&secs(b))
         }),
         Some(Sort::Throughput) => fit.iter().copied().max_by(|a, b| {
@@ -128,11 +135,25 @@ fn by_wait(a: &Listing, b: &Listing, now: Instant) -> std::cmp::Ordering {
 
 /// How long a request would last there if one takes so many seconds, in tenths of a second: what differs by less, price decides.
 fn wait(listing: &Listing, secs: f64, now: Instant) -> f64 {
-    let load = &listing.load;
-    let before = load.ours.load(Ordering::Relaxed) + load.others.load(Ordering::Relaxed);
-    let turns = 1.0 + f64::from(before) / f64::from(listing.offer.slots.max(1));
+    let turns = 1.0 + f64::from(before(listing)) / f64::from(listing.offer.slots.max(1));
     let failures = f64::from(listing.health.breaker().recent_failures(now));
-    ((turns * secs + failures * FAILURE_SECS) * 10.0).round()
+    ((turns * secs + failures * FAILURE_SECS + loading(listing)) * 10.0).round()
+}
+
+/// The requests that a host has already.
+fn before(listing: &Listing) -> u32 {
+    let load = &listing.load;
+    load.ours.load(Ordering::Relaxed).saturating_add(load.others.load(Ordering::Relaxed))
+}
+
+/// Whether a request begins there at once: the model is in memory, and a slot is free.
+fn is_ready(listing: &&Listing) -> bool {
+    listing.is_warm() && before(listing) < listing.offer.slots
+}
+
+/// How long a host is taken to need before it can begin, in seconds.
+fn loading(listing: &Listing) -> f64 {
+    if listing.is_warm() { 0.0 } else { LOADING_SECS }
 }
 
 fn price(listing: &Listing) -> Amount {

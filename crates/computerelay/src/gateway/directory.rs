@@ -68,6 +68,13 @@ pub(super) struct Listing {
     pub(super) is_open: bool,
 }
 
+impl Listing {
+    /// Whether the host has the model in memory. Where its engine does not tell, it has.
+    pub(super) fn is_warm(&self) -> bool {
+        self.offer.warm != Some(false)
+    }
+}
+
 /// What a model of a host has to do, and how fast it lately was.
 #[derive(Debug, Default)]
 pub(super) struct Load {

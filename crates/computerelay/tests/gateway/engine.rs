@@ -74,6 +74,7 @@ pub(crate) fn offer(id: &str) -> ModelOffer {
         slots: 4,
         busy: 0,
         kinds: InferenceKind::ALL.to_vec(),
+        warm: None,
         prompt_price: Amount(U256::from(2_000_000)),
         completion_price: Amount(U256::from(3_000_000)),
     }

@@ -185,6 +185,73 @@ async fn a_host_that_says_it_is_busy_is_waited_for() {
 }
 
 #[tokio::test]
+async fn hosts_that_have_the_model_in_memory_come_first() {
+    let rig = Rig::start().await;
+    let script = |warm, price: &str| {
+        let mut script = Script::new(Play::Json(200, COMPLETION.to_owned()));
+        script.offers[0].warm = warm;
+        script.offers[0].slots = 1;
+        script.offers[0].prompt_price = price.parse().unwrap();
+        script
+    };
+    // The cold one is cheaper, which decides between hosts that are as fast.
+    let cold = Engine::start(&rig, script(Some(false), "1")).await;
+    let told = Engine::start(&rig, script(Some(true), "2")).await;
+    let silent = Engine::start(&rig, script(None, "3")).await;
+    let mut count = 0;
+    let mut served = async |provider: serde_json::Value| {
+        count += 1;
+        // Each is the beginning of another conversation.
+        let messages = json!([{ "role": "user", "content": count.to_string() }]);
+        let body = json!({ "model": "zorai-demo", "messages": messages, "provider": provider });
+        let response = rig.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let by = response.headers()["x-zorai-provider"].to_str().unwrap().to_owned();
+        response.bytes().await.unwrap();
+        by
+    };
+    for _ in 0..20 {
+        assert_ne!(served(json!({})).await, cold.provider());
+    }
+    assert_eq!(served(json!({ "sort": "price" })).await, cold.provider(), "the request says what counts");
+    assert_eq!(served(json!({ "order": [cold.provider()] })).await, cold.provider());
+
+    // Where the slots of the others are taken, it serves.
+    for warm in [&told, &silent] {
+        let mut offers = warm.offers.borrow().clone();
+        offers[0].busy = 1;
+        warm.offers.send(offers).unwrap();
+    }
+    let taken = async { while served(json!({})).await != cold.provider() {} };
+    tokio::time::timeout(crate::rig::PATIENCE, taken).await.unwrap();
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_conversation_leaves_a_host_that_unloaded_its_model() {
+    let rig = Rig::start().await;
+    let script = || Script::new(Play::Json(200, COMPLETION.to_owned()));
+    let hosts = [Engine::start(&rig, script()).await, Engine::start(&rig, script()).await];
+    let by = async || {
+        let response = ask(&rig).send().await.unwrap();
+        let by = response.headers()["x-zorai-provider"].to_str().unwrap().to_owned();
+        response.bytes().await.unwrap();
+        by
+    };
+    let first = by().await;
+    for _ in 0..10 {
+        assert_eq!(by().await, first, "it stays");
+    }
+    let host = hosts.iter().find(|host| host.provider() == first).unwrap();
+    let mut offers = host.offers.borrow().clone();
+    offers[0].warm = Some(false);
+    host.offers.send(offers).unwrap();
+    let left = async { while by().await == first {} };
+    tokio::time::timeout(crate::rig::PATIENCE, left).await.unwrap();
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn few_requests_may_wait_at_once() {
     let dir = TempDir::new().unwrap();
     let rig = Rig::start_in(dir, |config| config.gateway.max_queued = 0).await;
