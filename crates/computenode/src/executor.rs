@@ -15,11 +15,12 @@ use gpu::AllocateError;
 use rpc::node::{ComputeRequest, ComputeStatus};
 use rpc::tasks::Phase;
 use taskmarket::{ContentHash, Runtime as RuntimeName, TaskId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use self::place::{Leaving, Taken};
 use crate::attempt::Attempt;
 use crate::disk::MinFreeDisk;
 use crate::gpus::{Gpus, Held};
@@ -29,6 +30,7 @@ use crate::results::{Ended, Record, Results};
 use crate::runtime::{Limits, Logs, Runtime};
 
 mod logs;
+mod place;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -73,6 +75,7 @@ struct Inner {
     /// Held while a task is taken, so that no request is answered before its task is on disk.
     taking: tokio::sync::Mutex<()>,
     slots: Arc<Semaphore>,
+    leaving: Leaving,
     running: TaskTracker,
     /// Whether the operator wants no more tasks for now.
     draining: AtomicBool,
@@ -152,6 +155,7 @@ impl Executor {
             tasks: Mutex::new(tasks),
             taking: tokio::sync::Mutex::default(),
             slots,
+            leaving: Leaving::default(),
             running: TaskTracker::new(),
             draining: AtomicBool::new(false),
             closed: CancellationToken::new(),
@@ -190,17 +194,17 @@ impl Executor {
         if older_runs {
             self.cancel(request.task_id);
         }
-        let permit = Arc::clone(&inner.slots).try_acquire_owned().ok().filter(|_| !older_runs);
-        let Some(permit) = permit else {
-            inner.metrics.refused_busy.inc();
-            return Err(TakeError::Busy);
-        };
+        let taken = if older_runs { Err(TakeError::Busy) } else { self.take_place(&request).await };
+        let place = taken.inspect_err(|error| {
+            if matches!(error, TakeError::Busy) {
+                inner.metrics.refused_busy.inc();
+            }
+        })?;
         if let Some(reason) = self.make_room().await {
             return Err(TakeError::DiskFull(reason));
         }
-        let held = self.hold_gpus(&request).await?;
         let record = Record::first(&request, previous.as_ref());
-        self.start(attempt, record.clone(), previous, (permit, held)).await?;
+        self.start(attempt, record.clone(), previous, place).await?;
         Ok(record.status)
     }
 
@@ -210,7 +214,7 @@ impl Executor {
         attempt: Attempt,
         record: Record,
         previous: Option<Record>,
-        place: (OwnedSemaphorePermit, Held),
+        place: Arc<Taken>,
     ) -> io::Result<()> {
         let (results, first) = (self.0.results.clone(), record.clone());
         on_disk(move || {

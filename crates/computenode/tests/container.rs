@@ -19,7 +19,9 @@ use artifact::{BlobStore, FetchPolicy, Fetcher};
 use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use computenode::runtime::container::{ContainerRuntime, ContainerSettings, DetectError, EngineName};
-use computenode::runtime::{Context, Job, Limits, Model, ModelFiles, Output, RunCode, RunError, Runtime};
+use computenode::runtime::{
+    Context, Job, Limits, Model, ModelFiles, Output, Place, RunCode, RunError, Runtime,
+};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use taskmarket::params::{ContainerParams, Params};
@@ -79,6 +81,7 @@ async fn suite(engine: Engine, name: EngineName) {
     a_task_cannot_make_its_host_fail(&bench, &layer).await;
     registries_are_asked_by_the_node_itself(&bench, &layer).await;
     a_dropped_job_leaves_nothing(&bench).await;
+    a_place_is_left_with_its_container(&bench).await;
     a_node_that_ends_leaves_nothing(&bench).await;
     what_a_former_life_left_is_removed(&bench).await;
     a_stronger_runtime_is_used_by_its_name(&bench).await;
@@ -153,6 +156,16 @@ impl Bench {
             Err(error) => panic!("{error}"),
         };
         containers.into_iter().flat_map(|container| container.names.unwrap_or_default()).collect()
+    }
+
+    /// Waits until there is no container.
+    async fn empty(&self, otherwise: &str) {
+        let gone = async {
+            while !self.containers().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect(otherwise);
     }
 
     fn client(&self) -> Docker {
@@ -442,12 +455,31 @@ async fn a_dropped_job_leaves_nothing(bench: &Bench) {
         ended = run(&bench.runtime, job, &context) => panic!("it ended: {ended:?}"),
         started = next.wait_for(|next| *next > 0) => drop(started.unwrap()),
     }
-    let gone = async {
-        while !bench.containers().await.is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, gone).await.expect("the container of a dropped job stays");
+    bench.empty("the container of a dropped job stays").await;
+}
+
+/// What holds a job's place tells when it is left.
+struct Left(Option<tokio::sync::oneshot::Sender<()>>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let _ = self.0.take().unwrap().send(());
+    }
+}
+
+async fn a_place_is_left_with_its_container(bench: &Bench) {
+    bench.empty("a container of another job stays").await;
+    for script in ["echo done", "exit 1"] {
+        let (left, leaving) = tokio::sync::oneshot::channel();
+        let place = Place::new(Arc::new(Left(Some(left))));
+        let (job, folder) = bench.job(script);
+        let ended = run(&bench.runtime, job, &Context { place, ..Context::default() }).await;
+        assert_eq!(ended.is_ok(), script == "echo done", "{ended:?}");
+        // Whatever the job had on the disk can go before its container has gone.
+        folder.close().unwrap();
+        tokio::time::timeout(PATIENCE, leaving).await.expect("its place stays taken").unwrap();
+        assert_eq!(bench.containers().await, Vec::<String>::new(), "its place is free, and it is there");
+    }
 }
 
 async fn a_node_that_ends_leaves_nothing(bench: &Bench) {
@@ -533,7 +565,7 @@ async fn a_stronger_runtime_is_used_by_its_name(bench: &Bench) {
 }
 
 async fn nothing_is_left(bench: &Bench) {
-    assert_eq!(bench.containers().await, Vec::<String>::new());
+    bench.empty("a container stays").await;
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let folder = bench.folder.path().display().to_string();
     assert!(!mounts.contains(&folder), "a job's folder is mounted still");

@@ -8,12 +8,12 @@ use artifact::Digest;
 use rpc::node::{ComputeOutcome, ComputeStatus};
 use rpc::tasks::Phase;
 use taskmarket::{ContentHash, Runtime as RuntimeName};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::place::Taken;
 use super::{Executor, on_disk};
 use crate::attempt::{Attempt, Failure, Finished};
-use crate::gpus::Held;
 use crate::results::{Ended, Record, now};
 use crate::runtime::{Gpu, Output, Place, Progress, RunError};
 
@@ -33,13 +33,11 @@ impl Executor {
         attempt: Attempt,
         record: watch::Sender<Record>,
         cancel: CancellationToken,
-        place: (OwnedSemaphorePermit, Held),
+        place: Arc<Taken>,
     ) {
         let started = Instant::now();
-        // The runtime holds it too, for as long as anything of the job runs outside this process.
-        let place = Arc::new(place);
         let outcome = match follow(&attempt, &place, &record, &cancel).await {
-            Ok(finished) => self.keep(&attempt, place.1.list(), &record, finished).await,
+            Ok(finished) => self.keep(&attempt, place.gpus.list(), &record, finished).await,
             Err(failure) if failure.is_cancellation() && self.0.ended.is_cancelled() => {
                 Err(Ended::NodeRestarted)
             }
@@ -58,8 +56,8 @@ impl Executor {
             last.end(Err(Ended::Failed(failure)));
         }
         self.count(attempt.task.config.runtime, &last.status, started.elapsed());
-        // Whoever hears of the end finds the slot and the GPUs free, unless something of the job cannot be ended.
-        drop(place);
+        // Whoever hears of the end finds the slot and the GPUs free, or about to be, unless something of the job cannot be ended.
+        self.0.leaving.end(place);
         self.end_logs(&last.status);
         record.send_replace(last);
         self.tidy().await;
@@ -121,7 +119,7 @@ impl Executor {
 /// Executes the attempt, and shows how far it is.
 async fn follow(
     attempt: &Attempt,
-    place: &Arc<(OwnedSemaphorePermit, Held)>,
+    place: &Arc<Taken>,
     record: &watch::Sender<Record>,
     cancel: &CancellationToken,
 ) -> Result<Finished, Failure> {
@@ -132,7 +130,8 @@ async fn follow(
     };
     hold(attempt, record, cancel).await?;
     let running = Progress::default();
-    let held = (place.1.list(), Place::new(Arc::clone(place)));
+    // The runtime holds it too, for as long as anything of the job runs outside this process.
+    let held = (place.gpus.list(), Place::new(Arc::clone(place)));
     tokio::select! {
         finished = attempt.run(fetched, held, &running, cancel) => finished,
         never = show(record, Phase::Running, &running) => match never {},

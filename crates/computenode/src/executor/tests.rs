@@ -269,6 +269,26 @@ async fn what_cannot_be_ended_keeps_its_slot_and_its_gpu() {
     talker.go_on.notify_one();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_is_about_to_be_left_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let talker = Arc::new(Talker::default());
+    talker.leaves.store(true, Ordering::Relaxed);
+    let node = executor(folder.path(), &talker);
+    let first = request(folder.path());
+    let (task, second) = (first.task_id, ComputeRequest { attempt: 2, ..first.clone() });
+    node.take(first).await.unwrap();
+    talker.go_on.notify_one();
+    failed(&node, task).await;
+    assert_eq!(node.busy(), 1, "something of it is left");
+    let taking = node.take(second);
+    let mut taking = std::pin::pin!(taking);
+    assert!(futures_util::poll!(&mut taking).is_pending(), "it is not refused");
+    talker.left.lock().unwrap().clear();
+    assert_eq!(soon(taking).await.unwrap().attempt, 2);
+    talker.go_on.notify_one();
+}
+
 #[test]
 fn an_attempt_that_nobody_began_is_its_hosts_failure() {
     assert!(rpc::failure::is_known(run::NOT_BEGUN));

@@ -1,12 +1,16 @@
 //! The container engine: how it is found, and what it can enforce.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fmt, io};
 
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{Runtime, SystemInfo, SystemInfoCgroupVersionEnum, SystemVersion};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{ContainerSettings, egress};
 
@@ -124,6 +128,28 @@ pub enum DetectError {
 /// Ends a request that takes longer than [`ENGINE_TIME`].
 pub(super) async fn in_time<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(ENGINE_TIME, request).await.unwrap_or(Err(Error::RequestTimeoutError))
+}
+
+/// Asks the engine at `socket` for what the library cannot read: at most `limit` bytes.
+pub(super) async fn get(socket: &Path, path: &str, limit: usize) -> io::Result<Bytes> {
+    let asking = async {
+        let stream = tokio::net::UnixStream::connect(socket).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        let request = http::Request::get(path)
+            .header(http::header::HOST, "localhost")
+            .body(Empty::<Bytes>::new())
+            .map_err(io::Error::other)?;
+        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), limit).collect().await.map_err(io::Error::other)?;
+        if !status.is_success() {
+            return Err(io::Error::other(format!("the engine answers {status}")));
+        }
+        Ok(body.to_bytes())
+    };
+    tokio::time::timeout(ENGINE_TIME, asking).await.unwrap_or_else(|late| Err(late.into()))
 }
 
 /// Looks for an engine: the one that is named, or the first that answers.

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::Docker;
@@ -14,16 +15,13 @@ use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::engine::ENGINE_TIME;
+use super::engine::{self, ENGINE_TIME};
+use super::images::Images;
 use super::{LIFE_LABEL, NODE_LABEL};
 use crate::runtime::Place;
 
@@ -75,13 +73,14 @@ pub(super) struct Container {
 }
 
 impl Keeper {
-    /// Starts the thread. It ends, with its work done, when it is told to, or after its owner.
-    pub(super) fn start(docker: Docker) -> io::Result<Self> {
+    /// Starts the thread, which trims `images` after each container. It ends, with its work done, when it is told to, or after
+    /// its owner.
+    pub(super) fn start(docker: Docker, images: Arc<Images>) -> io::Result<Self> {
         let (commands, queue) = mpsc::unbounded_channel();
         let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()
             .name("containers".to_owned())
-            .spawn(move || threads.block_on(work(docker, queue)))?;
+            .spawn(move || threads.block_on(work(docker, images, queue)))?;
         Ok(Self { commands })
     }
 
@@ -175,25 +174,12 @@ struct Listed {
 async fn list(socket: &Path, node: &str) -> io::Result<Vec<Listed>> {
     let filters = serde_json::json!({ "label": [format!("{NODE_LABEL}={node}")] }).to_string();
     let filters: String = filters.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    let stream = tokio::net::UnixStream::connect(socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = http::Request::get(format!("/containers/json?all=true&filters={filters}"))
-        .header(http::header::HOST, "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status();
-    let body =
-        Limited::new(response.into_body(), MAX_LIST_BYTES).collect().await.map_err(io::Error::other)?;
-    if !status.is_success() {
-        return Err(io::Error::other(format!("the engine answers {status}")));
-    }
-    serde_json::from_slice(&body.to_bytes()).map_err(io::Error::other)
+    let path = format!("/containers/json?all=true&filters={filters}");
+    let list = engine::get(socket, &path, MAX_LIST_BYTES).await?;
+    serde_json::from_slice(&list).map_err(io::Error::other)
 }
 
-async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
+async fn work(docker: Docker, images: Arc<Images>, mut queue: mpsc::UnboundedReceiver<Command>) {
     // Each says which container is gone, if one is.
     let mut tasks = JoinSet::new();
     let mut there = HashSet::new();
@@ -206,7 +192,13 @@ async fn work(docker: Docker, mut queue: mpsc::UnboundedReceiver<Command>) {
                     tasks.spawn(create(docker.clone(), container, *body, created, ending.clone()));
                 }
                 Some(Command::Remove { name, place, removed }) => {
-                    tasks.spawn(removing(docker.clone(), name, place, removed, ending.clone()));
+                    let removing = removing(docker.clone(), name, place, removed, ending.clone());
+                    let images = Arc::clone(&images);
+                    tasks.spawn(async move {
+                        let gone = removing.await;
+                        images.trim().await;
+                        gone
+                    });
                 }
                 Some(Command::End { ended }) => break Some(ended),
                 None => break None,
@@ -322,14 +314,23 @@ async fn remove_soon(docker: &Docker, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::task::{Context, Wake, Waker};
 
+    use artifact::{BlobStore, FetchPolicy, Fetcher};
     use tokio::io::AsyncReadExt;
 
     use super::super::fake::FakeEngine;
     use super::*;
+
+    /// A keeper beside which there are no images.
+    fn keeper(docker: Docker) -> Keeper {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(folder.path()).unwrap();
+        let fetcher = Fetcher::new(FetchPolicy::default(), store).unwrap();
+        let images = Images::new(docker.clone(), "amd64".to_owned(), 0, 0, fetcher);
+        Keeper::start(docker, Arc::new(images)).unwrap()
+    }
 
     #[tokio::test]
     async fn a_container_whose_making_was_not_answered_is_removed() {
@@ -339,7 +340,7 @@ mod tests {
             _ => (404, r#"{"message":"no such container"}"#),
         })
         .await;
-        let keeper = Keeper::start(engine.docker.clone()).unwrap();
+        let keeper = keeper(engine.docker.clone());
         assert!(
             keeper.create("name".to_owned(), ContainerCreateBody::default(), Place::default()).await.is_err()
         );
@@ -354,7 +355,7 @@ mod tests {
             _ => (404, r#"{"message":"no such container"}"#),
         })
         .await;
-        let keeper = Keeper::start(engine.docker.clone()).unwrap();
+        let keeper = keeper(engine.docker.clone());
         let mut creating =
             Box::pin(keeper.create("name".to_owned(), ContainerCreateBody::default(), Place::default()));
         let made = Arc::new(Woken::default());
@@ -376,7 +377,7 @@ mod tests {
             _ => (500, r#"{"message":"the engine hangs"}"#),
         })
         .await;
-        let keeper = Keeper::start(engine.docker.clone()).unwrap();
+        let keeper = keeper(engine.docker.clone());
         let slot = Arc::new(());
         let place = Place::new(Arc::clone(&slot));
         let creating = keeper.create("name".to_owned(), ContainerCreateBody::default(), place);
@@ -398,7 +399,7 @@ mod tests {
         let docker = engine.docker.clone();
         // The socket goes with it.
         drop(engine);
-        let keeper = Keeper::start(docker).unwrap();
+        let keeper = keeper(docker);
         let slot = Arc::new(());
         let place = Place::new(Arc::clone(&slot));
         let creating = keeper.create("name".to_owned(), ContainerCreateBody::default(), place);
@@ -413,7 +414,7 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let docker =
             Docker::connect_with_unix(socket.to_str().unwrap(), 60, bollard::API_DEFAULT_VERSION).unwrap();
-        let keeper = Keeper::start(docker).unwrap();
+        let keeper = keeper(docker);
         let slot = Arc::new(());
         let place = Place::new(Arc::clone(&slot));
         let creating = keeper.create("name".to_owned(), ContainerCreateBody::default(), place);

@@ -29,6 +29,7 @@
 mod archive;
 mod egress;
 mod engine;
+mod exit;
 mod failure;
 #[cfg(test)]
 mod fake;
@@ -45,16 +46,13 @@ pub(crate) use spec::LEAST_CPU_MILLIS;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use artifact::Fetcher;
 use bollard::Docker;
 use bollard::container::AttachContainerResults;
-use bollard::errors::Error;
-use bollard::query_parameters::{
-    AttachContainerOptionsBuilder, KillContainerOptionsBuilder, WaitContainerOptionsBuilder,
-};
-use futures_util::StreamExt;
+use bollard::query_parameters::{AttachContainerOptionsBuilder, KillContainerOptionsBuilder};
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -65,7 +63,9 @@ use self::images::{ImageInUse, Images};
 use self::keeper::{Container, Keeper};
 use self::spec::{Bounds, Spec};
 use self::streams::Written;
-use super::{Context, Job, ModelFiles, ModelShape, Output, RunCode, RunError, Runtime, Stop, blocking};
+use super::{
+    Context, Job, ModelFiles, ModelShape, Output, Place, RunCode, RunError, Runtime, Stop, blocking,
+};
 
 /// Labels of every container: the attempt, the node, and which life of the node.
 const TASK_LABEL: &str = "zorai.task";
@@ -141,7 +141,7 @@ pub struct ContainerRuntime {
     settings: ContainerSettings,
     docker: Docker,
     report: EngineReport,
-    images: Images,
+    images: Arc<Images>,
     keeper: Keeper,
     user: (u32, u32),
     /// Tells the containers of this life from those of former ones.
@@ -163,14 +163,14 @@ impl ContainerRuntime {
         if let Some(most) = report.processors.map(|processors| processors.saturating_mul(1000)) {
             settings.cpu_millis = settings.cpu_millis.min(most);
         }
-        let images = Images::new(
+        let images = Arc::new(Images::new(
             docker.clone(),
             report.architecture.clone(),
             settings.image_bytes,
             settings.keep_images_bytes,
             fetcher,
-        );
-        let keeper = Keeper::start(docker.clone())?;
+        ));
+        let keeper = Keeper::start(docker.clone(), Arc::clone(&images))?;
         let user = settings.user.unwrap_or_else(default_user);
         let life = hex::encode(rand::random::<[u8; 8]>());
         Ok(Some(Self { settings, docker, report, images, keeper, user, life }))
@@ -186,6 +186,7 @@ impl Runtime for ContainerRuntime {
     fn run<'a>(&'a self, job: Job, context: &'a Context) -> BoxFuture<'a, Result<Output, RunError>> {
         Box::pin(async move {
             let ended = self.run_job(&job, context).await;
+            // Of what it had no container of; the rest follows its containers.
             self.images.trim().await;
             ended
         })
@@ -274,28 +275,36 @@ impl ContainerRuntime {
             environment: way.as_ref().map_or_else(Vec::new, |way| way.environment.clone()),
         };
         let body = spec.body()?;
-        let creating = self.keeper.create(name(&job.label), body, context.place.clone());
+        // The image stays as long as a container of it does.
+        let place = Place::new(Arc::new((context.place.clone(), image)));
+        let creating = self.keeper.create(name(&job.label), body, place);
         let container = tokio::select! {
             biased;
             reason = stop.stopped() => return Err(reason),
             container = creating => container.map_err(|error| refused(&error))?,
         };
         let (ended, written) = self.follow(&container, job, context, &stop, &places, &bounds).await;
-        let killed_for_memory = self.was_killed_for_memory(&container).await;
-        container.remove().await;
-        if let Some(way) = way {
-            way.container.remove().await;
-        }
-        match ended? {
-            Ended::Stopped(reason) => Err(reason),
-            Ended::Exited(0) => take(places, written, job.limits.output_bytes, bounds.disk_bytes).await,
-            Ended::Exited(status) => {
-                // A program that meets the bound of a file may end by itself.
-                let full = bounds.disk_bytes.saturating_sub(1);
-                blocking(move || output::check(&places.output, full)).await?;
-                Err(failure(status, killed_for_memory, &written, &bounds))
+        let status = match ended {
+            Ok(Ended::Exited(status)) => status,
+            Ok(Ended::Stopped(reason)) | Err(reason) => {
+                // The program may run until then.
+                container.remove().await;
+                if let Some(way) = way {
+                    way.container.remove().await;
+                }
+                return Err(reason);
             }
+        };
+        let killed_for_memory = status != 0 && self.was_killed_for_memory(container.name()).await;
+        // Nothing runs in it any more. What came of it need not wait until it is removed: its place does.
+        drop((container, way));
+        if status == 0 {
+            return take(places, written, job.limits.output_bytes, bounds.disk_bytes).await;
         }
+        // A program that meets the bound of a file may end by itself.
+        let full = bounds.disk_bytes.saturating_sub(1);
+        blocking(move || output::check(&places.output, full)).await?;
+        Err(failure(status, killed_for_memory, &written, &bounds))
     }
 
     /// The job's image, within the time for images.
@@ -330,8 +339,14 @@ impl ContainerRuntime {
         let limit = job.limits.output_bytes;
         let reading =
             streams::read(attached, places.stdout.clone(), limit, context.logs.clone(), flooded.clone());
-        let streams = AbortOnDropHandle::new(tokio::spawn(reading));
-        let mut exit = std::pin::pin!(self.exit_status(container.name()));
+        let silent = CancellationToken::new();
+        let ends = silent.clone().drop_guard();
+        let streams = AbortOnDropHandle::new(tokio::spawn(async move {
+            let written = reading.await;
+            drop(ends);
+            written
+        }));
+        let mut exit = std::pin::pin!(self.exit_status(container.name(), &silent));
         let ended = tokio::select! {
             biased;
             reason = stop.stopped() => Ok(Ended::Stopped(reason)),
@@ -372,29 +387,10 @@ impl ContainerRuntime {
         started.unwrap_or_else(|_| Err(internal("the engine did not start the container in time")))
     }
 
-    /// Waits for a container to end.
-    async fn exit_status(&self, name: &str) -> Result<i64, RunError> {
-        let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
-        match self.docker.wait_container(name, Some(options)).next().await {
-            Some(Ok(response)) => Ok(response.status_code),
-            // An engine's word for a status other than zero.
-            Some(Err(Error::DockerContainerWaitError { code, .. })) => Ok(code),
-            Some(Err(error)) => Err(internal(format!("the engine lost the container: {error}"))),
-            None => Err(internal("the engine lost the container")),
-        }
-    }
-
     async fn ask_to_end(&self, name: &str) {
         let options = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
         // It may have ended; and whatever happens, it is killed next.
         let _ = in_time(self.docker.kill_container(name, Some(options))).await;
-    }
-
-    /// Whether the engine says that the kernel ended the container for its memory. Not all engines know of children.
-    async fn was_killed_for_memory(&self, container: &Container) -> bool {
-        let state = in_time(self.docker.inspect_container(container.name(), None)).await;
-        let state = state.ok().and_then(|container| container.state);
-        state.and_then(|state| state.oom_killed) == Some(true)
     }
 }
 
