@@ -251,10 +251,10 @@ async fn an_acceptance_of_ones_own_accord_passes_by_neither_slots_nor_failures_n
         })
         .await;
     assert_eq!(accept(&free, refused, 1).await, (409, "conflict".into()));
+    assert_eq!(relay.task(refused).await.status, Status::Open);
     assert_eq!(relay.tell(first, "fail", &busy.failure(&held)).await.0, 200);
     busy.finish(&held);
     assert_eq!(accept(&busy, first, 2).await, (409, "conflict".into()));
-    assert_eq!(relay.task(refused).await.status, Status::Open);
 }
 
 #[tokio::test]
