@@ -53,7 +53,8 @@ pub(super) async fn listen(hub: &Hub, live: &Arc<Live>) -> Fault {
     let silent = || Fault { close: close_code::TIMED_OUT, reason: format!("no heartbeat for {silence:?}") };
     let mut heard = Instant::now();
     loop {
-        match timeout_at(heard + silence, open(live)).await {
+        // What is needed for a moment only is not kept room for in each session.
+        match timeout_at(heard + silence, Box::pin(open(live))).await {
             Err(_) => return silent(),
             Ok(Err(Some(fault))) => return fault,
             Ok(Err(None)) => {}
@@ -66,7 +67,7 @@ pub(super) async fn listen(hub: &Hub, live: &Arc<Live>) -> Fault {
                         Err(fault) => return fault,
                         Ok(beat) => {
                             heard = Instant::now();
-                            take_in(hub, live, &beat).await;
+                            Box::pin(take_in(hub, live, &beat)).await;
                             sleep_until(heard + gap(line.len()).min(silence / 2)).await;
                         }
                     },

@@ -74,7 +74,7 @@ pub(super) async fn serve(hub: Arc<Hub>, upgrade: Upgrade, permit: Permit) {
         match entered {
             Some(Some((handshake, guest))) => stay(&hub, handshake, guest, offer).await,
             Some(None) => {}
-            None => end(&hub, &offer, "the relay stopped").await,
+            None => Box::pin(end(&hub, &offer, "the relay stopped")).await,
         }
     }
     .instrument(span)
@@ -182,7 +182,7 @@ async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
     let Admitted { register, metadata } = admitted;
     let registered_at = register.registration.timestamp;
     drop(register);
-    let closed = match handshake.into_client().await {
+    let closed = match Box::pin(handshake.into_client()).await {
         Err(closed) => closed,
         Ok(link) => {
             let live = Arc::new(Live {
@@ -214,7 +214,7 @@ async fn stay(hub: &Hub, handshake: Handshake, guest: Guest<'_>, offer: Offer) {
             closed.to_string()
         }
     };
-    end(hub, &offer, &reason).await;
+    Box::pin(end(hub, &offer, &reason)).await;
 }
 
 /// Listens to the host until its connection ends, and ends it where the host or the relay gives cause.
