@@ -60,7 +60,7 @@ pub(crate) struct Finished {
     pub(crate) input: Digest,
     pub(crate) result: Output,
     /// Holds the result, if that is a file.
-    pub(crate) folder: WorkFolder,
+    pub(crate) folder: Option<WorkFolder>,
 }
 
 /// Why it came to nothing.
@@ -147,9 +147,11 @@ impl Attempt {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<Finished, Failure> {
-        let folder = WorkFolder::make(self.work.join(&self.label)).await?;
+        let folder = self.work.join(&self.label);
+        let needed = self.runtime.needs_folder();
+        let made = if needed { Some(WorkFolder::make(folder.clone()).await?) } else { None };
         let input_digest = fetched.input.digest();
-        let input = fetched.input.lay_out(&folder.0).await?;
+        let input = fetched.input.lay_out(&folder).await?;
         let (cancel, progress, logs) = (cancel.clone(), progress.clone(), self.logs.clone());
         let context = Context { cancel, progress, logs, place };
         let job = Job {
@@ -158,12 +160,12 @@ impl Attempt {
             input,
             limits: self.limits,
             gpus: gpus.to_vec(),
-            folder: folder.0.clone(),
+            folder,
             label: self.label.clone(),
         };
         let result = self.runtime.run(job, &context).await?;
         drop(fetched.kept);
-        Ok(Finished { model: fetched.model_digest, input: input_digest, result, folder })
+        Ok(Finished { model: fetched.model_digest, input: input_digest, result, folder: made })
     }
 
     async fn fetch_both(&self, progress: &Progress) -> Result<(ModelFiles, Digest, Input), Failure> {

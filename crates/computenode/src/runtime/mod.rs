@@ -39,6 +39,11 @@ pub trait Runtime: Send + Sync {
         false
     }
 
+    /// Whether jobs need their folder: making one and removing it costs a node more than a small program does.
+    fn needs_folder(&self) -> bool {
+        true
+    }
+
     /// Removes what a former life of this node left behind outside its data folder, such as containers that still run.
     fn recover(&self) -> BoxFuture<'_, Result<(), RunError>> {
         Box::pin(async { Ok(()) })
@@ -87,7 +92,7 @@ pub struct Job {
     pub limits: Limits,
     /// The GPUs that are its own while it runs, if it asked for some.
     pub gpus: Vec<Gpu>,
-    /// An empty folder of its own for what it writes on the way, removed after it.
+    /// An empty folder of its own for what it writes on the way, removed after it; not there where the runtime needs none.
     pub folder: PathBuf,
     /// Names the attempt in names and labels outside this program: `<task id>.<attempt>`.
     pub label: String,

@@ -80,6 +80,10 @@ impl Runtime for EmbedRuntime {
         Self::MODEL_SHAPE
     }
 
+    fn needs_folder(&self) -> bool {
+        false
+    }
+
     fn uses_gpu(&self) -> bool {
         self.device.is_cuda()
     }

@@ -144,6 +144,10 @@ impl Runtime for WasmRuntime {
         ModelShape::File
     }
 
+    fn needs_folder(&self) -> bool {
+        false
+    }
+
     fn warm_models(&self) -> Vec<String> {
         self.modules.digests()
     }
