@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use self::place::{Leaving, Taken};
+use self::tidy::Tidied;
 use crate::attempt::Attempt;
 use crate::disk::MinFreeDisk;
 use crate::gpus::{Gpus, Held};
@@ -76,6 +77,7 @@ struct Inner {
     taking: tokio::sync::Mutex<()>,
     slots: Arc<Semaphore>,
     leaving: Leaving,
+    tidied: Tidied,
     running: TaskTracker,
     /// Whether the operator wants no more tasks for now.
     draining: AtomicBool,
@@ -156,6 +158,7 @@ impl Executor {
             taking: tokio::sync::Mutex::default(),
             slots,
             leaving: Leaving::default(),
+            tidied: Tidied::default(),
             running: TaskTracker::new(),
             draining: AtomicBool::new(false),
             closed: CancellationToken::new(),

@@ -60,7 +60,7 @@ impl Executor {
         self.0.leaving.end(place);
         self.end_logs(&last.status);
         record.send_replace(last);
-        self.tidy().await;
+        self.tidy_soon().await;
     }
 
     /// Stores a result, and says what it is.

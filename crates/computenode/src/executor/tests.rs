@@ -47,6 +47,11 @@ impl Runtime for Talker {
 }
 
 fn executor(folder: &std::path::Path, talker: &Arc<Talker>) -> Executor {
+    executor_keeping(folder, talker, 1 << 20)
+}
+
+/// One that keeps so many bytes of what came of tasks.
+fn executor_keeping(folder: &std::path::Path, talker: &Arc<Talker>, keep_bytes: u64) -> Executor {
     let settings = Settings {
         slots: 1,
         memory_bytes: 1 << 20,
@@ -55,7 +60,7 @@ fn executor(folder: &std::path::Path, talker: &Arc<Talker>) -> Executor {
         work: folder.join("work"),
         min_free_disk: MinFreeDisk::Bytes(0),
         keep: Duration::from_secs(60),
-        keep_bytes: 1 << 20,
+        keep_bytes,
         keep_artifacts_bytes: ROOM,
         gpu_name: None,
         cpu_name: "CPU".to_owned(),
@@ -287,6 +292,24 @@ async fn a_place_that_is_about_to_be_left_is_waited_for() {
     talker.left.lock().unwrap().clear();
     assert_eq!(soon(taking).await.unwrap().attempt, 2);
     talker.go_on.notify_one();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_task_that_ends_is_tidied_away_though_not_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let talker = Arc::new(Talker::default());
+    let node = executor_keeping(folder.path(), &talker, 0);
+    for number in 1..=3 {
+        let task = TaskId(B256::repeat_byte(number));
+        node.take(ComputeRequest { task_id: task, ..request(folder.path()) }).await.unwrap();
+        talker.go_on.notify_one();
+        let gone = async {
+            while node.status(task).is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(gone).await;
+    }
 }
 
 #[test]

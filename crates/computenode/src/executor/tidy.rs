@@ -1,9 +1,12 @@
 //! Room on the disk: what is too old, or too much, goes.
 
 use std::cmp::Reverse;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use artifact::{Scrubbed, Trimmed};
 use taskmarket::{TaskId, Timestamp};
+use tokio::time::Instant;
 
 use super::{Executor, Settings, on_disk};
 use crate::disk::Space;
@@ -15,7 +18,34 @@ const MAX_RECORDS: usize = 100_000;
 /// What a record takes at least on a disk, in bytes.
 const RECORD_BYTES: u64 = 4096;
 
+/// The shortest time from one look for what is too old or too much to the next, while tasks end: a look goes through all that is kept.
+const TIDY_PAUSE: Duration = Duration::from_secs(1);
+
+/// When it was looked for what is too old or too much.
+#[derive(Default)]
+pub(super) struct Tidied {
+    last: tokio::sync::Mutex<Option<Instant>>,
+    /// Whether somebody is about to look.
+    due: AtomicBool,
+}
+
 impl Executor {
+    /// As [`Self::tidy`], after a task: what ends within a moment is looked at once.
+    pub(super) async fn tidy_soon(&self) {
+        let Tidied { last, due } = &self.0.tidied;
+        if due.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let mut last = last.lock().await;
+        if let Some(last) = *last {
+            let pause = tokio::time::sleep_until(last + TIDY_PAUSE);
+            self.0.closed.run_until_cancelled(pause).await;
+        }
+        due.store(false, Ordering::SeqCst);
+        self.tidy().await;
+        *last = Some(Instant::now());
+    }
+
     /// Removes results and fetched files that are too old, or too much.
     pub(crate) async fn tidy(&self) {
         // What has ended changes only by being taken again, and nothing begins to read while nothing is taken.
