@@ -155,6 +155,9 @@ pub(super) fn litellm(program: &Path, folder: &Path, upstream: SocketAddr) -> an
     let mut command = Command::new(program);
     command.arg("--config").arg(&config).args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
     command.args(["--num_workers", &WORKERS.to_string(), "--telemetry", "False"]);
+    // It listens on loopback, knows no secret, and asks nobody for prices.
+    command.env("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY", "true");
+    command.env("LITELLM_LOCAL_MODEL_COST_MAP", "True");
     let mut process = Process::start(folder, "litellm", &mut command)?;
     process.listens(address)?;
     Ok(Chain { name: "LiteLLM, 4 workers", address, certificate: None, processes: vec![process] })
