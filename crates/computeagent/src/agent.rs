@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use daemon::drain;
 use link::ConnectError;
@@ -255,7 +255,7 @@ async fn restore(shared: &Arc<Shared>) -> Result<(), RunError> {
         }
         tracing::info!(task = %key.task_id, attempt = key.attempt, "taken up again");
         let place = shared.attempts.restore(entry.accept.clone());
-        shared.tasks.spawn(Driver { shared: Arc::clone(shared), place, entry }.run());
+        shared.tasks.spawn(Driver { shared: Arc::clone(shared), place, entry, begun: Instant::now() }.run());
     }
     shared.tasks.spawn(prune(Arc::clone(shared)));
     Ok(())

@@ -114,6 +114,8 @@ pub struct Timing {
     pub stable_session: Duration,
     /// Heartbeats are at least so far apart.
     pub heartbeat_gap: Duration,
+    /// How long the relay may take to note that this host took an attempt; until then, its word that the attempt is not this host's is none.
+    pub noting: Duration,
     /// An attempt whose node cannot be reached is given up so long before its lease ends.
     pub unreachable_margin: Duration,
     /// How long an attempt that was acknowledged is remembered.
@@ -130,6 +132,7 @@ impl Default for Timing {
             retry_cap: Duration::from_secs(30),
             stable_session: Duration::from_secs(30),
             heartbeat_gap: Duration::from_millis(200),
+            noting: Duration::from_secs(10),
             unreachable_margin: Duration::from_secs(30),
             retention: Duration::from_secs(14 * 86_400),
         }

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
+use rpc::error::ErrorCode;
 use rpc::node::ComputeOutcome;
 use rpc::tasks::{FailureView, SignedMutation};
 use taskmarket::{CLOCK_TOLERANCE_SECS, ComputeProof, ContentHash, FailTask, Message, ParseError, Reference};
 
 use crate::agent::now;
 use crate::driver::{Driver, Next, failing, failure, gpu_name};
+use crate::http_client::Answer;
 use crate::journal::Stage;
 use crate::node::NodeError;
 use crate::relay::{RelayClient, RelayError};
@@ -98,6 +100,7 @@ impl Driver {
                 Err((RelayError::ResultMissing.to_string(), None))
             }
             Err(RelayError::Later { why, after }) => Err((why, after)),
+            Err(RelayError::Never(answer)) if self.is_early(&answer) => Err((answer.to_string(), None)),
             Err(RelayError::Never(answer)) => {
                 tracing::warn!(attempt = %self.name(), %answer, "the relay refuses the proof");
                 if self.money().is_some() {
@@ -219,23 +222,26 @@ impl Driver {
                 };
             }
             let Some(fail) = &signed else { return Next::Forget };
-            match self.shared.relay.fail(fail).await {
+            let (why, after) = match self.shared.relay.fail(fail).await {
                 Ok(()) => return Next::Forget,
+                Err(RelayError::Never(answer)) if self.is_early(&answer) => (answer.to_string(), None),
                 Err(RelayError::Never(answer)) => {
                     tracing::info!(attempt = %self.name(), %answer, "the relay has moved on");
                     return Next::Forget;
                 }
-                Err(error @ (RelayError::Later { .. } | RelayError::ResultMissing)) => {
-                    tracing::debug!(attempt = %self.name(), %error, "the failure is not told yet");
-                    let after = match error {
-                        RelayError::Later { after, .. } => after.unwrap_or_default(),
-                        RelayError::ResultMissing | RelayError::Never(_) => Duration::ZERO,
-                    };
-                    tokio::time::sleep(backoff.next_delay().max(after)).await;
-                }
-            }
+                Err(RelayError::Later { why, after }) => (why, after),
+                Err(error @ RelayError::ResultMissing) => (error.to_string(), None),
+            };
+            tracing::debug!(attempt = %self.name(), why, "the failure is not told yet");
+            tokio::time::sleep(backoff.next_delay().max(after.unwrap_or_default())).await;
         }
         Next::Forget
+    }
+
+    /// Whether the relay may only not have noted yet that the attempt was taken: work that ends at once is handed in before.
+    fn is_early(&self, answer: &Answer) -> bool {
+        answer.code == ErrorCode::StaleAttempt.as_str()
+            && self.begun.elapsed() < self.shared.config.timing.noting
     }
 
     fn sign<M: Message>(&self, message: &M) -> Result<SignedMutation<M>, String> {

@@ -21,6 +21,8 @@ pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) place: Place,
     pub(crate) entry: Entry,
+    /// Since when this driver is at it.
+    pub(crate) begun: Instant,
 }
 
 /// What comes after a stage.

@@ -1,7 +1,7 @@
 //! Whether an offered attempt is taken. The relay is not trusted with it: signature, digest and terms are checked here.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
 use rpc::link::{Assignment, AttemptKey};
@@ -219,7 +219,7 @@ async fn admit(
     place.accepted(accept.clone());
     let lease_until = accept.mutation.lease_until;
     tracing::info!(task = %key.task_id, attempt = key.attempt, %lease_until, "accepted");
-    shared.tasks.spawn(Driver { shared: Arc::clone(&shared), place, entry }.run());
+    shared.tasks.spawn(Driver { shared: Arc::clone(&shared), place, entry, begun: Instant::now() }.run());
     Ok(accept)
 }
 

@@ -113,6 +113,7 @@ async fn an_upload_that_breaks_off_goes_on() {
 #[tokio::test]
 async fn a_refused_proof_ends_the_attempt() {
     let mut world = World::new().await;
+    world.config.timing.noting = Duration::ZERO;
     let agent = world.start();
     let (_, session) = world.connected().await;
     let (late, wrong) = (assignment(1), assignment(2));
@@ -125,6 +126,27 @@ async fn a_refused_proof_ends_the_attempt() {
     world.node.finish(&wrong.task_id, b"wrong");
     assert_eq!(world.failed().await.mutation.code, "proof_refused");
     world.journal_is(<[String]>::is_empty).await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_ends_before_the_relay_has_noted_its_acceptance_is_handed_in_again() {
+    let mut world = World::new().await;
+    world.config.timing.noting = Duration::from_secs(60);
+    let agent = world.start();
+    let (_, session) = world.connected().await;
+    let (works, fails) = (assignment(1), assignment(2));
+    world.relay.reply([Reply::Code(ErrorCode::StaleAttempt)]);
+    accepted(&session, &works).await;
+    world.node.finish(&works.task_id, b"at once");
+    assert_eq!(world.proof().await.mutation.task_id, works.task_id);
+    // The first was refused.
+    assert_eq!(world.proof().await.mutation.task_id, works.task_id);
+    world.relay.reply([Reply::Code(ErrorCode::StaleAttempt)]);
+    accepted(&session, &fails).await;
+    world.node.fail(&fails.task_id, "input_hash_mismatch");
+    assert_eq!(world.failed().await.mutation.task_id, fails.task_id);
+    assert_eq!(world.failed().await.mutation.task_id, fails.task_id);
     agent.stop().await.unwrap();
 }
 
