@@ -4,19 +4,22 @@
 //! backtrack without end. So the file is read into types that hold only what BERT models use, and what the library loads
 //! is written from them: nothing reaches it that was not looked at.
 
-use std::collections::{BTreeMap, HashMap};
+mod charsmap;
+mod vocabulary;
+
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use tokenizers::{Tokenizer, TruncationParams};
 
+use self::vocabulary::Vocabulary;
+use super::model::bad;
 use crate::runtime::RunError;
 
-use super::model::bad;
-
-/// The most entries of a vocabulary; LaBSE, for 109 languages, has half as many.
-const MAX_VOCABULARY: usize = 1 << 20;
+/// The most pairs of parts that become one.
+const MAX_MERGES: usize = 1 << 20;
 /// The most tokens beside the vocabulary.
 const MAX_ADDED_TOKENS: usize = 2048;
 /// The longest text of a special or added token, in bytes.
@@ -27,15 +30,17 @@ const MAX_PREFIX_BYTES: usize = 16;
 const MAX_WORD_CHARS: u64 = 200;
 /// The most pieces of a template, and the most tokens of one of its pieces.
 const MAX_TEMPLATE: usize = 16;
+/// The most steps of a normalizer.
+const MAX_STEPS: usize = 16;
+/// The one expression that SentencePiece models bring: runs of spaces.
+const SPACES: &str = " {2,}";
+/// The length of SentencePiece's mark of a space, in bytes.
+const MARK_BYTES: usize = 3;
 
 /// Reads a `tokenizer.json`. Texts are truncated to `max_tokens`.
 pub(super) fn load(bytes: &[u8], max_tokens: usize) -> Result<Tokenizer, RunError> {
     let wrong = |error: &dyn fmt::Display| bad(format!("tokenizer.json: {error}"));
-    let file: File = match serde_json::from_slice(bytes) {
-        Ok(file) => file,
-        Err(_) if is_unigram(bytes) => return Err(wrong(&UNIGRAM)),
-        Err(error) => return Err(wrong(&error)),
-    };
+    let file: File = serde_json::from_slice(bytes).map_err(|error| wrong(&error))?;
     file.check().map_err(|reason| wrong(&reason))?;
     let checked = serde_json::to_vec(&file).map_err(|error| wrong(&error))?;
     drop(file);
@@ -44,24 +49,6 @@ pub(super) fn load(bytes: &[u8], max_tokens: usize) -> Result<Tokenizer, RunErro
         .with_truncation(Some(TruncationParams { max_length: max_tokens, ..TruncationParams::default() }))
         .map_err(|error| wrong(&error))?;
     Ok(tokenizer)
-}
-
-/// Why SentencePiece's tokenizers are refused. Their normalizer is a table that the model brings: its entries may be of any length, and
-/// may lead anywhere in it.
-const UNIGRAM: &str = "a Unigram tokenizer (SentencePiece) is not run here, as most multilingual models have; name a model whose \
-                       tokenizer is WordPiece, WordLevel or BPE";
-
-/// Whether a file is a SentencePiece tokenizer, whatever else it holds.
-fn is_unigram(bytes: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Looked {
-        model: LookedModel,
-    }
-    #[derive(Deserialize)]
-    struct LookedModel {
-        r#type: String,
-    }
-    serde_json::from_slice::<Looked>(bytes).is_ok_and(|looked| looked.model.r#type == "Unigram")
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,7 +97,24 @@ struct Normalizer {
     #[serde(skip_serializing_if = "Option::is_none")]
     lowercase: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    strip_left: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strip_right: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pattern: Option<Pattern>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    precompiled_charsmap: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     normalizers: Option<Vec<Normalizer>>,
+}
+
+/// What a replacement stands for.
+#[derive(Serialize, Deserialize)]
+enum Pattern {
+    String(String),
+    Regex(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +126,9 @@ enum NormalizerKind {
     NFD,
     NFKC,
     NFKD,
+    Precompiled,
+    Replace,
+    Strip,
     StripAccents,
     Sequence,
 }
@@ -135,14 +142,24 @@ struct PreTokenizer {
     trim_offsets: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     use_regex: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replacement: Option<char>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prepend_scheme: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    split: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pretokenizers: Option<Vec<PreTokenizer>>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum PreTokenizerKind {
     BertPreTokenizer,
     ByteLevel,
+    Metaspace,
     Whitespace,
     WhitespaceSplit,
+    Sequence,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -196,7 +213,13 @@ struct SpecialToken {
 #[derive(Serialize, Deserialize)]
 struct Model {
     r#type: ModelKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
     unk_token: Option<String>,
+    /// The place in the vocabulary of what stands for text that is not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unk_id: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    byte_fallback: Option<bool>,
     /// The pairs of parts that become one, the most common first.
     #[serde(skip_serializing_if = "Option::is_none")]
     merges: Option<Vec<Merge>>,
@@ -213,6 +236,7 @@ enum ModelKind {
     WordPiece,
     WordLevel,
     BPE,
+    Unigram,
 }
 
 /// A pair as it is written today, and as it was before.
@@ -221,40 +245,6 @@ enum ModelKind {
 enum Merge {
     Pair(String, String),
     Text(String),
-}
-
-/// The words with their numbers, counted while they are read.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct Vocabulary(HashMap<String, u32>);
-
-impl<'de> Deserialize<'de> for Vocabulary {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Words;
-
-        impl<'de> Visitor<'de> for Words {
-            type Value = Vocabulary;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a vocabulary")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
-                let mut words = HashMap::new();
-                while let Some((word, id)) = map.next_entry()? {
-                    if words.len() == MAX_VOCABULARY {
-                        return Err(A::Error::custom(format!(
-                            "the vocabulary has more than {MAX_VOCABULARY} words"
-                        )));
-                    }
-                    words.insert(word, id);
-                }
-                Ok(Vocabulary(words))
-            }
-        }
-
-        deserializer.deserialize_map(Words)
-    }
 }
 
 impl File {
@@ -268,6 +258,9 @@ impl File {
         if let Some(normalizer) = &self.normalizer {
             normalizer.check()?;
         }
+        if let Some(pre_tokenizer) = &self.pre_tokenizer {
+            pre_tokenizer.check()?;
+        }
         if let Some(post_processor) = &self.post_processor {
             post_processor.check()?;
         }
@@ -277,14 +270,84 @@ impl File {
 
 impl Normalizer {
     fn check(&self) -> Result<(), String> {
+        self.check_alone()?;
         // Each may make a text several times as long, so none may follow itself.
         let mut seen = Vec::new();
-        for step in self.normalizers.iter().flatten() {
+        let steps = self.normalizers.as_deref().unwrap_or_default();
+        if steps.len() > MAX_STEPS {
+            return Err(format!("a normalizer Sequence of more than {MAX_STEPS} steps"));
+        }
+        for step in steps {
             if step.r#type == NormalizerKind::Sequence || step.normalizers.is_some() {
                 return Err("a normalizer Sequence within another".to_owned());
             }
+            step.check_alone()?;
+            if step.may_grow() {
+                if seen.contains(&step.r#type) {
+                    return Err(format!("the normalizer {:?} occurs twice", step.r#type));
+                }
+                seen.push(step.r#type);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a text may be longer after it than before.
+    fn may_grow(&self) -> bool {
+        self.r#type != NormalizerKind::Replace
+            || self.pattern.as_ref().is_none_or(|pattern| {
+                self.content.as_ref().is_some_and(|content| content.len() > pattern.shortest())
+            })
+    }
+
+    fn check_alone(&self) -> Result<(), String> {
+        match (&self.precompiled_charsmap, self.r#type) {
+            (Some(table), NormalizerKind::Precompiled) => {
+                charsmap::check(table).map_err(|reason| format!("precompiled_charsmap: {reason}"))?;
+            }
+            (None, NormalizerKind::Precompiled) => return Err("there is no precompiled_charsmap".to_owned()),
+            (Some(_) | None, _) => {}
+        }
+        let (Some(pattern), Some(content)) = (&self.pattern, &self.content) else { return Ok(()) };
+        if let Pattern::Regex(text) = pattern
+            && text != SPACES
+        {
+            return Err(format!(
+                "the normalizer Replace looks for {text:?}; the one expression known is {SPACES:?}"
+            ));
+        }
+        let shortest = pattern.shortest();
+        if content.len() > shortest.max(MARK_BYTES) {
+            return Err(format!(
+                "the normalizer Replace puts {} bytes in place of {shortest}",
+                content.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Pattern {
+    /// The fewest bytes that it stands for.
+    fn shortest(&self) -> usize {
+        match self {
+            Self::String(text) => text.len(),
+            // Of the one expression that is known.
+            Self::Regex(_) => 2,
+        }
+    }
+}
+
+impl PreTokenizer {
+    fn check(&self) -> Result<(), String> {
+        // Each may write something before every word, so none may follow itself.
+        let mut seen = Vec::new();
+        for step in self.pretokenizers.iter().flatten() {
+            if step.r#type == PreTokenizerKind::Sequence || step.pretokenizers.is_some() {
+                return Err("a pre_tokenizer Sequence within another".to_owned());
+            }
             if seen.contains(&step.r#type) {
-                return Err(format!("the normalizer {:?} occurs twice", step.r#type));
+                return Err(format!("the pre_tokenizer {:?} occurs twice", step.r#type));
             }
             seen.push(step.r#type);
         }
@@ -318,13 +381,26 @@ impl PostProcessor {
 
 impl Model {
     fn check(&self) -> Result<(), String> {
-        match &self.unk_token {
-            Some(token) => check_token("unk_token", token)?,
-            None if self.r#type == ModelKind::BPE => {}
-            None => return Err("there is no unk_token".to_owned()),
+        match (&self.unk_token, self.r#type) {
+            (Some(token), _) => check_token("unk_token", token)?,
+            (None, ModelKind::BPE | ModelKind::Unigram) => {}
+            (None, ModelKind::WordPiece | ModelKind::WordLevel) => {
+                return Err("there is no unk_token".to_owned());
+            }
         }
-        if self.merges.as_ref().is_some_and(|merges| merges.len() > MAX_VOCABULARY) {
-            return Err(format!("more than {MAX_VOCABULARY} merges"));
+        match (&self.vocab, self.r#type) {
+            (Vocabulary::Scored(pieces), ModelKind::Unigram) => {
+                if self.unk_id.is_none_or(|id| id >= pieces.len()) {
+                    return Err("unk_id is no place in the vocabulary".to_owned());
+                }
+            }
+            (Vocabulary::Words(_), ModelKind::WordPiece | ModelKind::WordLevel | ModelKind::BPE) => {}
+            (Vocabulary::Scored(_) | Vocabulary::Words(_), kind) => {
+                return Err(format!("the vocabulary is not one of {kind:?}"));
+            }
+        }
+        if self.merges.as_ref().is_some_and(|merges| merges.len() > MAX_MERGES) {
+            return Err(format!("more than {MAX_MERGES} merges"));
         }
         if self.continuing_subword_prefix.as_ref().is_some_and(|prefix| prefix.len() > MAX_PREFIX_BYTES) {
             return Err(format!("continuing_subword_prefix is longer than {MAX_PREFIX_BYTES} bytes"));
@@ -362,107 +438,4 @@ fn check_token(of: &str, text: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn tokenizer() -> Value {
-        json!({
-            "version": "1.0", "truncation": {"anything": [1]}, "padding": null, "decoder": {"type": "WordPiece"},
-            "added_tokens": [{"id": 1, "content": "[UNK]", "single_word": false, "lstrip": false, "rstrip": false,
-                              "normalized": false, "special": true}],
-            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-                           "strip_accents": null, "lowercase": true},
-            "pre_tokenizer": {"type": "BertPreTokenizer"},
-            "post_processor": {
-                "type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}}
-            },
-            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-                      "max_input_chars_per_word": 100,
-                      "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "a": 3, "##b": 4}}
-        })
-    }
-
-    fn refused(tokenizer: &Value, what: &str) {
-        let error = load(tokenizer.to_string().as_bytes(), 8).map(drop).unwrap_err();
-        assert_eq!(error.code, crate::runtime::RunCode::BadModel);
-        assert!(error.message.contains(what), "{error} says nothing of {what}");
-    }
-
-    #[test]
-    fn what_bert_models_use_is_loaded() {
-        let loaded = load(tokenizer().to_string().as_bytes(), 8).unwrap();
-        assert_eq!(loaded.encode_fast("AB x", true).unwrap().get_ids(), [2, 3, 4, 1]);
-        let mut sequence = tokenizer();
-        sequence["normalizer"] =
-            json!({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]});
-        let loaded = load(sequence.to_string().as_bytes(), 8).unwrap();
-        assert_eq!(loaded.encode_fast("áb", true).unwrap().get_ids(), [2, 3, 4]);
-    }
-
-    #[test]
-    fn what_roberta_models_use_is_loaded() {
-        let mut roberta = tokenizer();
-        roberta["normalizer"] = Value::Null;
-        roberta["pre_tokenizer"] =
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        roberta["post_processor"] = json!({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1],
-                                           "trim_offsets": true, "add_prefix_space": false});
-        let vocabulary = json!({"<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "\u{120}": 6, "\u{120}ab": 7});
-        for merges in [json!(["a b", "\u{120} ab"]), json!([["a", "b"], ["\u{120}", "ab"]])] {
-            roberta["model"] = json!({"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
-                                      "continuing_subword_prefix": "", "end_of_word_suffix": "",
-                                      "vocab": vocabulary, "merges": merges});
-            let loaded = load(roberta.to_string().as_bytes(), 8).unwrap();
-            assert_eq!(loaded.encode_fast("ab abb", true).unwrap().get_ids(), [1, 5, 7, 4, 2]);
-        }
-    }
-
-    #[test]
-    fn a_text_cannot_be_made_to_grow() {
-        let replace = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
-        let mut bomb = tokenizer();
-        bomb["normalizer"] = json!({"type": "Sequence", "normalizers": vec![replace.clone(); 40]});
-        refused(&bomb, "Replace");
-        bomb["normalizer"] = replace;
-        refused(&bomb, "Replace");
-        let twice = json!({"type": "Sequence", "normalizers": [{"type": "NFKD"}, {"type": "NFKD"}]});
-        bomb["normalizer"] = twice.clone();
-        refused(&bomb, "NFKD");
-        bomb["normalizer"] = json!({"type": "Sequence", "normalizers": [twice]});
-        refused(&bomb, "Sequence");
-    }
-
-    #[test]
-    fn sentencepiece_is_refused_by_name() {
-        let mut xlm = tokenizer();
-        xlm["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
-        xlm["model"] = json!({"type": "Unigram", "unk_id": 1, "vocab": [["<s>", 0.0], ["\u{2581}a", -1.5]]});
-        refused(&xlm, "a Unigram tokenizer (SentencePiece) is not run here");
-        refused(&xlm, "WordPiece, WordLevel or BPE");
-    }
-
-    #[test]
-    fn what_is_not_known_to_be_bounded_is_refused() {
-        let sequence = || json!({"Sequence": {"id": "A", "type_id": 0}});
-        for (at, value, what) in [
-            ("/pre_tokenizer", json!({"type": "Split", "pattern": {"Regex": "(a+)+$"}}), "Split"),
-            ("/post_processor", json!({"type": "ByteLevel"}), "ByteLevel"),
-            ("/post_processor/single", json!([sequence(), sequence()]), "single"),
-            ("/post_processor/special_tokens/[CLS]/ids", json!(vec![2; 17]), "special tokens"),
-            ("/model/type", json!("Unigram"), "Unigram"),
-            ("/model/max_input_chars_per_word", json!(201), "max_input_chars_per_word"),
-            ("/model/continuing_subword_prefix", json!("#".repeat(17)), "continuing_subword_prefix"),
-            ("/model/unk_token", json!("u".repeat(257)), "unk_token"),
-            ("/added_tokens/0/content", json!(""), "added_tokens"),
-        ] {
-            let mut changed = tokenizer();
-            *changed.pointer_mut(at).unwrap() = value;
-            refused(&changed, what);
-        }
-    }
-}
+mod tests;
