@@ -8,6 +8,8 @@ mod engines;
 mod images;
 #[path = "images/registry.rs"]
 mod registry;
+#[path = "images/stronger.rs"]
+mod stronger;
 mod support;
 
 use std::collections::HashMap;
@@ -65,14 +67,10 @@ struct Bench {
 
 async fn suite(engine: Engine, name: EngineName) {
     let settings = settings(&engine);
-    let folder = tempfile::tempdir().unwrap();
-    let runtime = detect(settings, fetcher(folder.path(), true)).await;
-    let report = runtime.report();
+    let bench = Bench::new(engine, settings).await;
+    let report = bench.runtime.report();
     assert_eq!((report.name, report.unenforced.as_slice()), (name, &[][..]));
     let layer = images::busybox_layer();
-    let config = images::config(images::architecture(), &[&layer]);
-    let image = images::docker_archive(&config, &[&layer], "docker.io/library/stolen:latest");
-    let bench = Bench { engine, runtime: Arc::new(runtime), folder, image };
 
     programs_come_to_what_they_should(&bench).await;
     the_surroundings_are_bare(&bench).await;
@@ -113,6 +111,15 @@ async fn detect(settings: ContainerSettings, fetcher: Fetcher) -> ContainerRunti
 }
 
 impl Bench {
+    async fn new(engine: Engine, settings: ContainerSettings) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = detect(settings, fetcher(folder.path(), true)).await;
+        let layer = images::busybox_layer();
+        let config = images::config(images::architecture(), &[&layer]);
+        let image = images::docker_archive(&config, &[&layer], "docker.io/library/stolen:latest");
+        Self { engine, runtime: Arc::new(runtime), folder, image }
+    }
+
     /// A job that runs `script` on the input `input`, in a folder of its own.
     fn job(&self, script: &str) -> (Job, TempDir) {
         let params = ContainerParams {
@@ -237,18 +244,22 @@ async fn programs_come_to_what_they_should(bench: &Bench) {
         wrong.extend(futures_util::future::join_all(some).await.into_iter().flatten());
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-
-    let (job, _folder) = bench.job("mkdir /out/b; echo 1 > /out/b/c; echo 2 > /out/a; chmod 0 /out/b");
-    let packed = bench.run(job).await.unwrap();
-    let mut archive = tar::Archive::new(packed.as_slice());
-    let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
-    assert_eq!(names.collect::<Vec<_>>(), ["a", "b/", "b/c"]);
+    a_folder_is_packed(bench).await;
 
     let (mut job, _folder) = bench.job("true");
     job.params =
         Params::Container(ContainerParams { args: vec!["/nope".into()], ..ContainerParams::default() })
             .to_canonical();
     assert_eq!(bench.run(job).await.unwrap_err().code, RunCode::BadModel);
+}
+
+/// Also what the program has put out of its own reach.
+async fn a_folder_is_packed(bench: &Bench) {
+    let (job, _folder) = bench.job("mkdir /out/b; echo 1 > /out/b/c; echo 2 > /out/a; chmod 0 /out/b");
+    let packed = bench.run(job).await.unwrap();
+    let mut archive = tar::Archive::new(packed.as_slice());
+    let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+    assert_eq!(names.collect::<Vec<_>>(), ["a", "b/", "b/c"]);
 }
 
 fn in_groups<T>(mut all: Vec<T>, size: usize) -> Vec<Vec<T>> {

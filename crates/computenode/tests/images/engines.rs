@@ -23,6 +23,15 @@ events_logger = "file"
 /// The name of an OCI runtime besides the engine's own: runc, with a line for each call.
 pub(crate) const WITNESS: &str = "witness";
 
+/// The name of gVisor's OCI runtime.
+pub(crate) const GVISOR: &str = "runsc";
+
+/// The user of the host that is the first of a container's, where the engine gives them users of their own.
+pub(crate) const FIRST_USER: u32 = 200_000;
+
+/// The user in whose name Docker has users to give; it takes no user for that which is its own.
+const DOCKERS_USER: &str = "daemon";
+
 /// An engine, which ends when this is dropped.
 pub(crate) struct Engine {
     pub(crate) socket: PathBuf,
@@ -35,12 +44,20 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts Podman's service; `None`, with the reason printed, where that cannot be.
     pub(crate) fn podman() -> Option<Self> {
-        let folder = folder("podman", &["podman", "runc", "conmon"])?;
+        Self::podman_as(Command::new("podman"), folder("podman", &["podman", "runc", "conmon"])?)
+    }
+
+    /// As [`Self::podman`], where Podman has users of the host to give to the users of its containers.
+    pub(crate) fn podman_with_users() -> Option<Self> {
+        let folder = folder("podman", &["podman", "runc", "conmon", "unshare"])?;
+        Self::podman_as(with_users("podman", &folder)?, folder)
+    }
+
+    fn podman_as(mut command: Command, folder: TempDir) -> Option<Self> {
         let (root, socket) = (folder.path().to_owned(), folder.path().join("engine.sock"));
         let witness = witness(&root);
         let config = format!("{PODMAN_CONFIG}[engine.runtimes]\n{WITNESS} = [\"{}\"]\n", witness.display());
         std::fs::write(root.join("containers.conf"), config).unwrap();
-        let mut command = Command::new("podman");
         command.env("CONTAINERS_CONF", root.join("containers.conf")).arg("--root").arg(root.join("root"));
         command.arg("--runroot").arg(root.join("run")).args(["--storage-driver", "overlay"]);
         command.args(["system", "service", "-t", "0"]).arg(format!("unix://{}", socket.display()));
@@ -49,9 +66,30 @@ impl Engine {
 
     /// Starts Docker's daemon; `None`, with the reason printed, where that cannot be.
     pub(crate) fn docker() -> Option<Self> {
-        let folder = folder("docker", &["dockerd", "runc", "containerd"])?;
-        let (root, socket) = (folder.path().to_owned(), folder.path().join("engine.sock"));
+        Self::docker_as(Command::new("dockerd"), folder("docker", &["dockerd", "runc", "containerd"])?)
+    }
+
+    /// As [`Self::docker`], with each user of a container another user of the host.
+    pub(crate) fn docker_with_users() -> Option<Self> {
+        let folder = folder("docker", &["dockerd", "runc", "containerd", "unshare"])?;
+        let mut command = with_users("dockerd", &folder)?;
+        command.arg(format!("--userns-remap={DOCKERS_USER}"));
+        Self::docker_as(command, folder)
+    }
+
+    /// As [`Self::docker`], with gVisor as another OCI runtime, [`GVISOR`].
+    pub(crate) fn docker_with_gvisor() -> Option<Self> {
+        let folder = folder("docker", &["dockerd", "runc", "containerd", "runsc"])?;
+        let program = folder.path().join(GVISOR);
+        // Tracing works wherever processes do. Of the network there is nothing to take over: a job has none.
+        script(&program, "exec runsc --platform=ptrace --network=none \"$@\"");
         let mut command = Command::new("dockerd");
+        command.arg("--add-runtime").arg(format!("{GVISOR}={}", program.display()));
+        Self::docker_as(command, folder)
+    }
+
+    fn docker_as(mut command: Command, folder: TempDir) -> Option<Self> {
+        let (root, socket) = (folder.path().to_owned(), folder.path().join("engine.sock"));
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
         command.arg("--add-runtime").arg(format!("{WITNESS}={}", witness(&root).display()));
         command.arg("--data-root").arg(root.join("root")).arg("--exec-root").arg(root.join("exec"));
@@ -106,16 +144,39 @@ impl Drop for Engine {
     }
 }
 
+/// The command `program`, which sees lists of users that it may give to containers. The host's own lists stay as they are.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+fn with_users(program: &str, folder: &TempDir) -> Option<Command> {
+    const LISTS: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
+    if let Some(list) = LISTS.iter().find(|list| !Path::new(list).exists()) {
+        println!("skipped for {program} with users of its own: there is no {list}");
+        return None;
+    }
+    let users = folder.path().join("users");
+    // Docker looks for the user that it is told, Podman for this name.
+    std::fs::write(&users, format!("{DOCKERS_USER}:{FIRST_USER}:65536\ncontainers:{FIRST_USER}:655360\n"))
+        .unwrap();
+    let script =
+        r#"for list in /etc/subuid /etc/subgid; do mount --bind "$0" $list || exit 1; done; exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(users).arg(program);
+    Some(command)
+}
+
 /// Writes the program [`WITNESS`] into a folder.
 fn witness(folder: &Path) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
-
     let program = folder.join(WITNESS);
     let told = folder.join("witnessed");
-    std::fs::write(&program, format!("#!/bin/sh\necho \"$@\" >> {}\nexec runc \"$@\"\n", told.display()))
-        .unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script(&program, &format!("echo \"$@\" >> {}\nexec runc \"$@\"", told.display()));
     program
+}
+
+/// Writes a program.
+fn script(program: &Path, content: &str) {
+    use std::os::unix::fs::PermissionsExt;
+
+    std::fs::write(program, format!("#!/bin/sh\n{content}\n")).unwrap();
+    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// A folder for an engine whose programs are all installed, where this process may run it.
